@@ -1,0 +1,37 @@
+# Everything runs from .venv, which is made once and again only when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint types contracts unit test-slow clean
+.NOTPARALLEL:
+
+demo: $(INSTALLED)
+	$(BIN)/gft-edge demo --out demo
+
+test: lint types contracts unit
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+contracts: $(INSTALLED)
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)
+	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m "slow and not gpu"
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .coverage

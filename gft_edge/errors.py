@@ -1,0 +1,72 @@
+"""The exception tree. Each message is one line that says what happened and what to do.
+
+GftEdgeError
+├── UsageError            exit 2   an option, a path or an input is wrong
+│   ├── SpecError                  a network, a stage list or a spec file that cannot be built
+│   ├── DataError                  a folder of training or test images that cannot be used
+│   ├── CheckpointError            weights that cannot be read or do not fit the network
+│   ├── ImageError                 an image that cannot be decoded
+│   ├── BundleError                a bundle that is incomplete, altered or from another version
+│   └── MissingDependencyError     a package this machine lacks, with the line that installs it
+└── FailedError           exit 1   the request was right and the work did not succeed
+    ├── GateError                  a measured result missed its bound
+    ├── PipelineError              an export stage failed; names it and the stages that ran before
+    └── TrainingError              training cannot go on
+"""
+
+from __future__ import annotations
+
+
+class GftEdgeError(Exception):
+    """Any failure that is the user's to mend. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(GftEdgeError):
+    """The request itself is wrong."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A network, a stage list or a spec file that cannot be built."""
+
+
+class DataError(UsageError):
+    """A folder of images that cannot be used."""
+
+
+class CheckpointError(UsageError):
+    """Weights that cannot be read or do not fit the network."""
+
+
+class ImageError(UsageError):
+    """An image that cannot be decoded."""
+
+
+class BundleError(UsageError):
+    """A bundle that is incomplete, altered or from another version."""
+
+
+class MissingDependencyError(UsageError):
+    """A package that this machine lacks."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed here: pip install 'gft-edge[{extra}]'")
+
+
+class FailedError(GftEdgeError):
+    """The request was right and the work did not succeed."""
+
+
+class GateError(FailedError):
+    """A measured result missed its bound."""
+
+
+class PipelineError(FailedError):
+    """An export stage failed."""
+
+
+class TrainingError(FailedError):
+    """Training cannot go on."""

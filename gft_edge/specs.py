@@ -1,0 +1,290 @@
+"""The frozen dataclasses that pass between rooms, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from gft_edge.errors import SpecError
+
+GalaMode = Literal["layer", "block"]
+Score = Literal["gala", "class", "random"]
+CropMode = Literal["center", "squash"]
+InputDtype = Literal["uint8", "float32"]
+Verdict = Literal["pass", "fail"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One patch selection: after `position` whole blocks, `keep` patches remain."""
+
+    position: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input: the training evaluation transform, as numbers.
+
+    `center` resizes the shorter side to `floor(image_size_px / crop_pct)` and crops the middle;
+    `squash` resizes both sides to `image_size_px` and crops nothing. `mean` and `std` are RGB, for
+    pixels in 0..1.
+    """
+
+    image_size_px: int
+    crop_pct: float
+    crop_mode: CropMode
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A GFT: the timm backbone, where it selects patches and by which score, and its classes.
+
+    `gala` says where the scores come from: `layer`, an extra attention layer before block
+    `position`; `block`, that block's own attention. `patch_grid` is (rows, columns).
+    """
+
+    name: str
+    backbone: str
+    backbone_args: Mapping[str, int]
+    stages: tuple[Stage, ...]
+    gala: GalaMode
+    score: Score
+    temperature: float
+    patch_grid: tuple[int, int]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+
+    @property
+    def patch_count(self) -> int:
+        """Patches before any selection."""
+        return self.patch_grid[0] * self.patch_grid[1]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the graph takes: `images`, NHWC RGB 0..255 for uint8, normalised NCHW for float32."""
+
+    dtype: InputDtype
+    batch: int
+
+    def shape(self, image_size_px: int) -> tuple[int, int, int, int]:
+        """The static shape of the `images` input."""
+        if self.dtype == "uint8":
+            return (self.batch, image_size_px, image_size_px, 3)
+        return (self.batch, 3, image_size_px, image_size_px)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a pipeline stage wrote, and the sha256 of the file it was made from.
+
+    `path` is relative to its bundle. `companions` are files that it cannot be loaded without (the
+    .bin beside an OpenVINO .xml).
+    """
+
+    path: str
+    kind: str
+    precision: str
+    sha256: str
+    parent_sha256: str | None = None
+    companions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images drawn from a class folder: paths, the seed that chose them, a digest of the contents."""
+
+    paths: tuple[str, ...]
+    seed: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The bounds a FidelityReport is judged by. Fractions of 1."""
+
+    top1_agreement: float
+    kept_overlap: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """How far a graph's outputs are from its reference on the same images.
+
+    `cosine` is the mean over images of the cosine between logit vectors. `kept_overlap` has one
+    number a stage: the mean Jaccard overlap of the kept patches. Fractions of 1.
+    """
+
+    stage: str
+    max_abs: float
+    cosine: float
+    top1_agreement: float
+    kept_overlap: tuple[float, ...]
+    images: int
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """`pass` when no bound was missed."""
+        return "fail" if self.failures else "pass"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and its softmax probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's manifest.json: everything about the bundle that is not in the model files.
+
+    `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches;
+    `files` maps every other file of the bundle to its sha256. `runtime_precision` is what the
+    engine is told to compute in.
+    """
+
+    schema_version: int
+    target: str
+    precision: str
+    runtime_precision: str
+    model: ModelSpec
+    input: InputSpec
+    kept_outputs: tuple[str, ...]
+    artifact: Artifact
+    lineage: tuple[Artifact, ...]
+    files: Mapping[str, str]
+    tools: Mapping[str, str]
+    reports: tuple[FidelityReport, ...] = field(default=())
+
+
+def parse_stages(text: str, patch_count: int) -> tuple[Stage, ...]:
+    """Read `8:147,9:98` or `8:75%,9:50%` (of the original patches) into stages; `none` is no stage.
+
+    Raises SpecError when an entry is not POSITION:COUNT or POSITION:PERCENT%.
+    """
+    if text.strip().lower() == "none":
+        return ()
+    return tuple(_parse_stage(entry.strip(), patch_count) for entry in text.split(","))
+
+
+def _parse_stage(entry: str, patch_count: int) -> Stage:
+    position, colon, keep = entry.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        if keep.endswith("%"):
+            ratio = float(keep[:-1]) / 100
+            if not 0 < ratio <= 1:
+                raise ValueError
+            return Stage(int(position), max(1, int(ratio * patch_count)))
+        return Stage(int(position), int(keep))
+    except ValueError:
+        raise SpecError(
+            f"stage {entry!r} is not POSITION:COUNT or POSITION:PERCENT%: "
+            "write for example --stages 8:147,9:98,10:49 or --stages 8:75%,9:50%,10:25%"
+        ) from None
+
+
+def check_stages(stages: tuple[Stage, ...], gala: GalaMode, depth: int, patch_count: int) -> None:
+    """Raise SpecError unless each stage lies in the network, keeps enough, and reaches the logits."""
+    left = patch_count
+    previous = -1
+    for number, stage in enumerate(stages, start=1):
+        where = f"stage {number} ({stage.position}:{stage.keep})"
+        # A selection inside the last block, after its attention, could not change the class token.
+        last = depth if gala == "layer" else depth - 2
+        if not 0 <= stage.position <= last:
+            raise SpecError(
+                f"{where} is out of range: a {depth}-block network takes positions 0 to {last} "
+                f"in {gala} mode"
+            )
+        if stage.position < previous or (gala == "block" and stage.position == previous):
+            order = "ascend" if gala == "block" else "not descend"
+            raise SpecError(f"{where} follows position {previous}: positions must {order}")
+        if not 1 <= stage.keep <= left:
+            raise SpecError(
+                f"{where} keeps {stage.keep} patches and {left} are left there: "
+                f"choose a count from 1 to {left}"
+            )
+        previous, left = stage.position, stage.keep
+
+
+def to_json(spec: Any) -> Any:
+    """The plain dict, list and scalar form of a spec."""
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        return {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+    if isinstance(spec, Mapping):
+        return {key: to_json(value) for key, value in spec.items()}
+    if isinstance(spec, (tuple, list)):
+        return [to_json(item) for item in spec]
+    return spec
+
+
+def from_json(kind: type[T], data: Any, where: str) -> T:
+    """Rebuild a spec of type `kind`; `where` names the file in errors.
+
+    Raises SpecError that names the field when one is missing, unknown or of another type.
+    """
+    return typing.cast(T, _decode(kind, data, where))
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(typing.cast(type, kind), data, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if data not in arguments:
+            raise SpecError(f"{where} is {data!r}, expected one of {', '.join(arguments)}")
+        return data
+    if origin in (typing.Union, types.UnionType):
+        return None if data is None else _decode(arguments[0], data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise SpecError(f"{where} is not a list")
+        if arguments[-1] is not ... and len(data) != len(arguments):
+            raise SpecError(f"{where} has {len(data)} entries, expected {len(arguments)}")
+        return tuple(
+            _decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data)
+        )
+    if origin is Mapping:
+        if not isinstance(data, dict):
+            raise SpecError(f"{where} is not an object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise SpecError(f"{where} is {data!r}, expected {kind.__name__}")
+    return data
+
+
+def _decode_fields(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise SpecError(f"{where} is not an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise SpecError(f"{where} has unknown fields: {', '.join(unknown)}")
+    values = {}
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _decode(hints[name], data[name], f"{where}: {name}")
+        elif spec.default is dataclasses.MISSING:
+            raise SpecError(f"{where} lacks the field {name!r}")
+    return kind(**values)
