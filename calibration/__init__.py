@@ -1,0 +1,1 @@
+"""Host side: the images that exports are verified and calibrated on."""

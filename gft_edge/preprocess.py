@@ -1,0 +1,129 @@
+"""Image to array: the one definition of preprocessing after training, equal to timm's to the pixel."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gft_edge.errors import ImageError
+from gft_edge.specs import InputDtype, Preprocessing
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+# Pillow's own decompression-bomb limit: about 512 MiB as RGB.
+MAX_PIXELS = 2 * 89_478_485
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode a file into upright RGB, the first frame of an animation.
+
+    Raises ImageError when the file is missing, empty, no image, truncated or over MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as image:
+            return rgb_from_image(image)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"{path}: more than {MAX_PIXELS:,} pixels: scale it down before classifying"
+        ) from None
+    except UnidentifiedImageError:
+        size = Path(path).stat().st_size
+        reason = "the file is empty (0 bytes)" if size == 0 else "not an image Pillow can read"
+        raise ImageError(f"{path}: {reason}") from None
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    # A damaged file makes Pillow's decoders raise any of these.
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{path}: cannot be decoded: {error}") from error
+
+
+def rgb_from_image(image: Image.Image) -> Image.Image:
+    """Any PIL image to upright RGB: EXIF rotation applied, alpha dropped, 16 bits scaled to 8."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: scale it down")
+    # Turned only where EXIF says so: exif_transpose copies the pixels of every other image.
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return _rgb_from_deep(image)
+    if image.mode == "P":
+        # Through RGBA: a palette with transparency has no direct way to RGB.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _rgb_from_deep(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise ImageError(
+            f"pixel mode {image.mode} with values {low:g} to {high:g} has no defined 8-bit form: "
+            "convert it to 8 or 16 bits"
+        )
+    # Pillow's own convert clips 16 bits at 255 and turns most of the image white.
+    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+
+
+def image_from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    """A decoded frame, uint8 (H,W,3) RGB or (H,W) grey, as a PIL image. Raises ImageError."""
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    ):
+        raise ImageError(
+            f"array of {array.dtype} {array.shape}: expected uint8 (H,W,3) RGB or (H,W) grey"
+        )
+    if 0 in array.shape:
+        raise ImageError(f"array of shape {array.shape} holds no pixels")
+    return rgb_from_image(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def resize_and_crop(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """RGB image -> uint8 (S,S,3), S = image_size_px.
+
+    The arithmetic is torchvision's Resize and CenterCrop as timm's evaluation transform composes
+    them (timm.data.transforms_factory.transforms_imagenet_eval), bit for bit.
+    Raises ImageError when the aspect ratio would make the resized image larger than MAX_PIXELS.
+    """
+    size = spec.image_size_px
+    scale = math.floor(size / spec.crop_pct)
+    width, height = image.size
+    if spec.crop_mode == "squash":
+        resized = (scale, scale)
+    elif width <= height:
+        resized = (scale, int(scale * height / width))
+    else:
+        resized = (int(scale * width / height), scale)
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise ImageError(
+            f"{width}x{height} would be resized to {resized[0]}x{resized[1]}: "
+            "crop it to a less extreme aspect ratio"
+        )
+    image = image.resize(resized, _RESAMPLING[spec.interpolation])
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def batch_from_pixels(
+    pixels: npt.NDArray[np.uint8], spec: Preprocessing, dtype: InputDtype
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """uint8 (B,S,S,3) -> what the graph takes: the same for `uint8`, normalised NCHW for `float32`."""
+    if dtype == "uint8":
+        return pixels
+    mean = np.asarray(spec.mean, dtype=np.float32)
+    std = np.asarray(spec.std, dtype=np.float32)
+    normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
