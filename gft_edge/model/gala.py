@@ -1,0 +1,110 @@
+"""Patch scores and patch selection as pure tensor functions (GFT, arXiv 2504.09852, Eq. 1-5).
+
+Shape letters: B batch, H heads, N patches still present, P prefix tokens (class, distillation,
+register), T = P + N tokens, D channels a head, C = H * D channels, K kept patches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_attention_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Eq. 1 on the raw scores S = scale * q k^T: the mean over the keys, (B,H,N,D) x2 -> (B,H,N).
+
+    mean_j (q_i . k_j) = q_i . mean_j k_j, so the N x N scores are never formed. The softmaxed scores
+    would not do: their rows sum to 1 and every mean is 1/N.
+    """
+    return scale * (q * k.mean(dim=2, keepdim=True)).sum(dim=-1)
+
+
+def token_gradient(values: Tensor) -> Tensor:
+    """Eq. 2, the first derivative along the last axis, (...,N) -> (...,N), N >= 2.
+
+    One-sided at both ends, central differences between them.
+    """
+    first = values[..., 1:2] - values[..., :1]
+    inner = (values[..., 2:] - values[..., :-2]) / 2
+    last = values[..., -1:] - values[..., -2:-1]
+    return torch.cat([first, inner, last], dim=-1)
+
+
+def smooth(importance: Tensor, kernel: Tensor) -> Tensor:
+    """The learned 1-D smoothing, (B,N) with kernel (3,) -> (B,N); ends are repeated outwards.
+
+    Written as three shifted products: no weighted operator that a quantizer or autocast would
+    lower to fewer bits.
+    """
+    left = torch.cat([importance[:, :1], importance[:, :-1]], dim=1)
+    right = torch.cat([importance[:, 1:], importance[:, -1:]], dim=1)
+    return kernel[0] * left + kernel[1] * importance + kernel[2] * right
+
+
+def gala_scores(q: Tensor, k: Tensor, scale: float, kernel: Tensor) -> Tensor:
+    """GALA's patch importance, Eq. 1, 2 and 5 and the smoothing: (B,H,N,D) x2 -> (B,N), float32.
+
+    The ranking needs no Eq. 3: normalisation and softmax increase strictly within an image.
+    """
+    # FP32: in FP16 close scores tie, and a tie changes the kept set.
+    means = mean_attention_scores(q.float(), k.float(), scale)
+    return smooth(token_gradient(means).abs().mean(dim=1), kernel.float())
+
+
+def class_attention_scores(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """EViT's score: the class token's attention to each patch, mean over heads.
+
+    q_class (B,H,1,D), k (B,H,T,D) with the `prefix` tokens first -> (B,N), float32.
+    """
+    logits = scale * (q_class.float() * k.float()).sum(dim=-1)
+    return logits.softmax(dim=-1).mean(dim=1)[:, prefix:]
+
+
+def importance_distribution(importance: Tensor, temperature: float) -> Tensor:
+    """Eq. 3: softmax of the importance over the patches at a temperature, (B,N) -> (B,N)."""
+    return (importance / temperature).softmax(dim=1)
+
+
+def standardise(importance: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the patches of each image, (B,N) -> (B,N)."""
+    centred = importance - importance.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-6)
+
+
+def top_k_in_grid_order(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores in ascending order, (B,N) -> (B,k) int64. Eq. 4.
+
+    k is a Python int, so ONNX gets a constant. Eq. 2 needs the grid order at the next stage. The
+    sort compares all pairs of the k indices, because ONNX has no sort but a second TopK.
+    """
+    best_first = scores.topk(k, dim=1).indices
+    smaller = best_first.unsqueeze(1) < best_first.unsqueeze(2)  # (B,k,k)
+    rank = torch.where(smaller, 1, 0).sum(dim=2)  # (B,k): where each index belongs
+    here = rank.unsqueeze(1) == torch.arange(k, device=scores.device).unsqueeze(1)
+    return torch.where(here, best_first.unsqueeze(1), 0).sum(dim=2)
+
+
+def take_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """x (B,N,C) and indices (B,K) -> (B,K,C).
+
+    One Gather over flattened rows; torch.gather would export an index per element.
+    """
+    batch, rows, channels = x.shape
+    flat = indices
+    if batch > 1:
+        flat = indices + rows * torch.arange(batch, device=x.device).unsqueeze(1)
+    taken = x.reshape(batch * rows, channels).index_select(0, flat.reshape(-1))
+    return taken.reshape(batch, indices.shape[1], channels)
+
+
+def keep_patches(tokens: Tensor, kept: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the kept patches: (B,T,C), kept (B,K) -> (B,P+K,C)."""
+    return torch.cat([tokens[:, :prefix], take_rows(tokens[:, prefix:], kept)], dim=1)
+
+
+def grid_positions(kept: list[Tensor]) -> list[Tensor]:
+    """Each stage's indices refer to the patches the stage before left; refer them to the grid."""
+    positions: list[Tensor] = []
+    for indices in kept:
+        positions.append(positions[-1].gather(1, indices) if positions else indices)
+    return positions

@@ -1,0 +1,301 @@
+"""GFT: a plain timm VisionTransformer that keeps fewer patches stage by stage."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+
+import timm
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from gft_edge.errors import SpecError
+from gft_edge.model import gala
+from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
+
+EMA_MOMENTUM = 0.9
+RANDOM_SCORE_SEED = 20250414
+
+
+class Selection(nn.Module):
+    """One stage's score and its choice of `keep` patches out of `patches` still present.
+
+    While training, `gala` gates the kept patches with 1 + (g - g.detach()), g = Eq. 3 times the
+    patch count: the value is 1, and the gradient reaches the smoothing kernel and the scores. g
+    reads the importance blended with its running mean per grid position; the ranking, in training
+    as on the device, reads the importance itself.
+    """
+
+    kernel: nn.Parameter
+    ema: Tensor
+    priority: Tensor
+
+    def __init__(self, score: Score, keep: int, grid_patches: int, prefix: int, temperature: float):
+        super().__init__()
+        self.score, self.keep, self.prefix, self.temperature = score, keep, prefix, temperature
+        self.inverted = False  # set only by selection_reaches_logits
+        if score == "gala":
+            self.kernel = nn.Parameter(torch.tensor([0.25, 0.5, 0.25]))
+            self.register_buffer("ema", torch.zeros(grid_patches))
+        if score == "random":
+            generator = torch.Generator().manual_seed(RANDOM_SCORE_SEED)
+            order = torch.randperm(grid_patches, generator=generator).float()
+            self.register_buffer("priority", order, persistent=False)
+
+    def forward(
+        self, q: Tensor, k: Tensor, scale: float, positions: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """q, k (B,H,T,D) and grid positions (B,N) -> kept (B,K) int64 and the gate (B,K,1) or None."""
+        scores = self._scores(q, k, scale, positions)
+        kept = gala.top_k_in_grid_order(-scores if self.inverted else scores, self.keep)
+        if not (self.training and self.score == "gala"):
+            return kept, None
+        gate = self._gate(scores, positions).gather(1, kept).unsqueeze(-1)
+        return kept, 1 + (gate - gate.detach())
+
+    def _scores(self, q: Tensor, k: Tensor, scale: float, positions: Tensor) -> Tensor:
+        if self.score == "gala":
+            patches = slice(self.prefix, None)
+            return gala.gala_scores(q[:, :, patches], k[:, :, patches], scale, self.kernel)
+        if self.score == "class":
+            return gala.class_attention_scores(q[:, :, :1], k, self.prefix, scale)
+        # Adding zero times an activation keeps the TopK in the graph: a control whose selection
+        # was folded into constants would also be measured faster than the scores it controls for.
+        priority = self.priority.index_select(0, positions.reshape(-1)).reshape(positions.shape)
+        return priority + 0.0 * q[:, 0, self.prefix :, 0].float()
+
+    def _gate(self, scores: Tensor, positions: Tensor) -> Tensor:
+        importance = gala.standardise(scores)
+        with torch.no_grad():
+            total = torch.zeros_like(self.ema).index_add_(
+                0, positions.reshape(-1), importance.detach().reshape(-1)
+            )
+            count = torch.bincount(positions.reshape(-1), minlength=len(self.ema))
+            mean = total / count.clamp(min=1)
+            blended = torch.lerp(mean, self.ema, EMA_MOMENTUM)
+            self.ema.copy_(torch.where(count > 0, blended, self.ema))
+        smoothed = torch.lerp(self.ema[positions], importance, 1 - EMA_MOMENTUM)
+        return gala.importance_distribution(smoothed, self.temperature) * scores.shape[1]
+
+
+class GalaLayer(nn.Module):
+    """The extra attention layer of a `layer` stage: score, keep, then attend among the kept.
+
+    In this order every selection reaches the logits, even behind the last block.
+    """
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.norm = copy.deepcopy(block.norm1)
+        self.attn = copy.deepcopy(block.attn)
+        # A zero projection: a fresh layer adds nothing, so a pretrained backbone starts unharmed.
+        nn.init.zeros_(self.attn.proj.weight)
+        if self.attn.proj.bias is not None:
+            nn.init.zeros_(self.attn.proj.bias)
+
+
+class GFT(nn.Module):
+    """A timm VisionTransformer with patch selections, (B,3,S,S) -> logits (B,classes).
+
+    `stages` may be empty: then it is the backbone. Raises SpecError for a backbone that is not a
+    plain VisionTransformer and for stages that do not fit it.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        stages: tuple[Stage, ...],
+        mode: GalaMode = "layer",
+        score: Score = "gala",
+        temperature: float = 1.0,
+    ):
+        super().__init__()
+        check_backbone(backbone)
+        patches = backbone.patch_embed.num_patches
+        check_stages(stages, mode, len(backbone.blocks), patches)
+        self.backbone = backbone
+        self.prefix: int = backbone.num_prefix_tokens
+        self.mode = mode
+        self.selections = nn.ModuleList(
+            Selection(score, stage.keep, patches, self.prefix, temperature) for stage in stages
+        )
+        self.layers = nn.ModuleList(
+            GalaLayer(backbone.blocks[block])
+            for block in (source_blocks(stages, len(backbone.blocks)) if mode == "layer" else ())
+        )
+        self._stages_at: dict[int, list[int]] = defaultdict(list)
+        for number, stage in enumerate(stages):
+            self._stages_at[stage.position].append(number)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B,3,S,S) -> logits (B,classes)."""
+        return self.forward_with_kept(images)[0]
+
+    def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
+        backbone = self.backbone
+        x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
+        positions = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(x.shape[0], -1)
+        kept: list[Tensor] = []
+        for number, block in enumerate(backbone.blocks):
+            if self.mode == "block" and self._stages_at.get(number):
+                x, chosen = self._select_in_block(block, x, positions, self._stages_at[number][0])
+                kept.append(chosen)
+                positions = positions.gather(1, chosen)
+            else:
+                x, positions = self._run_layers(number, x, positions, kept)
+                x = block(x)
+        x, positions = self._run_layers(len(backbone.blocks), x, positions, kept)
+        return backbone.forward_head(backbone.norm(x)), kept
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """timm's grouping of parameters by depth, for a learning rate that decays with it."""
+        depth = len(self.backbone.blocks)
+        return {
+            "stem": r"^backbone\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed)",
+            "blocks": [
+                (r"^backbone\.blocks\.(\d+)", None),
+                (r"^(?:layers|selections)\.\d+", (depth,)),
+                (r"^backbone\.norm", (depth,)),
+            ],
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimisers must not decay."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def _run_layers(
+        self, position: int, x: Tensor, positions: Tensor, kept: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        for number in self._stages_at.get(position, ()):
+            layer = self.layers[number]
+            q, k, v, gate_input = project_qkv(layer.attn, layer.norm(x))
+            chosen, gate = self.selections[number](q, k, layer.attn.scale, positions)
+            x = self._keep(x, chosen, gate)
+            kept.append(chosen)
+            positions = positions.gather(1, chosen)
+            heads = [self._keep_heads(part, chosen) for part in (q, k, v)]
+            gated = gala.keep_patches(gate_input, chosen, self.prefix)
+            x = x + attend(layer.attn, *heads, gated)
+        return x, positions
+
+    def _select_in_block(
+        self, block: Block, x: Tensor, positions: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v, gate_input = project_qkv(block.attn, block.norm1(x))
+        chosen, gate = self.selections[number](q, k, block.attn.scale, positions)
+        x = x + block.drop_path1(block.ls1(attend(block.attn, q, k, v, gate_input)))
+        x = self._keep(x, chosen, gate)
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), chosen
+
+    def _keep(self, x: Tensor, chosen: Tensor, gate: Tensor | None) -> Tensor:
+        x = gala.keep_patches(x, chosen, self.prefix)
+        if gate is None:
+            return x
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix :] * gate.to(x.dtype)], dim=1)
+
+    def _keep_heads(self, part: Tensor, chosen: Tensor) -> Tensor:
+        """(B,H,T,D), chosen (B,K) -> (B,H,P+K,D)."""
+        batch, heads, tokens, width = part.shape
+        rows = part.transpose(1, 2).reshape(batch, tokens, heads * width)
+        rows = gala.keep_patches(rows, chosen, self.prefix)
+        return rows.reshape(batch, -1, heads, width).transpose(1, 2)
+
+
+def project_qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """timm Attention up to its product: x (B,T,C) -> q, k, v (B,H,T,D), and x for its output gate."""
+    batch, tokens, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v, x
+
+
+def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor, gate_input: Tensor) -> Tensor:
+    """timm Attention from its product on: q, k, v (B,H,T,D) -> (B,T,C)."""
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    x = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    x = attn.norm(x.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        x = x * attn.gate(gate_input).sigmoid()
+    projected: Tensor = attn.proj_drop(attn.proj(x))
+    return projected
+
+
+def source_blocks(stages: tuple[Stage, ...], depth: int) -> list[int]:
+    """Which block each `layer` stage starts from: its position; the next one for a second stage there."""
+    seen: dict[int, int] = defaultdict(int)
+    sources = []
+    for stage in stages:
+        sources.append(min(stage.position + seen[stage.position], depth - 1))
+        seen[stage.position] += 1
+    return sources
+
+
+def check_backbone(backbone: nn.Module) -> None:
+    """Raise SpecError naming the first property of a plain timm VisionTransformer that is missing."""
+    name = type(backbone).__name__
+    needs = "GFT wraps plain timm VisionTransformers (ViT, DeiT)"
+    if not isinstance(backbone, VisionTransformer):
+        raise SpecError(f"{name} is not a VisionTransformer: {needs}")
+    if not backbone.has_class_token:
+        raise SpecError(f"this {name} has no class token: {needs} with class_token=True")
+    if backbone.global_pool != "token":
+        raise SpecError(
+            f"this {name} pools by {backbone.global_pool!r}, not the class token: {needs}"
+        )
+    if backbone.dynamic_img_size or not isinstance(backbone.patch_drop, nn.Identity):
+        raise SpecError(f"this {name} has a token count that varies: {needs} of one image size")
+    for number, block in enumerate(backbone.blocks):
+        if type(block) is not Block or type(block.attn) is not Attention:
+            raise SpecError(
+                f"block {number} of this {name} is {type(block).__name__} with "
+                f"{type(getattr(block, 'attn', None)).__name__}: {needs} of standard blocks"
+            )
+
+
+def build_gft(spec: ModelSpec) -> GFT:
+    """The network of a spec with fresh weights. Raises SpecError when timm cannot build it."""
+    return GFT(build_backbone(spec), spec.stages, spec.gala, spec.score, spec.temperature)
+
+
+def build_backbone(spec: ModelSpec, **overrides: int) -> VisionTransformer:
+    """The dense timm network of a spec with fresh weights."""
+    return create_backbone(
+        spec.backbone,
+        img_size=spec.preprocessing.image_size_px,
+        num_classes=len(spec.labels),
+        **{**spec.backbone_args, **overrides},
+    )
+
+
+def create_backbone(name: str, **arguments: int) -> VisionTransformer:
+    """A timm model without pretrained weights. Raises SpecError for an unknown or unfit one."""
+    size, patch = arguments.get("img_size"), arguments.get("patch_size")
+    try:
+        model = timm.create_model(name, pretrained=False, **arguments)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SpecError(f"timm cannot build {name!r} with {arguments}: {reason}") from error
+    check_backbone(model)
+    rows, columns = model.patch_embed.patch_size
+    size = size or model.patch_embed.img_size[0]
+    if size % rows or size % columns:
+        raise SpecError(
+            f"image size {size} is not a multiple of the patch size {patch or rows}: "
+            f"use {size // rows * rows} or {(size // rows + 1) * rows}"
+        )
+    return model
+
+
+def selection_reaches_logits(model: GFT, images: Tensor) -> list[bool]:
+    """Per stage, whether keeping the worst patches in place of the best changes any logit."""
+    with torch.inference_mode():
+        reference = model(images)
+        reaches = []
+        for selection in model.selections:
+            selection.inverted = True
+            reaches.append(not torch.equal(model(images), reference))
+            selection.inverted = False
+    return reaches
