@@ -1,0 +1,103 @@
+"""Engines: one engine is one file here, found by its file name.
+
+A backend module defines
+
+    TARGET: str                                the `--target` it serves
+    RUNTIME_PRECISION: str                     what its fp32 artifacts are computed in
+    missing() -> str | None                    what this machine lacks to run it, or None
+    version() -> str                           of the engine
+    build(onnx, folder, request) -> Artifact   compile the ONNX file into `folder`
+    open_session(path, request) -> Session     load an artifact
+
+Vendor libraries are imported inside these functions, so that every module imports everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.errors import UsageError
+from gft_edge.specs import Artifact
+
+ALIASES = {"ort": "onnx", "onnxruntime": "onnx", "ov": "openvino", "ir": "openvino"}
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How to compile. `metadata` goes into the artifact where its format has room for it."""
+
+    precision: str
+    compress_weights: bool
+    metadata: dict[str, str]
+    parent_sha256: str
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """How to load. `kept_outputs` are tensors inside the graph to return after the logits."""
+
+    input_shape: tuple[int, ...]
+    classes: int
+    runtime_precision: str
+    threads: int | None = None
+    kept_outputs: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """A loaded artifact, usable from several threads at once."""
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Logits (B,classes) float32, then one (B,K) int64 array a kept output."""
+
+    def close(self) -> None:
+        """Release the engine. Further runs raise."""
+
+
+class Backend(Protocol):
+    """What every module in this folder offers; the module docstring says what each name means."""
+
+    TARGET: str
+    RUNTIME_PRECISION: str
+
+    def missing(self) -> str | None: ...
+
+    def version(self) -> str: ...
+
+    def build(self, onnx: Path, folder: Path, request: BuildRequest) -> Artifact: ...
+
+    def open_session(self, path: Path, request: OpenRequest) -> Session: ...
+
+
+def backends() -> dict[str, Backend]:
+    """Every real engine by target; `fake` is left out."""
+    return {name: backend for name, backend in _all().items() if name != "fake"}
+
+
+def backend_for(target: str) -> Backend:
+    """The engine of a target or one of its aliases. Raises UsageError listing those there are."""
+    backend = _all().get(ALIASES.get(target, target))
+    if backend is None:
+        raise UsageError(f"there is no target {target!r}: choose from {', '.join(backends())}")
+    return backend
+
+
+def _all() -> dict[str, Backend]:
+    modules = [
+        cast(Backend, importlib.import_module(f"{__name__}.{info.name}"))
+        for info in pkgutil.iter_modules(__path__)
+    ]
+    return {module.TARGET: module for module in modules}
+
+
+def ordered_outputs(outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Logits as float32 and kept indices as int64, whatever the engine computed them in."""
+    return [outputs[0].astype(np.float32, copy=False)] + [
+        kept.astype(np.int64, copy=False) for kept in outputs[1:]
+    ]

@@ -1,0 +1,65 @@
+"""An engine without an engine: applications test their own code with it. Never in a report.
+
+Its logits say how close the mean colour of an image is to a colour assigned to each class.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.backends import BuildRequest, OpenRequest
+from gft_edge.bundle import sha256_of
+from gft_edge.errors import UsageError
+from gft_edge.specs import Artifact
+
+TARGET = "fake"
+RUNTIME_PRECISION = "f32"
+
+
+def missing() -> str | None:
+    """Nothing is."""
+    return None
+
+
+def version() -> str:
+    """It has none."""
+    return "fake"
+
+
+def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """Copy the ONNX file, which `open_session` does not read."""
+    path = folder / "model.onnx"
+    shutil.copyfile(onnx, path)
+    return Artifact(path.name, "fake", request.precision, sha256_of(path), request.parent_sha256)
+
+
+def open_session(path: Path, request: OpenRequest) -> FakeSession:
+    """Raises UsageError when kept patches are asked for: a fake looks at nothing."""
+    if request.kept_outputs:
+        raise UsageError("the fake backend keeps no patches: choose a real one")
+    return FakeSession(request)
+
+
+class FakeSession:
+    """Deterministic logits from the mean colour."""
+
+    def __init__(self, request: OpenRequest):
+        self._shape = request.input_shape
+        self._colours = np.random.default_rng(0).uniform(0, 255, (request.classes, 3))
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See Session."""
+        if images.shape != self._shape:
+            raise UsageError(f"images are {images.shape}, expected {self._shape}")
+        axes = (1, 2) if self._shape[-1] == 3 else (2, 3)
+        means = images.astype(np.float64).mean(axis=axes)
+        distances = np.linalg.norm(means[:, None] - self._colours[None], axis=2)
+        return [(-distances / 16).astype(np.float32)]
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from gft_edge.backends import BuildRequest, OpenRequest, ordered_outputs
+from gft_edge.bundle import sha256_of
+from gft_edge.errors import BundleError, MissingDependencyError
+from gft_edge.specs import Artifact
+
+TARGET = "onnx"
+RUNTIME_PRECISION = "f32"
+
+
+def missing() -> str | None:
+    """The install line when onnxruntime is not here."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return str(MissingDependencyError("ONNX Runtime", "onnx"))
+    return None
+
+
+def version() -> str:
+    """Of onnxruntime."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """ONNX Runtime loads the ONNX file itself: build copies it."""
+    path = folder / "model.onnx"
+    shutil.copyfile(onnx, path)
+    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
+
+
+def open_session(path: Path, request: OpenRequest) -> OrtSession:
+    """Raises BundleError when ONNX Runtime refuses the file or its input is not as requested."""
+    if reason := missing():
+        raise MissingDependencyError("ONNX Runtime", "onnx") from ImportError(reason)
+    return OrtSession(path, request)
+
+
+class OrtSession:
+    """One InferenceSession; its `run` may be called from several threads."""
+
+    def __init__(self, path: Path, request: OpenRequest):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if request.threads is not None:
+            options.intra_op_num_threads = request.threads
+        model = path.read_bytes() + b"".join(map(_graph_output, request.kept_outputs))
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        # onnxruntime raises its own classes, which share only Exception.
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from error
+        shape = tuple(self._session.get_inputs()[0].shape)
+        if shape != request.input_shape:
+            raise BundleError(f"{path} takes {shape}, the manifest says {request.input_shape}")
+        self._outputs = ["logits", *request.kept_outputs]
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See Session."""
+        return ordered_outputs(self._session.run(self._outputs, {"images": images}))
+
+    def close(self) -> None:
+        """Drop the engine."""
+        del self._session
+
+
+def _graph_output(name: str) -> bytes:
+    """Bytes that, appended to a serialized ModelProto, make an inner int64 tensor a graph output.
+
+    Concatenated protobuf messages merge, and repeated fields append
+    (protobuf.dev/programming-guides/encoding/#last-one-wins), so a device needs no onnx package to
+    see the kept patches. Field numbers are those of onnx.proto: ModelProto.graph 7,
+    GraphProto.output 12, ValueInfoProto.name 1 and .type 2, TypeProto.tensor_type 1,
+    Tensor.elem_type 1 = INT64 (7).
+    """
+    int64 = _field(2, _field(1, b"\x08\x07"))
+    return _field(7, _field(12, _field(1, name.encode()) + int64))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2, *_varint(len(content))]) + content
+
+
+def _varint(value: int) -> list[int]:
+    digits = []
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return [*digits, value]

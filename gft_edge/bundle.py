@@ -1,0 +1,183 @@
+"""A deployable folder, manifest.json and the files it describes: atomic write, verified read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from gft_edge.errors import BundleError, SpecError
+from gft_edge.specs import Manifest, from_json, to_json
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+LABELS_FILE = "labels.txt"
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def artifact_path(self) -> Path:
+        """The file that the engine opens."""
+        return self.folder / self.manifest.artifact.path
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` looks like a bundle, complete or not."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Open a bundle whose every file matches its manifest.
+
+    Raises BundleError when a file is missing, truncated or altered, when a path leaves the folder,
+    and when the manifest is unreadable or of another schema version.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name in manifest.files:
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{folder} lacks {name}: copy the whole bundle again")
+        if sha256_of(path) != manifest.files[name]:
+            raise BundleError(
+                f"{path} is not the file the manifest describes (sha256 differs): "
+                "copy the bundle again or export it anew"
+            )
+    needed = (manifest.artifact.path, *manifest.artifact.companions, LABELS_FILE, GOLDEN_FILE)
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST_FILE} lists no sha256 of {name}: export it anew")
+    if (folder / LABELS_FILE).read_text("utf-8").splitlines() != list(manifest.model.labels):
+        raise BundleError(f"{folder / LABELS_FILE} and the manifest disagree: export it anew")
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, its paths checked and its files not. Raises BundleError."""
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle")
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST_FILE}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}): copy the bundle again") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{path} has no schema_version: it is no gft-edge manifest")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this gft-edge reads up to {SCHEMA_VERSION}: "
+            "upgrade gft-edge"
+        )
+    try:
+        manifest = from_json(Manifest, data, MANIFEST_FILE)
+    except SpecError as error:
+        raise BundleError(f"{path}: {error}") from error
+    for name in (*manifest.files, manifest.artifact.path, *manifest.artifact.companions):
+        _check_inside(folder, name)
+    return manifest
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
+    if absolute or ".." in parts or not parts:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} names {name!r}: a bundle's paths stay inside its folder"
+        )
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder / name} is a link out of the bundle: copy the file itself")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json, the last file of a bundle."""
+    text = json.dumps(to_json(manifest), indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def write_labels(folder: Path, labels: tuple[str, ...]) -> None:
+    """labels.txt, one label a line in index order."""
+    (folder / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends well.
+
+    On any failure or interruption the new folder is removed and `out` stays as it was. Raises
+    BundleError when `out` exists and is no bundle: replacing would delete what else it is.
+    """
+    check_replaceable(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise BundleError(f"cannot write beside {out}: {error.strerror}") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _sync(partial)
+        _swap(partial, out)
+    except OSError as error:
+        raise BundleError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise BundleError when `out` is something other than a bundle or an empty folder."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
+        raise BundleError(f"{out} exists and is no bundle: choose another --out")
+
+
+def _swap(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    # rename cannot replace a folder that has files. Between the two renames the old bundle stands
+    # under its .replaced name: nothing is lost, whatever the moment of an interruption.
+    old = partial.with_name(f"{partial.name}.replaced")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def size_bytes(bundle: Bundle) -> int:
+    """The size of the model files, without golden outputs and manifest."""
+    names = (bundle.manifest.artifact.path, *bundle.manifest.artifact.companions)
+    return sum((bundle.folder / name).stat().st_size for name in names)

@@ -1,0 +1,191 @@
+"""The device API: Classifier.load(bundle).predict(image) -> predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gft_edge.backends import OpenRequest, Session, backend_for
+from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.errors import UsageError
+from gft_edge.fidelity import Outputs, concatenate
+from gft_edge.preprocess import (
+    batch_from_pixels,
+    image_from_array,
+    open_rgb,
+    resize_and_crop,
+    rgb_from_image,
+)
+from gft_edge.specs import InputSpec, ModelSpec, Prediction, Preprocessing
+
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
+Advance = Callable[[int], None]
+
+
+class Classifier:
+    """A bundle loaded into an engine.
+
+    `predict` may be called from several threads at once. Close it, or use it as a context manager,
+    to release the engine.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session):
+        self.bundle = bundle
+        self._session: Session | None = session
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        backend: str | None = None,
+        threads: int | None = None,
+        *,
+        kept: bool = False,
+    ) -> Classifier:
+        """Open a bundle folder.
+
+        `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
+        `threads` is the engine's, all cores unless given. With `kept`, `outputs` also returns the
+        kept patches. Raises BundleError, MissingDependencyError and UsageError.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}: give 1 or more, or none for all cores")
+        manifest = opened.manifest
+        session = backend_for(backend or manifest.target).open_session(
+            opened.artifact_path,
+            open_request(
+                manifest.model,
+                manifest.input,
+                manifest.runtime_precision,
+                manifest.kept_outputs if kept else (),
+                threads,
+            ),
+        )
+        return cls(opened, session)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.bundle.manifest.model.labels
+
+    @overload
+    def predict(self, images: ImageLike, top_k: int = 5) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: Sequence[ImageLike], top_k: int = 5) -> list[list[Prediction]]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], top_k: int = 5
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """The `top_k` likeliest classes, best first; one such list an image when given several.
+
+        An image is a path, a PIL image, or a uint8 array (H,W,3) RGB or (H,W) grey. Raises
+        ImageError for one that cannot be decoded, UsageError when closed or top_k < 1.
+        """
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}: give 1 or more")
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+            return self._predictions(self.logits([images]), top_k)[0]
+        if not len(images):
+            return []
+        return self._predictions(self.logits(images), top_k)
+
+    def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
+        """Float32 (images, classes)."""
+        pixels = np.stack([self._pixels(image) for image in images])
+        return self.outputs(pixels).logits
+
+    def outputs(self, pixels: npt.NDArray[np.uint8], advance: Advance | None = None) -> Outputs:
+        """Everything the engine returns for preprocessed uint8 (images,S,S,3)."""
+        if self._session is None:
+            raise UsageError("this Classifier is closed: load the bundle again")
+        manifest = self.bundle.manifest
+        return session_outputs(
+            self._session, pixels, manifest.input, manifest.model.preprocessing, advance
+        )
+
+    def close(self) -> None:
+        """Release the engine. Closing twice is harmless."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        return load_pixels(image, self.bundle.manifest.model.preprocessing)
+
+    def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
+        exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        return [
+            [Prediction(self.labels[i], int(i), float(row[i])) for i in order]
+            for row, order in zip(probabilities, best, strict=True)
+        ]
+
+
+def load_pixels(image: ImageLike, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Any supported image -> uint8 (S,S,3). Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        return resize_and_crop(image_from_array(image), spec)
+    if isinstance(image, Image.Image):
+        return resize_and_crop(rgb_from_image(image), spec)
+    return resize_and_crop(open_rgb(image), spec)
+
+
+def open_request(
+    model: ModelSpec,
+    given: InputSpec,
+    runtime_precision: str,
+    kept_outputs: tuple[str, ...] = (),
+    threads: int | None = None,
+) -> OpenRequest:
+    """What a backend needs to open an artifact of this network."""
+    return OpenRequest(
+        given.shape(model.preprocessing.image_size_px),
+        len(model.labels),
+        runtime_precision,
+        threads,
+        kept_outputs,
+    )
+
+
+def session_outputs(
+    session: Session,
+    pixels: npt.NDArray[np.uint8],
+    given: InputSpec,
+    preprocessing: Preprocessing,
+    advance: Advance | None = None,
+) -> Outputs:
+    """Run uint8 (images,S,S,3) through a session in its static batch, the last one padded."""
+    results: list[Outputs] = []
+    for start in range(0, len(pixels), given.batch):
+        part = pixels[start : start + given.batch]
+        batch: npt.NDArray[Any] = batch_from_pixels(part, preprocessing, given.dtype)
+        short = given.batch - len(part)
+        if short:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)])
+        outputs = session.run(batch)
+        results.append(
+            Outputs(outputs[0][: len(part)], tuple(kept[: len(part)] for kept in outputs[1:]))
+        )
+        if advance is not None:
+            advance(len(part))
+    return results[0] if len(results) == 1 else concatenate(results)
