@@ -1,0 +1,1 @@
+"""Host side: from a trained run to a verified bundle, graph to graph."""

@@ -1,0 +1,67 @@
+"""What a graph must look like to build on every target: static, a constant K, nothing dynamic inside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from gft_edge.errors import PipelineError
+from gft_edge.specs import ModelSpec
+
+# Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
+FORBIDDEN = frozenset({"If", "Loop", "Scan", "NonZero", "ScatterND", "ScatterElements", "Sequence"})
+
+
+def check_structure(path: Path, spec: ModelSpec, casts: int) -> None:
+    """Raise PipelineError naming the first thing that some target would refuse.
+
+    One TopK a stage with the stage's K as a constant of shape [1], no dynamic dimension, no
+    FORBIDDEN operator, and exactly `casts` Cast nodes.
+    """
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    counts = Counter(node.op_type for node in graph.node)
+    found = sorted(FORBIDDEN & set(counts))
+    if found:
+        raise PipelineError(f"the graph holds {', '.join(found)}, which static engines refuse")
+    kept = [top_k_constant(node, graph) for node in graph.node if node.op_type == "TopK"]
+    expected = [stage.keep for stage in spec.stages]
+    if kept != expected:
+        raise PipelineError(f"TopK keeps {kept} in the graph, the model says {expected}")
+    for value in (*graph.input, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            raise PipelineError(f"{value.name} has a dynamic dimension")
+    if counts["Cast"] != casts:
+        raise PipelineError(f"the graph holds {counts['Cast']} Cast nodes, expected {casts}")
+
+
+def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
+    """K of a TopK node, or None when it is not a constant of shape [1]."""
+    for tensor in graph.initializer:
+        if tensor.name == node.input[1]:
+            return _single(numpy_helper.to_array(tensor))
+    for other in graph.node:
+        if other.op_type == "Constant" and other.output[0] == node.input[1]:
+            return _single(numpy_helper.to_array(other.attribute[0].t))
+    return None
+
+
+def _single(values: np.ndarray) -> int | None:
+    return int(values[0]) if values.shape == (1,) else None
+
+
+def finish(source: Path, path: Path, metadata: Mapping[str, str], outputs: tuple[str, ...]) -> None:
+    """Write the deployable graph: `logits` alone as output, `outputs` still names inside, metadata."""
+    model = onnx.load(source)
+    logits = [value for value in model.graph.output if value.name not in outputs]
+    del model.graph.output[:]
+    model.graph.output.extend(logits)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)

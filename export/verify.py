@@ -1,0 +1,69 @@
+"""PyTorch's own outputs as the reference, and the gate each exported graph has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gft_edge.classifier import load_pixels
+from gft_edge.errors import GateError
+from gft_edge.fidelity import Outputs, concatenate
+from gft_edge.model.gft import GFT, selection_reaches_logits
+from gft_edge.preprocess import batch_from_pixels
+from gft_edge.specs import FidelityReport, ImageSet, Preprocessing
+
+REFERENCE_BATCH = 16
+
+
+def pixels_of(images: ImageSet, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The images preprocessed, uint8 (images,S,S,3). Raises ImageError."""
+    return np.stack([load_pixels(path, spec) for path in images.paths])
+
+
+def torch_outputs(
+    model: GFT,
+    pixels: npt.NDArray[np.uint8],
+    spec: Preprocessing,
+    advance: Callable[[int], None] | None = None,
+) -> Outputs:
+    """What the network itself gives for uint8 (images,S,S,3)."""
+    batches = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), REFERENCE_BATCH):
+            part = pixels[start : start + REFERENCE_BATCH]
+            images = torch.from_numpy(batch_from_pixels(part, spec, "float32"))
+            logits, kept = model.forward_with_kept(images)
+            batches.append(Outputs(logits.numpy(), tuple(chosen.numpy() for chosen in kept)))
+            if advance is not None:
+                advance(len(part))
+    return concatenate(batches)
+
+
+def refuse_inert_selection(
+    model: GFT, pixels: npt.NDArray[np.uint8], spec: Preprocessing
+) -> None:
+    """Raise GateError when some stage's choice of patches cannot change any logit.
+
+    Such a stage looks deployed and is not: a graph optimiser would delete it as dead code.
+    """
+    images = torch.from_numpy(batch_from_pixels(pixels[:4], spec, "float32"))
+    for number, reaches in enumerate(selection_reaches_logits(model, images), start=1):
+        if not reaches:
+            raise GateError(
+                f"stage {number} is inert: keeping the worst patches in place of the best changes "
+                "no logit. Train the network (a fresh GALA layer adds nothing), or move the stage "
+                "before a block that attends to the kept patches"
+            )
+
+
+def gate(report: FidelityReport) -> FidelityReport:
+    """The report itself, or GateError naming the stage and every bound it missed."""
+    if report.failures:
+        raise GateError(
+            f"stage {report.stage!r} differs from PyTorch on {report.images} images: "
+            f"{'; '.join(report.failures)}. Nothing was written"
+        )
+    return report
