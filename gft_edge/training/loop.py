@@ -34,8 +34,8 @@ HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
 HISTORY_FIELDS = ("epoch", "lr", "train_loss", "val_top1", "val_top5", "images_per_s", "seconds")
 
-# (done, total, text) of the running epoch or evaluation.
-Progress = Callable[[int, int, str], None]
+# (what runs, steps done, steps in all)
+Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _State:
     history: list[dict[str, float]]
 
 
-def quiet(done: int, total: int, text: str) -> None:
+def quiet(text: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 
 
@@ -122,7 +122,7 @@ def network_logits(
         for images, _ in _named_failures(evaluation_loader(split, spec.preprocessing, 32, workers)):
             batches.append(model(images.to(device)).float().cpu().numpy())
             done += len(images)
-            progress(done, len(split.paths), f"evaluate {split.name}")
+            progress(f"evaluate on {split.name}", done, len(split.paths))
     return np.concatenate(batches)
 
 
@@ -218,9 +218,9 @@ class _Trainer:
             self.optimizer.step()
             total += value
             progress(
+                f"epoch {epoch + 1}/{self.recipe.epochs}  loss {total / (step + 1):.3f}",
                 step + 1,
                 len(loader),
-                f"epoch {epoch + 1}/{self.recipe.epochs}  loss {total / (step + 1):.3f}",
             )
         return total / len(loader)
 

@@ -1,0 +1,188 @@
+"""gft-edge inspect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gft_edge.bundle import is_bundle, read_bundle, size_bytes
+from gft_edge.cli.options import json_option
+from gft_edge.cli.output import overlaps, percent, print_json, print_table
+from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.specs import to_json
+
+# The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
+DEFAULT_CLASSES = 100
+
+
+@click.command("inspect")
+@click.argument("what")
+@click.option("--classes", type=click.IntRange(2), default=DEFAULT_CLASSES, show_default=True,
+              help="Classes of a network given by name.")  # fmt: skip
+@click.option("--stages", help="Stages of a network given by name.")
+@json_option
+def command(what: str, classes: int, stages: str | None, as_json: bool) -> None:
+    """Show what is inside a network (by name), a run, a bundle or an ONNX file.
+
+    A network or a run: parameters, tokens and GFLOPs per block, against the dense backbone.
+    """
+    path = Path(what)
+    if path.is_file():
+        content, show = _onnx(path), _show_onnx
+    elif is_bundle(path):
+        content, show = _bundle(path), _show_bundle
+    else:
+        content, show = _network(what, path, classes, stages), _show_network
+    if as_json:
+        print_json(content)
+    else:
+        show(content)
+
+
+def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[str, Any]:
+    try:
+        from gft_edge.model.checkpoint import load_run
+        from gft_edge.model.cost import cost_of
+        from gft_edge.model.gft import build_gft
+        from gft_edge.model.variants import spec_from_name
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "train") from error
+    if path.exists():
+        spec, model = load_run(path)
+    else:
+        labels = tuple(f"class {number}" for number in range(classes))
+        spec = spec_from_name(name, labels, stages=stages)
+        model = build_gft(spec)
+    cost = cost_of(model)
+    return {
+        "kind": "network",
+        "name": spec.name,
+        "classes": len(spec.labels),
+        "score": spec.score,
+        "gala": spec.gala,
+        "stages": to_json(spec.stages),
+        "parameters": cost.parameters,
+        "gflops": cost.gflops,
+        "dense_gflops": cost.dense_gflops,
+        "dense_blocks": len(model.backbone.blocks),
+        "eq6_gflops": cost.eq6_gflops,
+        "blocks": [dataclasses.asdict(row) for row in cost.rows],
+    }
+
+
+def _show_network(content: dict[str, Any]) -> None:
+    rows = [
+        (row["name"], f"{row['tokens_in']} -> {row['tokens_out']}", f"{row['parameters']:,}",
+         f"{row['gflops']:.3f}")
+        for row in content["blocks"]
+    ]  # fmt: skip
+    rows.append(("total", "", f"{content['parameters']:,}", f"{content['gflops']:.3f}"))
+    dense = f"dense backbone, {content['dense_blocks']} blocks"
+    rows.append((dense, "", "", f"{content['dense_gflops']:.3f}"))
+    rows.append(("Eq. 6 (extra layers not counted)", "", "", f"{content['eq6_gflops']:.3f}"))
+    title = (
+        f"{content['name']}: {content['classes']} classes, score {content['score']}, "
+        f"gala {content['gala']}, {content['parameters'] / 1e6:.2f} M parameters, "
+        f"{content['gflops'] / content['dense_gflops']:.2f} of the dense GFLOPs"
+    )
+    print_table(title, ("block", "tokens", "parameters", "GFLOPs"), rows)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    return {
+        "kind": "bundle",
+        "size_bytes": size_bytes(bundle),
+        **to_json(manifest),
+        "reports": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
+    }
+
+
+def _show_bundle(content: dict[str, Any]) -> None:
+    model, given = content["model"], content["input"]
+    size = model["preprocessing"]["image_size_px"]
+    stages = ", ".join(f"{s['position']}:{s['keep']}" for s in model["stages"]) or "none"
+    tools = ", ".join(f"{name} {version}" for name, version in content["tools"].items())
+    print_table(
+        "Bundle",
+        ("what", "value"),
+        [
+            ("target", content["target"]),
+            ("precision", f"{content['precision']}, computed in {content['runtime_precision']}"),
+            ("input", f"{given['dtype']}, batch {given['batch']}, {size}x{size}"),
+            ("network", f"{model['name']}, score {model['score']}, gala {model['gala']}"),
+            ("stages", stages),
+            ("classes", len(model["labels"])),
+            ("model files", f"{content['size_bytes'] / 2**20:.1f} MiB"),
+            ("tools", tools),
+        ],
+    )
+    print_table(
+        "Fidelity against PyTorch",
+        ("stage", "images", "top-1 agreement", "kept patches", "verdict"),
+        [
+            (r["stage"], r["images"], percent(r["top1_agreement"]), overlaps(r["kept_overlap"]),
+             r["verdict"])
+            for r in content["reports"]
+        ],
+    )  # fmt: skip
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    try:
+        import onnx
+
+        from gft_edge.export.structure import top_k_constant
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "onnx", "export") from error
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    # onnx and protobuf raise classes of their own for a file that is no model.
+    except Exception as error:
+        raise UsageError(f"{path} is no ONNX model: {str(error).splitlines()[0]}") from error
+    graph = model.graph
+    return {
+        "kind": "onnx",
+        "path": str(path),
+        "opset": max(entry.version for entry in model.opset_import if not entry.domain),
+        "inputs": {value.name: _type(value) for value in graph.input},
+        "outputs": {value.name: _type(value) for value in graph.output},
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "top_k": [top_k_constant(node, graph) for node in graph.node if node.op_type == "TopK"],
+        "metadata": {entry.key: entry.value for entry in model.metadata_props},
+    }
+
+
+def _type(value: Any) -> dict[str, Any]:
+    import onnx
+
+    tensor = value.type.tensor_type
+    return {
+        "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(),
+        "shape": [
+            d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
+        ],
+    }
+
+
+def _show_onnx(content: dict[str, Any]) -> None:
+    print_table(
+        f"{content['path']}: opset {content['opset']}, TopK keeps {content['top_k']}",
+        ("input or output", "dtype", "shape"),
+        [
+            (n, t["dtype"], t["shape"])
+            for n, t in {**content["inputs"], **content["outputs"]}.items()
+        ],
+    )
+    print_table("Operators", ("operator", "count"), list(content["operators"].items()))
+    print_table(
+        "Metadata",
+        ("key", "value"),
+        [(k, v if len(v) < 100 else v[:97] + "...") for k, v in content["metadata"].items()],
+    )

@@ -1,0 +1,94 @@
+"""What commands print: JSON or tables on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Report = Callable[[str, int, int], None]
+
+
+def print_json(content: Any, lines: bool = False) -> None:
+    """One JSON document on stdout; with `lines` on a single line."""
+    click.echo(json.dumps(content, ensure_ascii=False, indent=None if lines else 2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout; a column of numbers aligns right."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    cells = [[str(cell) for cell in row] for row in rows]
+    for number, column in enumerate(columns):
+        numeric = all(row[number][:1] in {*"0123456789-"} for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    console = Console()
+    # Piped output keeps whole rows: a table folded at 80 columns cannot be read or searched.
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def say(text: str) -> None:
+    """A remark on stderr."""
+    click.echo(text, err=True)
+
+
+def next_line(text: str) -> None:
+    """The last line of a command names the next one."""
+    click.echo(f"next: {text}")
+
+
+def percent(fraction: float | None) -> str:
+    """0.8996 -> 89.96 %."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def overlaps(values: Sequence[float] | None) -> str:
+    """One number a stage."""
+    return "-" if values is None else " / ".join(f"{value:.4f}" for value in values) or "no stage"
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A progress bar on stderr, one line a task: report(text, done, total).
+
+    A task is known by its text up to the first double space, behind which it may change.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(text: str, done: int, total: int) -> None:
+            if total == 0:
+                return
+            name = text.partition("  ")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(text, total=total)
+            elif done < bars.tasks[tasks[name]].completed:
+                bars.reset(tasks[name], total=total)
+            bars.update(tasks[name], description=text, completed=done)
+
+        yield report
+
+
+def advance(report: Report, text: str, total: int) -> Callable[[int], None]:
+    """A counter for functions that say how many images they just did."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        report(text, done, total)
+
+    return count

@@ -1,0 +1,80 @@
+"""gft-edge predict."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from gft_edge.classifier import Classifier
+from gft_edge.cli.options import FOLDER, backend_option, json_option, threads_option
+from gft_edge.cli.output import print_json, progress, say
+from gft_edge.errors import ImageError, UsageError
+from gft_edge.preprocess import IMAGE_SUFFIXES
+from gft_edge.specs import Prediction, to_json
+
+MANY = 20
+
+
+@click.command("predict")
+@click.argument("bundle", type=FOLDER)
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
+@backend_option
+@threads_option
+@json_option
+def command(
+    bundle: Path,
+    paths: tuple[str, ...],
+    top_k: int,
+    backend: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Classify images: files, folders (searched through) and globs.
+
+    An image that cannot be read is reported and the rest goes on; the exit code is then 1.
+    """
+    with Classifier.load(bundle, backend, threads) as classifier:
+        images = list(_expanded(paths))
+        failed = 0
+        with progress() as report:
+            for number, path in enumerate(images, start=1):
+                try:
+                    _show(path, classifier.predict(path, top_k), as_json)
+                except ImageError as error:
+                    failed += 1
+                    if as_json:
+                        print_json({"path": path, "error": str(error)}, lines=True)
+                    else:
+                        say(f"Error: {error}")
+                if len(images) >= MANY:
+                    report("classify", number, len(images))
+    if failed:
+        say(f"{failed} of {len(images)} images could not be read")
+        raise click.exceptions.Exit(1)
+
+
+def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            found = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+        elif path.exists() or not glob.has_magic(text):
+            found = [text]
+        else:
+            found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise UsageError(f"{text} matches no image")
+        yield from found
+
+
+def _show(path: str, predictions: list[Prediction], as_json: bool) -> None:
+    if as_json:
+        print_json({"path": path, "predictions": to_json(predictions)}, lines=True)
+        return
+    click.echo(path)
+    for prediction in predictions:
+        click.echo(f"  {100 * prediction.probability:6.2f} %  {prediction.label}")

@@ -1,0 +1,107 @@
+"""gft-edge train."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gft_edge.cli.options import FOLDER, data_option, json_option
+from gft_edge.cli.output import next_line, percent, print_json, print_table, progress, say
+from gft_edge.errors import MissingDependencyError, UsageError
+
+OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_decay", "seed")
+
+
+@click.command("train")
+@data_option()
+@click.option("--model", default="gft_tiny", show_default=True, help="Variant or timm ViT name.")
+@click.option("--weights", type=FOLDER, help="Pretrained backbone (safetensors, or a state dict).")
+@click.option("--out", type=FOLDER, help="Run folder to make.")
+@click.option(
+    "--resume", type=FOLDER, help="Continue this interrupted run; no other option needed."
+)
+@click.option(
+    "--stages", help="Where to select and how many to keep: 8:147,9:98 or 8:75%, or none."
+)
+@click.option("--score", type=click.Choice(["gala", "class", "random"]), default="gala")
+@click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of Eq. 3.")
+@click.option("--image-size", type=int, help="Square input size in pixels.")
+@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default")
+@click.option("--epochs", type=click.IntRange(1))
+@click.option("--batch-size", type=click.IntRange(1))
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
+@click.option("--weight-decay", type=click.FloatRange(0))
+@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Fraction of all steps.")
+@click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Per block.")
+@click.option("--seed", type=click.IntRange(0))
+@click.option(
+    "--amp/--no-amp", default=None, help="bf16 autocast [default: where hardware has it]."
+)
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@json_option
+def command(as_json: bool, **options: Any) -> None:
+    """Train a GFT on a class folder, or resume an interrupted training."""
+    try:
+        import torch  # noqa: F401
+
+        from gft_edge.training.loop import METRICS_FILE, resume, train
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "train") from error
+    out: Path | None = options["resume"] or options["out"]
+    if out is None:
+        raise UsageError("give --out RUN for the new run, or --resume RUN for an interrupted one")
+    try:
+        with progress() as report:
+            if options["resume"]:
+                metrics = resume(out, report)
+            else:
+                spec, config = _plan(options)
+                metrics = train(out, spec, config, options["weights"], report)
+    except KeyboardInterrupt:
+        say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {out}")
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        print_json({"run": str(out), "best": dataclasses.asdict(metrics)})
+        return
+    print_table(
+        f"{out}: best epoch on the validation images ({out / METRICS_FILE})",
+        ("top-1", "top-5", "F1 macro", "images"),
+        [(percent(metrics.top1), percent(metrics.top5), percent(metrics.f1_macro), metrics.images)],
+    )
+    next_line(f"gft-edge evaluate {out} --split test")
+
+
+def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+
+    from gft_edge.image_folder import read_split
+    from gft_edge.model.variants import spec_from_name, squashed
+    from gft_edge.training.loop import RunConfig, supports_bf16
+    from gft_edge.training.recipes import RECIPES
+
+    if options["data"] is None:
+        raise UsageError("give --data FOLDER with train/ val/ test/ folders of class folders")
+    spec = spec_from_name(
+        options["model"],
+        read_split(options["data"], "train").labels,
+        image_size_px=options["image_size"],
+        stages=options["stages"],
+        score=options["score"],
+        gala=options["gala"],
+        temperature=options["temperature"],
+    )
+    changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
+    recipe = dataclasses.replace(RECIPES[options["recipe"]], **changes)
+    if recipe.augmentation == "paper":
+        spec = squashed(spec)
+    device = options["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    amp = supports_bf16(device) if options["amp"] is None else options["amp"]
+    data = str(options["data"].resolve())
+    return spec, RunConfig(data, recipe, amp, options["workers"], device)

@@ -1,0 +1,100 @@
+"""gft-edge verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gft_edge.bundle import is_bundle, read_bundle, read_manifest
+from gft_edge.classifier import Classifier
+from gft_edge.cli.options import FOLDER, backend_option, data_option, json_option, split_option
+from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
+from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.image_folder import read_split
+from gft_edge.specs import ModelSpec, to_json
+from gft_edge.verification import Reference, verify
+
+
+@click.command("verify")
+@click.argument("bundle", type=FOLDER)
+@data_option()
+@split_option()
+@click.option("--reference", type=FOLDER, help="Run (needs torch) or bundle to compare with.")
+@backend_option
+@json_option
+def command(
+    bundle: Path,
+    data: Path | None,
+    split: str,
+    reference: Path | None,
+    backend: str | None,
+    as_json: bool,
+) -> None:
+    """Check a bundle on this machine: hashes, structure, golden outputs.
+
+    With --data also accuracy, with --reference also agreement on those images. Exit 1 when a check
+    fails.
+    """
+    manifest = read_manifest(bundle)
+    images = read_split(data, split, manifest.model.labels) if data else None
+    with ExitStack() as stack:
+        expected = _reference(reference, manifest.model, stack) if reference else None
+        report = stack.enter_context(progress())
+        count = advance(report, f"verify on {split}", len(images.paths)) if images else None
+        result = verify(bundle, backend, images, expected, count)
+    if as_json:
+        content = {f.name: to_json(getattr(result, f.name)) for f in dataclasses.fields(result)}
+        print_json(content)
+    else:
+        _print(bundle, result)
+    if result.verdict == "fail":
+        raise click.exceptions.Exit(1)
+
+
+def _reference(path: Path, model: ModelSpec, stack: ExitStack) -> Reference:
+    if is_bundle(path):
+        other = read_bundle(path)
+        _check_comparable(other.manifest.model, model, path)
+        classifier = stack.enter_context(Classifier.load(other, kept=True))
+        return classifier.outputs
+    try:
+        from gft_edge.export.verify import torch_outputs
+        from gft_edge.model.checkpoint import load_run
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "export") from error
+    spec, network = load_run(path)
+    _check_comparable(spec, model, path)
+    return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
+
+
+def _check_comparable(reference: ModelSpec, model: ModelSpec, path: Path) -> None:
+    for name in ("labels", "preprocessing", "stages"):
+        if getattr(reference, name) != getattr(model, name):
+            raise UsageError(
+                f"{path} has other {name} than the bundle: give the run or bundle of the same network"
+            )
+
+
+def _print(bundle: Path, result: Any) -> None:
+    rows = [("verdict", result.verdict)]
+    if result.golden is not None:
+        rows.append(("golden top-1 agreement", percent(result.golden.top1_agreement)))
+        rows.append(("golden kept patches", overlaps(result.golden.kept_overlap)))
+    if result.top1 is not None:
+        rows.append(("images", str(result.images)))
+        rows.append(("top-1", percent(result.top1)))
+    if result.top1_agreement is not None:
+        rows += [
+            ("reference top-1", percent(result.reference_top1)),
+            ("top-1 agreement", percent(result.top1_agreement)),
+            ("kept patches", overlaps(result.kept_overlap)),
+            ("cosine", f"{result.cosine:.6f}"),
+            ("max abs", f"{result.max_abs:.1e}"),
+        ]
+    print_table(str(bundle), ("check", "result"), rows)
+    for failure in result.failures:
+        say(f"Error: {failure}")

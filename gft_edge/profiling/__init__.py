@@ -1,0 +1,1 @@
+"""What a machine is, and how long a bundle takes on it."""

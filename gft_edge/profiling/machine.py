@@ -1,0 +1,97 @@
+"""The machine's fingerprint: board, CPU and its instruction sets, GPUs, system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+# What decides the speed of low-precision inference, by the names Linux gives them.
+INSTRUCTION_SETS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`board` and `l4t` (Jetson Linux) are None on other machines; memory is physical."""
+
+    cpu: str
+    cores: int
+    instruction_sets: tuple[str, ...]
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    board: str | None
+    l4t: str | None
+    system: str
+    python: str
+
+
+def this_machine() -> Machine:
+    """Read from /proc, /etc and nvidia-smi; what is not there is reported as absent."""
+    info = _cpu_info()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return Machine(
+        cpu=info.get("model name") or info.get("Model") or platform.processor() or "unknown",
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cpus(),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
+        memory_bytes=_memory_bytes(),
+        gpus=_gpus(),
+        board=_text("/proc/device-tree/model"),
+        l4t=_text("/etc/nv_tegra_release"),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+    )
+
+
+def summary(machine: Machine) -> str:
+    """One line for a report's heading."""
+    parts = [machine.board or machine.cpu, f"{machine.cores} cores"]
+    if machine.instruction_sets:
+        parts.append(" ".join(machine.instruction_sets))
+    parts += machine.gpus
+    return ", ".join(parts)
+
+
+def _cpu_info() -> dict[str, str]:
+    text = _text("/proc/cpuinfo") or ""
+    pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+    info: dict[str, str] = {}
+    for key, _, value in pairs:
+        info.setdefault(key.strip(), value.strip())
+    return info
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _cpus() -> int:
+    return os.cpu_count() or 1
+
+
+def _gpus() -> tuple[str, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = (line.split(", ") for line in done.stdout.splitlines() if line.strip())
+    return tuple(f"{r[0]} (driver {r[1]}, compute {r[2]})" for r in rows if len(r) == 3)
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="replace").strip("\x00\n ") or None
+    except OSError:
+        return None

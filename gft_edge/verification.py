@@ -1,0 +1,146 @@
+"""Whether a bundle still does on this machine what it did when it was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.bundle import GOLDEN_FILE, Bundle, read_bundle, read_manifest
+from gft_edge.classifier import Advance, Classifier, load_pixels
+from gft_edge.errors import BundleError, UsageError
+from gft_edge.fidelity import TOLERANCES, Outputs, compare, concatenate
+from gft_edge.image_folder import Split
+from gft_edge.specs import FidelityReport, Manifest, Tolerance, Verdict
+
+# uint8 (images,S,S,3) -> what the reference gives for them.
+Reference = Callable[[npt.NDArray[np.uint8]], Outputs]
+
+CHUNK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`; None where it was not asked for. Fractions of 1.
+
+    The fidelity figures are against the reference on the split; `golden` has its own.
+    """
+
+    verdict: Verdict
+    top1: float | None
+    reference_top1: float | None
+    top1_agreement: float | None
+    cosine: float | None
+    max_abs: float | None
+    kept_overlap: tuple[float, ...] | None
+    images: int
+    failures: tuple[str, ...]
+    golden: FidelityReport | None
+
+
+def verify(
+    folder: Path,
+    backend: str | None = None,
+    split: Split | None = None,
+    reference: Reference | None = None,
+    advance: Advance | None = None,
+) -> VerifyReport:
+    """Check hashes, structure and golden outputs, and with a split accuracy and agreement too.
+
+    A damaged bundle is a failed verdict. Raises BundleError when `folder` is no bundle at all,
+    UsageError for a reference without images.
+    """
+    if reference is not None and split is None:
+        raise UsageError("a reference is compared on images: give --data too")
+    read_manifest(folder)
+    try:
+        bundle = read_bundle(folder)
+        with Classifier.load(bundle, backend, kept=True) as classifier:
+            golden = check_golden(classifier)
+            return _judge(classifier, golden, split, reference, advance)
+    except BundleError as error:
+        return VerifyReport("fail", *[None] * 6, images=0, failures=(str(error),), golden=None)
+
+
+def check_golden(classifier: Classifier) -> FidelityReport:
+    """Run the bundle's golden images on this machine and compare with the recorded outputs.
+
+    Raises BundleError when the golden file does not fit the bundle.
+    """
+    manifest = classifier.bundle.manifest
+    pixels, expected = read_golden(classifier.bundle)
+    return compare("golden", expected, classifier.outputs(pixels), golden_tolerance(manifest))
+
+
+def golden_tolerance(manifest: Manifest) -> Tolerance:
+    """The export's own bound, with room for one patch: a few images cannot resolve 99.9 %."""
+    bound = manifest.reports[-1].tolerance if manifest.reports else TOLERANCES["fp32"]
+    return Tolerance(bound.top1_agreement, min(bound.kept_overlap, 0.99), bound.cosine)
+
+
+def read_golden(bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Outputs]:
+    """The golden images and what PyTorch gave for them. Raises BundleError."""
+    path = bundle.folder / GOLDEN_FILE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            kept = tuple(arrays[name] for name in bundle.manifest.kept_outputs)
+            return arrays["images"], Outputs(arrays["logits"], kept)
+    except (KeyError, ValueError, OSError) as error:
+        raise BundleError(f"{path} holds no golden outputs ({error}): export it anew") from error
+
+
+def split_outputs(
+    classifier: Classifier,
+    split: Split,
+    advance: Advance | None = None,
+    reference: Reference | None = None,
+) -> tuple[Outputs, Outputs | None]:
+    """A bundle's outputs on every image of a split, in order, and the reference's on the same pixels.
+
+    Raises ImageError.
+    """
+    spec = classifier.bundle.manifest.model.preprocessing
+    ours, theirs = [], []
+    for start in range(0, len(split.paths), CHUNK_IMAGES):
+        paths = split.paths[start : start + CHUNK_IMAGES]
+        pixels = np.stack([load_pixels(path, spec) for path in paths])
+        ours.append(classifier.outputs(pixels, advance))
+        if reference is not None:
+            theirs.append(reference(pixels))
+    return concatenate(ours), concatenate(theirs) if theirs else None
+
+
+def _judge(
+    classifier: Classifier,
+    golden: FidelityReport,
+    split: Split | None,
+    reference: Reference | None,
+    advance: Advance | None,
+) -> VerifyReport:
+    failures = [f"golden outputs: {failure}" for failure in golden.failures]
+    fidelity, top1, reference_top1, images = golden, None, None, golden.images
+    if split is not None:
+        targets = np.asarray(split.targets)
+        images = len(targets)
+        outputs, expected = split_outputs(classifier, split, advance, reference)
+        top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
+        if expected is not None:
+            reference_top1 = float((expected.logits.argmax(axis=1) == targets).mean())
+            bound = golden_tolerance(classifier.bundle.manifest)
+            fidelity = compare("reference", expected, outputs, bound)
+            failures += [f"against the reference: {failure}" for failure in fidelity.failures]
+    return VerifyReport(
+        verdict="fail" if failures else "pass",
+        top1=top1,
+        reference_top1=reference_top1,
+        top1_agreement=fidelity.top1_agreement if reference else None,
+        cosine=fidelity.cosine if reference else None,
+        max_abs=fidelity.max_abs if reference else None,
+        kept_overlap=fidelity.kept_overlap if reference else None,
+        images=images,
+        failures=tuple(failures),
+        golden=golden,
+    )
