@@ -75,8 +75,11 @@ class Classifier:
         """Class names in index order."""
         return self.bundle.manifest.model.labels
 
+    # A str is a sequence of str as well; it means one path, and the first overload takes it.
     @overload
-    def predict(self, images: ImageLike, top_k: int = 5) -> list[Prediction]: ...
+    def predict(  # type: ignore[overload-overlap]
+        self, images: ImageLike, top_k: int = 5
+    ) -> list[Prediction]: ...
 
     @overload
     def predict(self, images: Sequence[ImageLike], top_k: int = 5) -> list[list[Prediction]]: ...

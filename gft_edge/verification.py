@@ -62,7 +62,18 @@ def verify(
             golden = check_golden(classifier)
             return _judge(classifier, golden, split, reference, advance)
     except BundleError as error:
-        return VerifyReport("fail", *[None] * 6, images=0, failures=(str(error),), golden=None)
+        return VerifyReport(
+            verdict="fail",
+            top1=None,
+            reference_top1=None,
+            top1_agreement=None,
+            cosine=None,
+            max_abs=None,
+            kept_overlap=None,
+            images=0,
+            failures=(str(error),),
+            golden=None,
+        )
 
 
 def check_golden(classifier: Classifier) -> FidelityReport:

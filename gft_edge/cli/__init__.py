@@ -11,6 +11,12 @@ import click
 from gft_edge.errors import GftEdgeError
 
 
+class _Failure(click.ClickException):
+    def __init__(self, error: GftEdgeError):
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]
+
+
 class _Group(click.Group):
     """Turns the library's errors, and a full or read-only disk, into one line and an exit code."""
 
@@ -18,9 +24,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except GftEdgeError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = error.exit_code
-            raise failure from error
+            raise _Failure(error) from error
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -25,7 +25,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     table = Table(title=title, title_justify="left", header_style="bold")
     cells = [[str(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
-        numeric = all(row[number][:1] in {*"0123456789-"} for row in cells)
+        numeric = all(row[number][:1] in {*"0123456789-", ""} for row in cells)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)

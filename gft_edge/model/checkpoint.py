@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     try:
-        state = safetensors.torch.load_file(path)
+        state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except safetensors.SafetensorError:
         state = _read_pickle(path)
     except OSError as error:
@@ -87,9 +87,8 @@ def load_backbone(model: GFT, spec: ModelSpec, path: Path) -> list[str]:
     donor.load_state_dict(state)
     own = model.backbone.state_dict()
     model.backbone.load_state_dict({name: donor.state_dict()[name] for name in own})
-    for layer, block in zip(
-        model.layers, source_blocks(spec.stages, len(donor.blocks)), strict=False
-    ):
+    sources = source_blocks(spec.stages, len(donor.blocks))[: len(model.layers)]
+    for layer, block in zip(model.layers, sources, strict=True):
         source = donor.blocks[block]
         layer.norm.load_state_dict(source.norm1.state_dict())
         kept = {n: t for n, t in source.attn.state_dict().items() if not n.startswith("proj.")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -118,12 +119,12 @@ class GFT(nn.Module):
         self.backbone = backbone
         self.prefix: int = backbone.num_prefix_tokens
         self.mode = mode
-        self.selections = nn.ModuleList(
+        self.selections: Sequence[Selection] = nn.ModuleList(  # type: ignore[assignment]
             Selection(score, stage.keep, patches, self.prefix, temperature) for stage in stages
         )
-        self.layers = nn.ModuleList(
-            GalaLayer(backbone.blocks[block])
-            for block in (source_blocks(stages, len(backbone.blocks)) if mode == "layer" else ())
+        sources = source_blocks(stages, len(backbone.blocks)) if mode == "layer" else []
+        self.layers: Sequence[GalaLayer] = nn.ModuleList(  # type: ignore[assignment]
+            GalaLayer(backbone.blocks[block]) for block in sources
         )
         self._stages_at: dict[int, list[int]] = defaultdict(list)
         for number, stage in enumerate(stages):
@@ -176,9 +177,9 @@ class GFT(nn.Module):
             x = self._keep(x, chosen, gate)
             kept.append(chosen)
             positions = positions.gather(1, chosen)
-            heads = [self._keep_heads(part, chosen) for part in (q, k, v)]
-            gated = gala.keep_patches(gate_input, chosen, self.prefix)
-            x = x + attend(layer.attn, *heads, gated)
+            q, k, v = (self._keep_heads(part, chosen) for part in (q, k, v))
+            gate_input = gala.keep_patches(gate_input, chosen, self.prefix)
+            x = x + attend(layer.attn, q, k, v, gate_input)
         return x, positions
 
     def _select_in_block(

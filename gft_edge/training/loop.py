@@ -129,8 +129,9 @@ def network_logits(
 def supports_bf16(device: str) -> bool:
     """Whether autocast to bfloat16 runs in hardware on this machine's `device`."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
 
 
 class _Trainer:
@@ -213,7 +214,7 @@ class _Trainer:
                     f"--lr (now {self.recipe.lr:g}), a longer --warmup, or --no-amp"
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
             self.optimizer.step()
             total += value
