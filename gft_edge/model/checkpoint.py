@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,13 +44,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is a pickle with more than tensors, which could run code on loading: save the "
-            "state dict alone with safetensors.torch.save_file"
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            # A file that is no checkpoint at all makes the unpickler wonder about its protocol.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # Arbitrary bytes make the unpickler raise nearly anything.
+    except Exception as error:
+        if "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} is a pickle with more than tensors, which could run code on loading: save "
+                "the state dict alone with safetensors.torch.save_file"
+            ) from error
         raise CheckpointError(f"{path} is neither safetensors nor a PyTorch checkpoint") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -1,0 +1,207 @@
+"""The network: what it wraps, what it keeps, and that what it keeps matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from gft_edge.errors import SpecError
+from gft_edge.model import gala
+from gft_edge.model.cost import cost_of
+from gft_edge.model.gft import GFT, build_gft, selection_reaches_logits
+from gft_edge.model.variants import VARIANTS, spec_from_name
+from gft_edge.specs import ModelSpec, Score, Stage
+
+LABELS = tuple(f"class {number}" for number in range(5))
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
+STAGES = (Stage(1, 30), Stage(2, 20), Stage(3, 10))
+BLOCK_STAGES = (Stage(0, 30), Stage(1, 20), Stage(2, 10))
+SCORES: tuple[Score, ...] = ("gala", "class", "random")
+
+
+def backbone(name: str = "vit_tiny_patch16_224", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, img_size=48, **{**SMALL, **changes}).eval()
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+def live(model: GFT) -> GFT:
+    """A network whose GALA layers add something, as after training."""
+    generator = torch.Generator().manual_seed(2)
+    for layer in model.layers:
+        weight = layer.attn.proj.weight
+        weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
+    return model.eval()
+
+
+def test_without_stages_it_is_its_backbone() -> None:
+    plain = backbone()
+    assert torch.equal(GFT(plain, ())(images()), plain(images()))
+
+
+def test_fresh_gala_layers_that_keep_everything_change_nothing() -> None:
+    plain = backbone()
+    everything = (Stage(1, 36), Stage(2, 36), Stage(4, 36))
+    torch.testing.assert_close(GFT(plain, everything)(images()), plain(images()))
+
+
+def test_blocks_that_keep_everything_change_nothing() -> None:
+    plain = backbone(init_values=0.1, qk_norm=True)
+    everything = (Stage(0, 36), Stage(1, 36), Stage(2, 36))
+    torch.testing.assert_close(GFT(plain, everything, "block")(images()), plain(images()))
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(("mode", "stages"), [("layer", STAGES), ("block", BLOCK_STAGES)])
+def test_each_stage_keeps_its_count_and_reaches_the_logits(
+    mode: Any, stages: tuple[Stage, ...], score: Score
+) -> None:
+    model = live(GFT(backbone(), stages, mode, score))
+    with torch.inference_mode():
+        _, kept = model.forward_with_kept(images())
+    assert [tuple(indices.shape) for indices in kept] == [(2, 30), (2, 20), (2, 10)]
+    for positions in gala.grid_positions(kept):
+        assert (positions.diff(dim=1) > 0).all(), "kept patches left the grid order"
+    assert selection_reaches_logits(model, images()) == [True, True, True]
+
+
+def test_a_selection_behind_the_last_block_reaches_the_logits_once_trained() -> None:
+    stages = (Stage(4, 30), Stage(4, 20), Stage(4, 10))
+    fresh = GFT(backbone(), stages).eval()
+    assert selection_reaches_logits(fresh, images()) == [False, False, False]
+    assert selection_reaches_logits(live(fresh), images()) == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "prefix"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}, 2),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, 5),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4, "no_embed_class": True}, 5),
+        ("vit_tiny_patch16_224", {"pre_norm": True}, 1),
+    ],
+)
+def test_prefix_tokens_are_never_dropped(name: str, changes: dict[str, Any], prefix: int) -> None:
+    model = live(GFT(backbone(name, **changes), STAGES))
+    assert model.prefix == prefix
+    seen: list[int] = []
+    model.backbone.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    assert model(images()).shape == (2, 5)
+    assert seen == [prefix + 10]
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    model = live(GFT(backbone(), STAGES))
+    with torch.inference_mode():
+        together = model(images(4))
+        alone = torch.cat([model(image[None]) for image in images(4)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_random_keeps_the_same_positions_of_every_image() -> None:
+    model = GFT(backbone(), BLOCK_STAGES, "block", "random").eval()
+    _, kept = model.forward_with_kept(images(3))
+    assert all((indices == indices[0]).all() for indices in kept)
+
+
+def test_training_sends_a_gradient_to_the_kernel_and_leaves_the_output_alone() -> None:
+    model = live(GFT(backbone(), STAGES))
+    expected = model(images())
+    model.train()
+    output = model(images())
+    torch.testing.assert_close(output, expected)
+    output.square().sum().backward()
+    for selection in model.selections:
+        assert selection.kernel.grad is not None
+        assert selection.kernel.grad.abs().max() > 0
+
+
+def test_the_running_mean_is_kept_per_grid_position_and_saved() -> None:
+    model = live(GFT(backbone(), STAGES)).train()
+    model(images())
+    last = model.selections[2].ema
+    assert last.shape == (36,)
+    seen = int((last != 0).sum())
+    assert 10 <= seen <= 36
+    assert "selections.2.ema" in model.state_dict()
+    model.eval()
+    before = last.clone()
+    model(images(1))
+    assert torch.equal(last, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", {}, "SwinTransformer is not a VisionTransformer"),
+        ("resnet18", {}, "ResNet is not a VisionTransformer"),
+        (
+            "vit_tiny_patch16_224",
+            {"class_token": False, "global_pool": "avg"},
+            "has no class token",
+        ),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "pools by 'avg'"),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}, "token count that varies"),
+        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, "token count that varies"),
+        ("vit_relpos_small_patch16_224", {}, "VisionTransformerRelPos is not"),
+    ],
+)
+def test_a_network_it_cannot_wrap_is_refused_by_the_property_it_lacks(
+    name: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        GFT(timm.create_model(name, **arguments), ())
+
+
+def test_an_image_size_that_patches_do_not_divide_is_refused() -> None:
+    with pytest.raises(
+        SpecError, match="100 is not a multiple of the patch size 16: use 96 or 112"
+    ):
+        spec_from_name("gft_tiny", LABELS, image_size_px=100)
+
+
+def test_an_unknown_name_lists_the_variants() -> None:
+    with pytest.raises(SpecError, match="gft_huge.*gft_base_edge.*--stages"):
+        spec_from_name("gft_huge", LABELS)
+    with pytest.raises(SpecError, match="timm cannot build 'gft_huge'"):
+        spec_from_name("gft_huge", LABELS, stages="8:75%")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
+    spec = spec_from_name(name, LABELS)
+    keeps = [stage.keep for stage in spec.stages]
+    assert keeps == ([143, 95, 47] if name.endswith("_edge") else [147, 98, 49])
+    positions = [stage.position for stage in spec.stages]
+    expected = {"edge": [3, 6, 9], "d8": [8, 8, 8]}.get(name.rpartition("_")[2], [8, 9, 10])
+    assert positions == expected
+
+
+def base(name: str) -> tuple[ModelSpec, GFT]:
+    spec = spec_from_name(name, tuple(map(str, range(100))))
+    return spec, build_gft(spec)
+
+
+def test_gft_base_has_the_papers_93_million_parameters() -> None:
+    _, model = base("gft_base")
+    cost = cost_of(model)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert abs(cost.parameters - 93e6) < 0.5e6
+    assert abs(cost.dense_gflops - 35.1) < 0.1
+
+
+def test_the_edge_variant_has_no_extra_layer_and_does_two_thirds_of_the_work() -> None:
+    _, model = base("gft_base_edge")
+    cost = cost_of(model)
+    assert not model.layers
+    assert cost.gflops / cost.dense_gflops == pytest.approx(0.635, abs=0.01)
+    assert [row.tokens_out for row in cost.rows if row.tokens_out % 16 == 0] == [144] * 3 + [
+        96
+    ] * 3 + [48] * 3
