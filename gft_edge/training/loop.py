@@ -82,7 +82,10 @@ def train(
     (out / SPEC_FILE).write_text(json.dumps(to_json(spec), indent=2) + "\n", encoding="utf-8")
     (out / CONFIG_FILE).write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
     trainer = _Trainer(out, spec, config, model, len(train_split.paths))
-    return trainer.run(_State(0, -1.0, []), train_split, val_split, progress)
+    start = _State(0, -1.0, [])
+    # The first weights too: an interruption in the first epoch resumes from them.
+    trainer.save_state(start)
+    return trainer.run(start, train_split, val_split, progress)
 
 
 def resume(out: Path, progress: Progress = quiet) -> Metrics:
@@ -186,7 +189,7 @@ class _Trainer:
             if metrics.top1 >= state.best_top1:
                 state.best_top1 = metrics.top1
                 self._save_best(metrics, val.name, epoch + 1)
-            self._save_state(state)
+            self.save_state(state)
         best: Metrics = from_json(
             Metrics,
             json.loads((self.out / METRICS_FILE).read_text())["metrics"],
@@ -230,7 +233,7 @@ class _Trainer:
         content = {"split": split, "epoch": epoch, "metrics": to_json(metrics)}
         _replace_text(self.out / METRICS_FILE, json.dumps(content, indent=2) + "\n")
 
-    def _save_state(self, state: _State) -> None:
+    def save_state(self, state: _State) -> None:
         rows = [",".join(HISTORY_FIELDS)]
         rows += [",".join(f"{row[name]:.6g}" for name in HISTORY_FIELDS) for row in state.history]
         _replace_text(self.out / HISTORY_FILE, "\n".join(rows) + "\n")
@@ -248,8 +251,6 @@ class _Trainer:
 
     def load_state(self) -> _State:
         path = self.out / STATE_FILE
-        if not path.exists():
-            return _State(0, -1.0, [])
         try:
             saved: dict[str, Any] = torch.load(
                 path, map_location=self.config.device, weights_only=True

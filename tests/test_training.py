@@ -1,0 +1,200 @@
+"""Training on small real folders: it learns, resumes to the same weights, and stops with a reason."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gft_edge.errors import CheckpointError, DataError, TrainingError, UsageError
+from gft_edge.image_folder import read_split
+from gft_edge.model.checkpoint import load_run
+from gft_edge.model.variants import spec_from_name, squashed
+from gft_edge.specs import ModelSpec
+from gft_edge.training import loop
+from gft_edge.training.data import training_transform
+from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
+from gft_edge.training.metrics import classification_metrics
+from gft_edge.training.recipes import PAPER, Recipe
+
+QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three classes that differ in hue, 48 px, with noise; val has only two of them."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    for split, count, classes in (("train", 12, 3), ("val", 4, 2), ("test", 6, 3)):
+        for index in range(classes):
+            (folder / split / "rgb"[index]).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (48, 48, 3), dtype=np.uint8)
+                pixels[..., index] += 100
+                Image.fromarray(pixels).save(folder / split / "rgb"[index] / f"{number}.png")
+    return folder
+
+
+def spec_for(data: Path, stages: str = "1:20,2:15,3:10") -> ModelSpec:
+    return spec_from_name(
+        "vit_tiny_patch16_224",
+        read_split(data, "train").labels,
+        image_size_px=48,
+        stages=stages,
+        backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
+    )
+
+
+def config(data: Path, recipe: Recipe = QUICK, **changes: Any) -> RunConfig:
+    given = RunConfig(str(data), recipe, amp=False, workers=0, device="cpu")
+    return dataclasses.replace(given, **changes)
+
+
+def test_it_learns_and_leaves_a_run_that_evaluates(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = dataclasses.replace(QUICK, epochs=6)
+    metrics = train(run, spec_for(data), config(data, recipe), None)
+    assert metrics.top1 == 1.0
+    spec, model = load_run(run)
+    logits, targets = logits_and_targets(model, spec, data, "test")
+    result = classification_metrics(logits, targets)
+    assert result.top1 > 0.9
+    assert result.images == 18
+    history = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4, 5, 6]
+    assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"])
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["split"] == "val"
+    assert set(written["metrics"]) == {f.name for f in dataclasses.fields(metrics)}
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at one report of the progress."""
+
+    def __init__(self, at: str):
+        self.at = at
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        if text.startswith(self.at) and done == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, spec_for(data), config(data), None)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, spec_for(data), config(data), None, Interrupt("epoch 2/3"))
+    assert not (broken / "history.csv").read_text().count("\n2,")
+    resume(broken)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    timeless = [
+        [row.rsplit(",", 2)[0] for row in (run / "history.csv").read_text().splitlines()]
+        for run in (whole, broken)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_an_interruption_in_the_first_epoch_resumes_too(data: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, spec_for(data), config(data), None)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, spec_for(data), config(data), None, Interrupt("epoch 1/3"))
+    resume(broken)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        chosen = dataclasses.replace(recipe, seed=seed)
+        train(tmp_path / name, spec_for(data), config(data, chosen), None)
+    first, second, third = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
+    assert first == second
+    assert first != third
+
+
+def test_workers_do_not_change_the_images(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    train(tmp_path / "a", spec_for(data), config(data, recipe, workers=1), None)
+    train(tmp_path / "b", spec_for(data), config(data, recipe, workers=1), None)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (
+        tmp_path / "b/model.safetensors"
+    ).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(data: Path, tmp_path: Path) -> None:
+    # A rate this high overflows the logits within the first epoch.
+    recipe = dataclasses.replace(QUICK, lr=1e30, warmup=0.0)
+    with pytest.raises(
+        TrainingError, match=r"loss became (nan|inf) in epoch \d.*--lr \(now 1e\+30\)"
+    ):
+        train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, workers: int) -> None:
+    (data / "train" / "g" / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        train(tmp_path / "run", spec_for(data), config(data, workers=workers), None)
+    message = str(caught.value)
+    assert message.startswith(str(data / "train" / "g" / "broken.jpg"))
+    assert message.endswith("remove or replace it and resume")
+    assert "\n" not in message
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_over(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+    with pytest.raises(UsageError, match="already holds a run.*--resume"):
+        train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        resume(tmp_path / "run")
+
+
+def test_resuming_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run"):
+        resume(tmp_path)
+
+
+def test_a_damaged_state_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", spec_for(data), config(data), None, Interrupt("epoch 2/3"))
+    (tmp_path / "run" / loop.STATE_FILE).write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"last.pt cannot be resumed"):
+        resume(tmp_path / "run")
+
+
+def test_other_classes_than_the_networks_are_refused(data: Path, tmp_path: Path) -> None:
+    spec = spec_for(data)
+    (data / "val" / "purple").mkdir()
+    with pytest.raises(DataError, match=r"1 classes the model does not know \(purple"):
+        train(tmp_path / "run", spec, config(data), None)
+
+
+def test_the_paper_recipe_squashes_the_whole_image(data: Path) -> None:
+    spec = squashed(spec_for(data)).preprocessing
+    assert (spec.crop_mode, spec.crop_pct) == ("squash", 1.0)
+    torch.manual_seed(0)
+    image = Image.new("RGB", (100, 30), (200, 10, 10))
+    assert training_transform(spec, PAPER)(image).shape == (3, 48, 48)
+
+
+def test_metrics_are_those_of_a_confusion_matrix_worked_by_hand() -> None:
+    targets = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 1, 0])
+    logits = np.eye(7, dtype=np.float32)[predicted]
+    metrics = classification_metrics(logits, targets)
+    assert metrics.top1 == pytest.approx(4 / 6)
+    assert metrics.precision_macro == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert metrics.recall_macro == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert metrics.f1_macro == pytest.approx((2 / 3 + 0.8 + 0) / 3)
+    assert metrics.recall_weighted == pytest.approx(4 / 6)
+    assert metrics.f1_weighted == pytest.approx((3 * 2 / 3 + 2 * 0.8) / 6)
+    assert metrics.top5 == 1.0
