@@ -31,8 +31,7 @@ def onnx_from_torch(
     Node names are module paths; nothing in the file depends on where it was written. Raises
     UsageError for an opset out of OPSET_RANGE.
     """
-    if not OPSET_RANGE[0] <= opset <= OPSET_RANGE[1]:
-        raise UsageError(f"opset {opset} is not from {OPSET_RANGE[0]} to {OPSET_RANGE[1]}")
+    check_opset(opset)
     shape = given.shape(spec.preprocessing.image_size_px)
     if given.dtype == "uint8":
         network: nn.Module = FromPixels(model, spec)
@@ -60,6 +59,12 @@ def onnx_from_torch(
     assert program is not None
     onnx.save(_anonymous(program.model_proto), path)
     return kept
+
+
+def check_opset(opset: int) -> None:
+    """Raise UsageError for an opset out of OPSET_RANGE."""
+    if not OPSET_RANGE[0] <= opset <= OPSET_RANGE[1]:
+        raise UsageError(f"--opset {opset} is not from {OPSET_RANGE[0]} to {OPSET_RANGE[1]}")
 
 
 class FromNormalised(nn.Module):

@@ -29,7 +29,7 @@ from gft_edge.bundle import (
 )
 from gft_edge.classifier import open_request, session_outputs
 from gft_edge.errors import GftEdgeError, PipelineError, UsageError
-from gft_edge.export.onnx_from_torch import onnx_from_torch
+from gft_edge.export.onnx_from_torch import check_opset, onnx_from_torch
 from gft_edge.export.simplify import simplifier, simplify
 from gft_edge.export.structure import check_structure, finish
 from gft_edge.export.verify import gate, pixels_of, refuse_inert_selection, torch_outputs
@@ -42,7 +42,6 @@ from gft_edge.specs import (
     InputSpec,
     Manifest,
     ModelSpec,
-    Tolerance,
     to_json,
 )
 
@@ -80,6 +79,7 @@ def check_request(request: ExportRequest) -> None:
         raise UsageError("--compress-weights is OpenVINO's: use it with --target openvino")
     if request.input.batch < 1:
         raise UsageError(f"--batch is {request.input.batch}: give 1 or more")
+    check_opset(request.opset)
     if reason := backend.missing():
         raise UsageError(reason)
 
@@ -152,13 +152,11 @@ class _Export:
                 self.model, self.spec, self.request.input, self.request.opset, path
             )
             self._check(path)
-            self._verify("onnx_from_torch", "onnx", path, pixels, reference)
+            self._verify("onnx_from_torch", "onnx", "fp32", path, pixels, reference)
         self._record(path, "onnx")
         return path
 
-    def _simplified(
-        self, source: Path, pixels: npt.NDArray[np.uint8], reference: Outputs
-    ) -> Path:
+    def _simplified(self, source: Path, pixels: npt.NDArray[np.uint8], reference: Outputs) -> Path:
         if simplifier() is None:
             self.say(
                 "onnxsim is not installed here, going on with the exporter's own optimisation "
@@ -169,7 +167,7 @@ class _Export:
         with self._stage("simplify"):
             simplify(source, path)
             self._check(path)
-            self._verify("simplify", "onnx", path, pixels, reference)
+            self._verify("simplify", "onnx", "fp32", path, pixels, reference)
         self._record(path, "onnx")
         return path
 
@@ -193,13 +191,14 @@ class _Export:
                 graph,
                 folder,
                 BuildRequest(
-                    self.request.precision,
+                    self._precision,
                     self.request.compress_weights,
                     self._metadata(),
                     self.lineage[-1].sha256,
                 ),
             )
-            self._verify(name, self.backend.TARGET, folder / artifact.path, pixels, reference)
+            path = folder / artifact.path
+            self._verify(name, self.backend.TARGET, artifact.precision, path, pixels, reference)
         return artifact
 
     def _write_rest(
@@ -241,6 +240,7 @@ class _Export:
         self,
         name: str,
         target: str,
+        precision: str,
         path: Path,
         pixels: npt.NDArray[np.uint8],
         reference: Outputs,
@@ -260,11 +260,12 @@ class _Export:
             )
         finally:
             session.close()
-        self.reports.append(gate(compare(name, reference, outputs, self._tolerance(target))))
+        self.reports.append(gate(compare(name, reference, outputs, TOLERANCES[precision])))
 
-    def _tolerance(self, target: str) -> Tolerance:
-        compressed = self.request.compress_weights and target == "openvino"
-        return TOLERANCES["fp32-fp16-weights" if compressed else self.request.precision]
+    @property
+    def _precision(self) -> str:
+        suffix = "-fp16-weights" if self.request.compress_weights else ""
+        return f"{self.request.precision}{suffix}"
 
     def _check(self, path: Path) -> None:
         # One Cast, uint8 to float, where pixels enter the network; none where floats do.
@@ -290,7 +291,16 @@ class _Export:
         }
 
     def _tools(self) -> dict[str, str]:
-        names = ("gft-edge", "torch", "timm", "onnx", "onnxscript", "onnxsim", "onnxruntime", "openvino")
+        names = (
+            "gft-edge",
+            "torch",
+            "timm",
+            "onnx",
+            "onnxscript",
+            "onnxsim",
+            "onnxruntime",
+            "openvino",
+        )
         versions = {"python": platform.python_version()}
         for name in names:
             try:

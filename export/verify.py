@@ -42,9 +42,7 @@ def torch_outputs(
     return concatenate(batches)
 
 
-def refuse_inert_selection(
-    model: GFT, pixels: npt.NDArray[np.uint8], spec: Preprocessing
-) -> None:
+def refuse_inert_selection(model: GFT, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> None:
     """Raise GateError when some stage's choice of patches cannot change any logit.
 
     Such a stage looks deployed and is not: a graph optimiser would delete it as dead code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +56,9 @@ class Classifier:
         kept patches. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}: give 1 or more, or none for all cores")
+        cores = os.cpu_count() or 1
+        if threads is not None and not 1 <= threads <= cores:
+            raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
         manifest = opened.manifest
         session = backend_for(backend or manifest.target).open_session(
             opened.artifact_path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
     model = openvino.convert_model(onnx)
     for key, value in request.metadata.items():
         model.set_rt_info(value, ["model_info", key])
+    # OpenVINO names what it makes itself by a counter of the process (MVN_34): two conversions
+    # would differ in those names alone.
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(r"[A-Za-z]+(_\d+)+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}.{number}")
     path = folder / "model.xml"
     openvino.save_model(model, path, compress_to_fp16=request.compress_weights)
     return Artifact(

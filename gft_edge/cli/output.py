@@ -58,14 +58,19 @@ def overlaps(values: Sequence[float] | None) -> str:
 def progress() -> Iterator[Report]:
     """A progress bar on stderr, one line a task: report(text, done, total).
 
-    A task is known by its text up to the first double space, behind which it may change.
+    A task is known by its text up to the first double space, behind which it may change. Where
+    stderr is no terminal, each finished task is one line of a log.
     """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text, done, total: say(text) if total and done == total else None
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
     ) as bars:
         tasks: dict[str, Any] = {}
 

@@ -1,0 +1,365 @@
+"""Export: static graphs that keep what PyTorch keeps, gates that fail, bundles that survive a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from gft_edge.bundle import read_bundle
+from gft_edge.calibration.image_set import draw_image_set
+from gft_edge.classifier import Classifier
+from gft_edge.errors import BundleError, GateError, PipelineError, UsageError
+from gft_edge.export import recipe as recipe_module
+from gft_edge.export import simplify as simplify_module
+from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
+from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.structure import check_structure
+from gft_edge.image_folder import read_split
+from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.variants import spec_from_name
+from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score
+
+LABELS = ("ash", "birch", "cherry tree")
+
+
+def network(stages: str = "0:20,1:15,2:10", gala: Any = "block", score: Score = "gala") -> Any:
+    """A spec and a network whose random weights are wide enough to tell images apart."""
+    spec = spec_from_name(
+        "vit_tiny_patch16_224",
+        LABELS,
+        image_size_px=48,
+        stages=stages,
+        gala=gala,
+        score=score,
+        backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
+    )
+    torch.manual_seed(0)
+    model = build_gft(spec)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "pos_embed" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 6
+    return spec, model.eval()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """Smooth random pictures, so that neighbouring patches differ clearly."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for label in LABELS:
+        (folder / "val" / label).mkdir(parents=True)
+        for number in range(5):
+            small = Image.fromarray(generator.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+            small.resize((64, 56), Image.Resampling.BICUBIC).save(
+                folder / "val" / label / f"{number}.png"
+            )
+    return draw_image_set(read_split(folder, "val"), 12, seed=0)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("gala", "stages", "score", "given"),
+    [
+        ("block", "0:20,1:15,2:10", "gala", InputSpec("uint8", 1)),
+        ("layer", "1:20,2:15,4:10", "gala", InputSpec("uint8", 1)),
+        ("block", "0:20,1:15,2:10", "class", InputSpec("float32", 1)),
+        ("layer", "4:20,4:15,4:10", "random", InputSpec("uint8", 5)),
+        ("block", "none", "gala", InputSpec("uint8", 1)),
+    ],
+)
+def test_every_configuration_exports_and_keeps_what_pytorch_keeps(
+    target: str, gala: str, stages: str, score: Score, given: InputSpec,
+    images: ImageSet, tmp_path: Path,
+) -> None:  # fmt: skip
+    spec, model = network(stages, gala, score)
+    request = ExportRequest(target, input=given)
+    bundle = export(model, spec, images, request, tmp_path / "bundle")
+    stages_run = [report.stage for report in bundle.manifest.reports]
+    assert stages_run == ["onnx_from_torch", "simplify", f"build for {target}"]
+    for report in bundle.manifest.reports:
+        assert report.verdict == "pass"
+        assert report.top1_agreement == 1.0
+        assert all(overlap == 1.0 for overlap in report.kept_overlap)
+        assert len(report.kept_overlap) == len(spec.stages)
+        assert report.images == 12
+    lineage = (*bundle.manifest.lineage, bundle.manifest.artifact)
+    for parent, child in zip(lineage, lineage[1:], strict=False):
+        assert child.parent_sha256 == parent.sha256
+
+
+def exported_graph(tmp_path: Path, images: ImageSet, **request: Any) -> onnx.ModelProto:
+    spec, model = network()
+    bundle = export(model, spec, images, ExportRequest("onnx", **request), tmp_path / "bundle")
+    return onnx.load(bundle.artifact_path)
+
+
+def test_the_graph_takes_pixels_and_gives_logits_alone(tmp_path: Path, images: ImageSet) -> None:
+    graph = exported_graph(tmp_path, images).graph
+    assert [value.name for value in graph.input] == ["images"]
+    assert [value.name for value in graph.output] == ["logits"]
+    dims = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert dims == [1, 48, 48, 3]
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["TopK"] == 3
+    assert counts["Cast"] == 1
+    assert graph.node[0].op_type == "Cast", "TensorRT refuses a UINT8 Transpose"
+    assert counts["LayerNormalization"] == 9
+    assert counts["Gelu"] == 4
+
+
+def test_node_names_are_module_paths_and_nothing_names_this_machine(
+    tmp_path: Path, images: ImageSet
+) -> None:
+    model = exported_graph(tmp_path, images)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("backbone.blocks.2.mlp.fc1/") for name in names)
+    assert any(name.startswith("selections.1/TopK") for name in names)
+    data = model.SerializeToString()
+    for trace in (b"site-packages", str(Path.home()).encode() + b"/", b"stack_trace", b"tests/"):
+        assert trace not in data
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_two_exports_of_one_run_are_equal_byte_for_byte(
+    target: str, tmp_path: Path, images: ImageSet
+) -> None:
+    spec, model = network()
+    for name in "ab":
+        export(model, spec, images, ExportRequest(target), tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert {"manifest.json", "labels.txt", "golden.npz"} < set(files)
+    for name in files:
+        same = (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert same, f"{name} differs between two exports"
+
+
+def test_both_formats_carry_the_same_metadata(tmp_path: Path, images: ImageSet) -> None:
+    import openvino
+
+    spec, model = network()
+    for target in ("onnx", "openvino"):
+        export(model, spec, images, ExportRequest(target), tmp_path / target)
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx")
+    in_onnx = {entry.key: entry.value for entry in graph.metadata_props}
+    ir = openvino.Core().read_model(tmp_path / "openvino" / "model.xml")
+    in_ir = {key: ir.get_rt_info(["model_info", key]).astype(str) for key in in_onnx}
+    assert in_ir == in_onnx
+    assert in_onnx["labels"] == "ash birch cherry_tree"
+    assert in_onnx["model_type"] == "Classification"
+    assert json.loads(in_onnx["gft_edge_model"])["stages"][0] == {"position": 0, "keep": 20}
+
+
+def test_folding_the_normalisation_is_exact() -> None:
+    spec, model = network()
+    projection = model.backbone.patch_embed.proj
+    pixels = torch.randint(0, 256, (2, 3, 48, 48)).float()
+    mean = torch.tensor(spec.preprocessing.mean).reshape(1, 3, 1, 1)
+    std = torch.tensor(spec.preprocessing.std).reshape(1, 3, 1, 1)
+    expected = projection((pixels / 255 - mean) / std)
+    fold_normalisation(projection, spec)
+    torch.testing.assert_close(projection(pixels), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_keeping_other_patches_changes_what_the_exported_graph_answers(tmp_path: Path) -> None:
+    spec, model = network()
+    path = tmp_path / "model.onnx"
+    onnx_from_torch(model, spec, InputSpec("uint8", 1), 20, path)
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        if node.op_type == "TopK":
+            largest = next(a for a in node.attribute if a.name == "largest")
+            largest.i = 0
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 3), dtype=np.uint8)
+    answers = [
+        onnxruntime.InferenceSession(m.SerializeToString()).run(["logits"], {"images": pixels})[0]
+        for m in (onnx.load(path), graph)
+    ]
+    assert np.abs(answers[0] - answers[1]).max() > 1e-3
+
+
+def test_an_inert_selection_is_refused_with_the_reason(tmp_path: Path, images: ImageSet) -> None:
+    spec = spec_from_name(
+        "vit_tiny_patch16_224", LABELS, image_size_px=48, stages="4:20",
+        backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
+    )  # fmt: skip
+    with pytest.raises(GateError, match=r"stage 1 is inert.*Train the network"):
+        export(build_gft(spec), spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def good_bundle(tmp_path: Path, images: ImageSet) -> tuple[ModelSpec, GFT, dict[str, bytes]]:
+    spec, model = network()
+    export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+    return spec, model, contents(tmp_path / "bundle")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_graph_that_decides_otherwise_fails_its_gate_and_replaces_nothing(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model, before = good_bundle(tmp_path, images)
+    honest = simplify_module.simplify
+
+    def damaging(source: Path, path: Path) -> None:
+        """What a faulty optimiser would do: the graph stays valid and keeps the worst patches."""
+        honest(source, path)
+        graph = onnx.load(path)
+        node = next(n for n in graph.graph.node if n.op_type == "TopK")
+        next(a for a in node.attribute if a.name == "largest").i = 0
+        onnx.save(graph, path)
+
+    monkeypatch.setattr(recipe_module, "simplify", damaging)
+    with pytest.raises(GateError, match=r"stage 'simplify' differs.*stage 1 keeps 0\.\d+"):
+        export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+    assert contents(tmp_path / "bundle") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_or_starved_export_leaves_the_old_bundle(
+    failure: BaseException, tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model, before = good_bundle(tmp_path, images)
+
+    def failing(*_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(recipe_module, "write_manifest", failing)
+    expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else BundleError
+    with pytest.raises(expected):
+        export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+    assert contents(tmp_path / "bundle") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_failing_stage_names_itself_and_what_ran_before(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model = network()
+
+    def failing(source: Path, path: Path) -> None:
+        raise RuntimeError("no such operator\nand a long story")
+
+    monkeypatch.setattr(recipe_module, "simplify", failing)
+    message = (
+        r"stage 'simplify' failed \(finished before it: reference in PyTorch, onnx_from_torch\): "
+        r"no such operator$"
+    )
+    with pytest.raises(PipelineError, match=message):
+        export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+
+
+def test_without_onnxsim_it_says_so_and_goes_on(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model = network()
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    said: list[str] = []
+    bundle = export(
+        model, spec, images, ExportRequest("onnx"), tmp_path / "bundle", say=said.append
+    )
+    assert [r.stage for r in bundle.manifest.reports] == ["onnx_from_torch", "build for onnx"]
+    assert any("onnxsim is not installed here" in text for text in said)
+
+
+def test_no_simplify_leaves_onnxsim_out(tmp_path: Path, images: ImageSet) -> None:
+    graph = exported_graph(tmp_path, images, simplify=False).graph
+    assert Counter(node.op_type for node in graph.node)["TopK"] == 3
+
+
+def test_compressed_weights_are_half_the_size_and_still_computed_in_f32(
+    tmp_path: Path, images: ImageSet
+) -> None:
+    spec, model = network()
+    for name, compress in (("plain", False), ("compressed", True)):
+        request = ExportRequest("openvino", compress_weights=compress)
+        export(model, spec, images, request, tmp_path / name)
+    sizes = [(tmp_path / n / "model.bin").stat().st_size for n in ("plain", "compressed")]
+    assert sizes[1] < 0.55 * sizes[0]
+    manifest = read_bundle(tmp_path / "compressed").manifest
+    assert manifest.artifact.precision == "fp32-fp16-weights"
+    assert manifest.runtime_precision == "f32"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            ExportRequest("tensorflow"),
+            "there is no target 'tensorflow': choose from onnx, openvino",
+        ),
+        (ExportRequest("fake"), "not deployable"),
+        (
+            ExportRequest("onnx", precision="int4"),
+            "int4 is not available for onnx: choose from fp32",
+        ),
+        (ExportRequest("onnx", compress_weights=True), "use it with --target openvino"),
+        (ExportRequest("onnx", input=InputSpec("uint8", 0)), "--batch is 0"),
+        (ExportRequest("onnx", opset=25), "--opset 25 is not from 18 to 20"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(
+    request_: ExportRequest, message: str, tmp_path: Path, images: ImageSet
+) -> None:
+    spec, model = network()
+    with pytest.raises(UsageError, match=message):
+        export(model, spec, images, request_, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("opset", [18, 19])
+def test_older_opsets_export_too(opset: int, tmp_path: Path, images: ImageSet) -> None:
+    model = exported_graph(tmp_path, images, opset=opset)
+    assert max(entry.version for entry in model.opset_import if not entry.domain) == opset
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path, images: ImageSet) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    spec, model = network()
+    with pytest.raises(BundleError, match="exists and is no bundle"):
+        export(model, spec, images, ExportRequest("onnx"), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_the_structure_check_refuses_what_an_engine_would(tmp_path: Path) -> None:
+    spec, model = network()
+    path = tmp_path / "model.onnx"
+    onnx_from_torch(model, spec, InputSpec("uint8", 1), 20, path)
+    check_structure(path, spec, casts=1)
+    with pytest.raises(PipelineError, match="1 Cast nodes, expected 0"):
+        check_structure(path, spec, casts=0)
+    fewer = dataclasses.replace(spec, stages=spec.stages[:2])
+    with pytest.raises(PipelineError, match=r"keeps \[20, 15, 10\].*says \[20, 15\]"):
+        check_structure(path, fewer, casts=1)
+    graph = onnx.load(path)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_value")
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(graph, path)
+    with pytest.raises(PipelineError, match="images has a dynamic dimension"):
+        check_structure(path, spec, casts=1)
+
+
+def test_an_onnx_bundle_runs_on_openvino_too(tmp_path: Path, images: ImageSet) -> None:
+    spec, model = network()
+    export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+    answers = []
+    for backend in ("onnx", "openvino"):
+        with Classifier.load(tmp_path / "bundle", backend) as classifier:
+            answers.append(classifier.logits(list(images.paths)))
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-4)
