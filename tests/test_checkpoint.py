@@ -114,7 +114,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pt").write_bytes(content)
     spec = small_spec("none")
-    with pytest.raises(CheckpointError, match="w.pt"):
+    with pytest.raises(CheckpointError, match=r"w.pt"):
         load_backbone(build_gft(spec), spec, tmp_path / "w.pt")
 
 
@@ -145,7 +145,7 @@ def test_nan_weights_are_refused_by_tensor(tmp_path: Path) -> None:
     state["blocks.2.mlp.fc1.weight"][3, 5] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     spec = small_spec("none")
-    with pytest.raises(CheckpointError, match="blocks.2.mlp.fc1.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"blocks.2.mlp.fc1.weight holds NaN"):
         load_backbone(build_gft(spec), spec, tmp_path / "w.safetensors")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections import Counter
@@ -95,7 +96,7 @@ def test_every_configuration_exports_and_keeps_what_pytorch_keeps(
         assert len(report.kept_overlap) == len(spec.stages)
         assert report.images == 12
     lineage = (*bundle.manifest.lineage, bundle.manifest.artifact)
-    for parent, child in zip(lineage, lineage[1:], strict=False):
+    for parent, child in itertools.pairwise(lineage):
         assert child.parent_sha256 == parent.sha256
 
 

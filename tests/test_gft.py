@@ -168,7 +168,7 @@ def test_an_image_size_that_patches_do_not_divide_is_refused() -> None:
 
 
 def test_an_unknown_name_lists_the_variants() -> None:
-    with pytest.raises(SpecError, match="gft_huge.*gft_base_edge.*--stages"):
+    with pytest.raises(SpecError, match=r"gft_huge.*gft_base_edge.*--stages"):
         spec_from_name("gft_huge", LABELS)
     with pytest.raises(SpecError, match="timm cannot build 'gft_huge'"):
         spec_from_name("gft_huge", LABELS, stages="8:75%")

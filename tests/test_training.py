@@ -152,7 +152,7 @@ def test_an_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, wo
 def test_a_folder_that_holds_a_run_is_not_trained_over(data: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1)
     train(tmp_path / "run", spec_for(data), config(data, recipe), None)
-    with pytest.raises(UsageError, match="already holds a run.*--resume"):
+    with pytest.raises(UsageError, match=r"already holds a run.*--resume"):
         train(tmp_path / "run", spec_for(data), config(data, recipe), None)
     with pytest.raises(CheckpointError, match="nothing to resume"):
         resume(tmp_path / "run")

@@ -56,6 +56,8 @@ def evaluation_transform(spec: Preprocessing) -> Transform:
 def training_transform(spec: Preprocessing, recipe: Recipe) -> Transform:
     """Augmentation as the recipe names it, from timm and torchvision."""
     size = spec.image_size_px
+    if recipe.augmentation == "none":
+        return evaluation_transform(spec)
     if recipe.augmentation == "paper":
         composed: Any = transforms.Compose(
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Augmentation = Literal["crop", "flip", "paper"]
+Augmentation = Literal["crop", "flip", "none", "paper"]
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class Recipe:
     """Everything that decides the result of a training, beside the network and the images.
 
     `augmentation`: `crop`, random resized crop and flip with mild colour jitter; `flip`, the
-    evaluation crop and a flip; `paper`, the whole image squashed, flip, autocontrast and
-    RandAugment(2, 9). `layer_decay` multiplies the learning rate once for each block further from
+    evaluation crop and a flip; `none`, the evaluation crop; `paper`, the whole image squashed,
+    flip, autocontrast and RandAugment(2, 9). `layer_decay` multiplies the learning rate once for each block further from
     the head. `warmup` is the fraction of all steps with a rising learning rate.
     """
 

@@ -1,0 +1,1 @@
+"""Everything the download-free demo needs: its drawings and its training."""
