@@ -20,7 +20,6 @@ from gft_edge.bundle import (
     LABELS_FILE,
     SCHEMA_VERSION,
     Bundle,
-    check_replaceable,
     read_bundle,
     replacing,
     sha256_of,
@@ -99,9 +98,10 @@ def export(
     bundle that stood at `out` then still stands.
     """
     check_request(request)
-    check_replaceable(out)
-    with tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
-        return _Export(model, spec, images, request, Path(scratch), progress, say).run(out)
+    # Opened first: a disk that cannot be written should not cost minutes of verification.
+    with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
+        _Export(model, spec, images, request, Path(scratch), progress, say).run(folder)
+    return read_bundle(out)
 
 
 class _Export:
@@ -125,7 +125,7 @@ class _Export:
         self.lineage: list[Artifact] = []
         self.reports: list[FidelityReport] = []
 
-    def run(self, out: Path) -> Bundle:
+    def run(self, folder: Path) -> None:
         with self._stage("reference in PyTorch"):
             pixels = pixels_of(self.images, self.spec.preprocessing)
             refuse_inert_selection(self.model, pixels, self.spec.preprocessing)
@@ -139,11 +139,9 @@ class _Export:
         if self.request.simplify:
             graph = self._simplified(graph, pixels, reference)
         graph = self._finished(graph)
-        with replacing(out) as folder:
-            artifact = self._compiled(graph, folder, pixels, reference)
-            with self._stage("bundle"):
-                self._write_rest(folder, artifact, pixels, reference)
-        return read_bundle(out)
+        artifact = self._compiled(graph, folder, pixels, reference)
+        with self._stage("bundle"):
+            self._write_rest(folder, artifact, pixels, reference)
 
     def _exported(self, pixels: npt.NDArray[np.uint8], reference: Outputs) -> Path:
         path = self.scratch / "exported.onnx"

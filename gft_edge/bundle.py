@@ -122,7 +122,8 @@ def replacing(out: Path) -> Iterator[Path]:
     On any failure or interruption the new folder is removed and `out` stays as it was. Raises
     BundleError when `out` exists and is no bundle: replacing would delete what else it is.
     """
-    check_replaceable(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
+        raise BundleError(f"{out} exists and is no bundle: choose another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -137,12 +138,6 @@ def replacing(out: Path) -> Iterator[Path]:
         raise BundleError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_replaceable(out: Path) -> None:
-    """Raise BundleError when `out` is something other than a bundle or an empty folder."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
-        raise BundleError(f"{out} exists and is no bundle: choose another --out")
 
 
 def _swap(partial: Path, out: Path) -> None:

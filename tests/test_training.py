@@ -198,3 +198,20 @@ def test_metrics_are_those_of_a_confusion_matrix_worked_by_hand() -> None:
     assert metrics.recall_weighted == pytest.approx(4 / 6)
     assert metrics.f1_weighted == pytest.approx((3 * 2 / 3 + 2 * 0.8) / 6)
     assert metrics.top5 == 1.0
+
+
+def test_a_full_disk_keeps_the_last_whole_epoch(data: Path, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(whole, spec_for(data), config(data), None)
+
+    def fill(text: str, done: int, total: int) -> None:
+        if text.startswith("epoch 2/3") and done == total:
+            # The device that answers every write as a full disk does.
+            (run / ".last.pt.partial").symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pt .*make room"):
+        train(run, spec_for(data), config(data), None, fill)
+    resume(run)
+    history = (run / "history.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in history[1:]] == ["1", "2", "3"]
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

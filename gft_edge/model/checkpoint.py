@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -125,14 +125,26 @@ def _check_fit(
 
 def save_network(folder: Path, model: GFT, spec: ModelSpec) -> None:
     """Write model.json and model.safetensors into a run folder, each replaced in one step."""
-    partial = folder / f".{SPEC_FILE}.partial"
-    partial.write_text(json.dumps(to_json(spec), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / SPEC_FILE)
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial
-    )
-    partial.replace(folder / WEIGHTS_FILE)
+    text = json.dumps(to_json(spec), indent=2) + "\n"
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    replace_file(folder / SPEC_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_file(folder / WEIGHTS_FILE, lambda partial: safetensors.torch.save_file(state, partial))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a new file and put it in place of `path` in one step.
+
+    Raises CheckpointError when it cannot be written; `path` then stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    # Of a full disk torch and safetensors make errors of their own.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise CheckpointError(f"cannot write {path} ({reason}): make room and resume") from error
 
 
 def load_run(folder: Path) -> tuple[ModelSpec, GFT]:

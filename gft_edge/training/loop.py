@@ -21,7 +21,7 @@ from torch import nn
 
 from gft_edge.errors import CheckpointError, DataError, SpecError, TrainingError, UsageError
 from gft_edge.image_folder import Split, read_split
-from gft_edge.model.checkpoint import SPEC_FILE, load_backbone, save_network
+from gft_edge.model.checkpoint import SPEC_FILE, load_backbone, replace_file, save_network
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.specs import ModelSpec, from_json, to_json
 from gft_edge.training.data import evaluation_loader, targets_of, training_loader
@@ -79,8 +79,8 @@ def train(
         load_backbone(model, spec, weights)
     train_split, val_split = _splits(config, spec)
     out.mkdir(parents=True, exist_ok=True)
-    (out / SPEC_FILE).write_text(json.dumps(to_json(spec), indent=2) + "\n", encoding="utf-8")
-    (out / CONFIG_FILE).write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
+    _replace_text(out / SPEC_FILE, json.dumps(to_json(spec), indent=2) + "\n")
+    _replace_text(out / CONFIG_FILE, json.dumps(to_json(config), indent=2) + "\n")
     trainer = _Trainer(out, spec, config, model, len(train_split.paths))
     start = _State(0, -1.0, [])
     # The first weights too: an interruption in the first epoch resumes from them.
@@ -237,17 +237,18 @@ class _Trainer:
         rows = [",".join(HISTORY_FIELDS)]
         rows += [",".join(f"{row[name]:.6g}" for name in HISTORY_FIELDS) for row in state.history]
         _replace_text(self.out / HISTORY_FILE, "\n".join(rows) + "\n")
-        partial = self.out / f".{STATE_FILE}.partial"
-        torch.save(
-            {
-                "epoch": state.epoch,
-                "best_top1": state.best_top1,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            partial,
+        replace_file(
+            self.out / STATE_FILE,
+            lambda partial: torch.save(
+                {
+                    "epoch": state.epoch,
+                    "best_top1": state.best_top1,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                },
+                partial,
+            ),
         )
-        partial.replace(self.out / STATE_FILE)
 
     def load_state(self) -> _State:
         path = self.out / STATE_FILE
@@ -294,9 +295,7 @@ def _named_failures(loader: Any) -> Any:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def logits_and_targets(

@@ -14,24 +14,26 @@ class Recipe:
 
     `augmentation`: `crop`, random resized crop and flip with mild colour jitter; `flip`, the
     evaluation crop and a flip; `none`, the evaluation crop; `paper`, the whole image squashed,
-    flip, autocontrast and RandAugment(2, 9). `layer_decay` multiplies the learning rate once for each block further from
+    flip, autocontrast and RandAugment(2, 9). `crop_scale` is the least share of the image that a
+    random crop holds. `layer_decay` multiplies the learning rate once for each block further from
     the head. `warmup` is the fraction of all steps with a rising learning rate.
     """
 
     epochs: int = 6
     batch_size: int = 32
-    lr: float = 4e-4
-    layer_decay: float = 0.8
+    lr: float = 1e-3
+    layer_decay: float = 0.75
     weight_decay: float = 0.05
-    warmup: float = 0.15
+    warmup: float = 0.1
     label_smoothing: float = 0.1
     clip_grad: float = 1.0
     augmentation: Augmentation = "crop"
-    crop_scale: float = 0.35
+    crop_scale: float = 0.5
     seed: int = 0
 
 
-# On small data sets a few epochs at a rate that falls towards the patch embedding.
+# A few epochs on a small data set: a high rate at the head that falls towards the patch embedding.
+# gft_tiny_edge, 6 epochs on grocery: 88.5 % against 86.8 % with 4e-4, 0.8, 0.15 and 0.35.
 DEFAULT = Recipe()
 
 # arXiv 2504.09852 and the authors' scripts.

@@ -1,0 +1,258 @@
+"""Every engine keeps the same contract, and all give the same numbers for the same network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gft_edge.backends import OpenRequest, Session, backend_for, backends, ov
+from gft_edge.backends.ort import _graph_output
+from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.classifier import open_request
+from gft_edge.errors import BundleError, UsageError
+from gft_edge.verification import read_golden
+
+ENGINES = sorted(backends())
+
+
+def request_of(bundle: Bundle, kept: bool = True) -> OpenRequest:
+    manifest = bundle.manifest
+    names = manifest.kept_outputs if kept else ()
+    return open_request(
+        manifest.model, manifest.input, manifest.runtime_precision, names, threads=1
+    )
+
+
+def session_of(folder: Path, kept: bool = True) -> Session:
+    bundle = read_bundle(folder)
+    backend = backend_for(bundle.manifest.target)
+    return backend.open_session(bundle.artifact_path, request_of(bundle, kept))
+
+
+@pytest.fixture(scope="module")
+def sessions(micro_bundles: dict[str, Path]) -> dict[str, Session]:
+    """One open session of each target, for tests that do not close it."""
+    return {target: session_of(folder) for target, folder in micro_bundles.items()}
+
+
+@pytest.fixture
+def pixels(micro_bundles: dict[str, Path]) -> npt.NDArray[np.uint8]:
+    """The golden images, uint8 (8,64,64,3)."""
+    return read_golden(read_bundle(micro_bundles["onnx"]))[0]
+
+
+def test_the_engines_are_found_by_their_files() -> None:
+    assert {"onnx", "openvino"} <= set(ENGINES)
+    assert "fake" not in ENGINES
+
+
+@pytest.mark.parametrize(
+    ("alias", "target"),
+    [("ort", "onnx"), ("onnxruntime", "onnx"), ("ov", "openvino"), ("ir", "openvino")],
+)
+def test_an_engine_answers_to_its_other_names(alias: str, target: str) -> None:
+    assert backend_for(alias) is backend_for(target)
+
+
+def test_an_unknown_target_lists_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"no target 'tpu': choose from .*onnx, openvino"):
+        backend_for("tpu")
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_engine_that_is_here_says_its_version(target: str) -> None:
+    backend = backend_for(target)
+    assert backend.missing() is None
+    assert any(character.isdigit() for character in backend.version())
+    assert backend.RUNTIME_PRECISION == "f32"
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_session_returns_logits_and_then_the_kept_patches_of_each_stage(
+    target: str, sessions: dict[str, Session], pixels: npt.NDArray[np.uint8]
+) -> None:
+    logits, *kept = sessions[target].run(pixels[:1])
+    assert logits.shape == (1, 4)
+    assert logits.dtype == np.float32
+    assert [stage.shape for stage in kept] == [(1, 48), (1, 32), (1, 16)]
+    for stage, before in zip(kept, (64, 48, 32), strict=True):
+        assert stage.dtype == np.int64
+        assert (np.diff(stage) > 0).all(), "kept patches stay in grid order"
+        assert stage.min() >= 0
+        assert stage.max() < before
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_without_kept_outputs_a_session_returns_the_logits_alone(
+    target: str,
+    micro_bundles: dict[str, Path],
+    sessions: dict[str, Session],
+    pixels: npt.NDArray[np.uint8],
+) -> None:
+    (logits,) = session_of(micro_bundles[target], kept=False).run(pixels[:1])
+    np.testing.assert_allclose(logits, sessions[target].run(pixels[:1])[0], atol=1e-5)
+
+
+def test_the_engines_agree_with_each_other(
+    sessions: dict[str, Session], pixels: npt.NDArray[np.uint8]
+) -> None:
+    decisions = set()
+    for image in pixels[:, None]:
+        ours, theirs = sessions["onnx"].run(image), sessions["openvino"].run(image)
+        np.testing.assert_allclose(ours[0], theirs[0], atol=1e-4)
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
+            np.testing.assert_array_equal(a, b)
+        decisions.add(int(ours[0].argmax()))
+    assert len(decisions) > 1, "images that all look alike would agree under any error"
+
+
+def test_openvino_loads_the_onnx_file_too(
+    micro_bundles: dict[str, Path],
+    sessions: dict[str, Session],
+    pixels: npt.NDArray[np.uint8],
+) -> None:
+    bundle = read_bundle(micro_bundles["onnx"])
+    session = backend_for("openvino").open_session(bundle.artifact_path, request_of(bundle))
+    outputs, expected = session.run(pixels[:1]), sessions["onnx"].run(pixels[:1])
+    np.testing.assert_allclose(outputs[0], expected[0], atol=1e-4)
+    np.testing.assert_array_equal(outputs[3], expected[3])
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "fake"])
+@pytest.mark.parametrize("shape", [(2, 64, 64, 3), (1, 32, 32, 3), (1, 3, 64, 64), (64, 64, 3)])
+def test_images_of_another_shape_are_refused(
+    target: str, shape: tuple[int, ...], sessions: dict[str, Session]
+) -> None:
+    fake = backend_for("fake").open_session(Path(), OpenRequest((1, 64, 64, 3), 4, "f32"))
+    session = {**sessions, "fake": fake}[target]
+    with pytest.raises(UsageError, match=r"images are \(.*\), expected \(1, 64, 64, 3\)"):
+        session.run(np.zeros(shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_closed_session_runs_no_more(
+    target: str, micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = session_of(micro_bundles[target])
+    session.close()
+    with pytest.raises((AttributeError, UsageError)):
+        session.run(pixels[:1])
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("content", [b"", b"not a model\nat all", b"\x08\x07" * 50])
+def test_a_file_that_is_no_model_is_refused_in_one_line(
+    target: str, content: bytes, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = read_bundle(micro_bundles[target])
+    path = tmp_path / bundle.artifact_path.name
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"cannot load {path}: \S") as caught:
+        backend_for(target).open_session(path, request_of(bundle))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_truncated_model_is_refused(
+    target: str, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = read_bundle(shutil.copytree(micro_bundles[target], tmp_path / "bundle"))
+    content = bundle.artifact_path.read_bytes()
+    bundle.artifact_path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match="cannot load"):
+        backend_for(target).open_session(bundle.artifact_path, request_of(bundle))
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_kept_output_that_the_graph_lacks_is_refused(
+    target: str, micro_bundles: dict[str, Path]
+) -> None:
+    bundle = read_bundle(micro_bundles[target])
+    request = OpenRequest((1, 64, 64, 3), 4, "f32", 1, ("kept_9",))
+    with pytest.raises(BundleError, match="cannot load"):
+        backend_for(target).open_session(bundle.artifact_path, request)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_graph_of_another_input_than_the_manifest_says_is_refused(
+    target: str, micro_bundles: dict[str, Path]
+) -> None:
+    bundle = read_bundle(micro_bundles[target])
+    request = OpenRequest((1, 96, 96, 3), 4, "f32", 1)
+    message = r"takes \(1, 64, 64, 3\), the manifest says \(1, 96, 96, 3\)"
+    with pytest.raises(BundleError, match=message):
+        backend_for(target).open_session(bundle.artifact_path, request)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_graph_of_another_class_count_than_the_manifest_says_is_refused(
+    target: str, micro_bundles: dict[str, Path]
+) -> None:
+    bundle = read_bundle(micro_bundles[target])
+    request = OpenRequest((1, 64, 64, 3), 3, "f32", 1)
+    with pytest.raises(BundleError, match="4 classes"):
+        backend_for(target).open_session(bundle.artifact_path, request)
+
+
+def test_openvino_computes_in_f32_whatever_the_machine_offers(
+    sessions: dict[str, Session],
+) -> None:
+    import openvino
+
+    compiled: Any = cast(ov.OpenVinoSession, sessions["openvino"])._compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    executed = {
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) in ("FullyConnected", "MatMul", "Softmax")
+    }
+    assert executed == {"f32"}
+
+
+def test_threads_reach_openvino(sessions: dict[str, Session]) -> None:
+    compiled: Any = cast(ov.OpenVinoSession, sessions["openvino"])._compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+# Each length needs one byte more to write down: under 128, and over 16 383.
+@pytest.mark.parametrize("length", [1, 6, 100, 130, 20_000])
+def test_the_appended_bytes_are_those_the_onnx_package_writes(length: int) -> None:
+    import onnx
+
+    name = "k" * length
+    value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+    expected = onnx.ModelProto(graph=onnx.GraphProto(output=[value])).SerializeToString()
+    assert _graph_output(name) == expected
+
+
+def test_the_appended_bytes_make_an_inner_tensor_an_output(micro_bundles: dict[str, Path]) -> None:
+    import onnx
+
+    content = (micro_bundles["onnx"] / "model.onnx").read_bytes()
+    assert [value.name for value in onnx.load_from_string(content).graph.output] == ["logits"]
+    model = onnx.load_from_string(content + _graph_output("kept_2"))
+    assert [value.name for value in model.graph.output] == ["logits", "kept_2"]
+    assert "kept_2" in {name for node in model.graph.node for name in node.output}
+
+
+def test_the_fake_engine_answers_by_colour_and_always_the_same() -> None:
+    request = OpenRequest((2, 8, 8, 3), 5, "f32")
+    images = np.stack([np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 240, np.uint8)])
+    session = backend_for("fake").open_session(Path("nowhere"), request)
+    (logits,) = session.run(images)
+    assert logits.shape == (2, 5)
+    assert logits.dtype == np.float32
+    assert logits[0].argmax() != logits[1].argmax()
+    again = backend_for("fake").open_session(Path("nowhere"), request)
+    np.testing.assert_array_equal(again.run(images)[0], logits)
+
+
+def test_the_fake_engine_keeps_no_patches() -> None:
+    request = OpenRequest((1, 8, 8, 3), 5, "f32", None, ("kept_1",))
+    with pytest.raises(UsageError, match="the fake backend keeps no patches: choose a real one"):
+        backend_for("fake").open_session(Path("nowhere"), request)

@@ -1,0 +1,284 @@
+"""One call classifies any kind of image, from any thread, in whatever batch the graph was built for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gft_edge import Classifier, Prediction
+from gft_edge.classifier import ImageLike
+from gft_edge.errors import BundleError, ImageError, UsageError
+from gft_edge.fidelity import Outputs
+from gft_edge.image_folder import read_split
+from gft_edge.preprocess import open_rgb
+from gft_edge.specs import ImageSet, InputSpec
+
+TARGETS = ["onnx", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def images(micro_data: Path) -> list[Path]:
+    """Twelve images of four classes."""
+    return list(read_split(micro_data, "test").paths)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def classifier(
+    request: pytest.FixtureRequest, micro_bundles: dict[str, Path]
+) -> Iterator[Classifier]:
+    """On each engine in turn."""
+    with Classifier.load(micro_bundles[request.param]) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def batch_of_three(
+    tmp_path_factory: pytest.TempPathFactory, images: list[Path]
+) -> tuple[Path, Outputs]:
+    """A two-block network for float32 batches of three, and what PyTorch gives for `images`."""
+    import torch
+
+    from gft_edge.export.recipe import ExportRequest, export
+    from gft_edge.export.verify import pixels_of, torch_outputs
+    from gft_edge.model.gft import build_gft
+    from gft_edge.model.variants import spec_from_name
+
+    spec = spec_from_name(
+        "vit_tiny_patch16_224",
+        ("apple", "brown bread", "café", "dill"),
+        image_size_px=32,
+        backbone_args={"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+        stages="0:8",
+        gala="block",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_gft(spec)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.add_(0.15 * torch.randn(parameter.shape))
+    drawn = ImageSet(tuple(map(str, images)), seed=0, digest="")
+    request = ExportRequest("onnx", input=InputSpec("float32", 3), simplify=False)
+    out = tmp_path_factory.mktemp("batch_of_three") / "bundle"
+    bundle = export(model, spec, drawn, request, out)
+    reference = torch_outputs(model, pixels_of(drawn, spec.preprocessing), spec.preprocessing)
+    return bundle.folder, reference
+
+
+def assert_same(ours: list[Prediction], theirs: list[Prediction]) -> None:
+    assert [p.label for p in ours] == [p.label for p in theirs]
+    np.testing.assert_allclose(
+        [p.probability for p in ours], [p.probability for p in theirs], atol=1e-4
+    )
+
+
+def test_predictions_are_labelled_sorted_and_sum_to_one(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    predictions = classifier.predict(images[0])
+    assert {p.label for p in predictions} == set(classifier.labels)
+    assert all(classifier.labels[p.index] == p.label for p in predictions)
+    probabilities = [p.probability for p in predictions]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-9)
+    assert type(probabilities[0]) is float
+
+
+def test_a_path_a_string_a_pillow_image_and_a_frame_are_the_same_image(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    expected = classifier.predict(images[0])
+    image = open_rgb(images[0])
+    assert classifier.predict(str(images[0])) == expected
+    assert classifier.predict(image) == expected
+    assert classifier.predict(np.asarray(image)) == expected
+    assert classifier.predict(image.convert("RGBA")) == expected
+
+
+def test_a_list_gives_one_answer_an_image_in_order(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    mixed: list[ImageLike] = [images[0], open_rgb(images[4]), np.asarray(open_rgb(images[8]))]
+    answers = classifier.predict(mixed)
+    assert len(answers) == 3
+    for answer, path in zip(answers, (images[0], images[4], images[8]), strict=True):
+        assert_same(answer, classifier.predict(path))
+    assert classifier.predict((images[0],)) == [classifier.predict(images[0])]
+    assert classifier.predict([]) == []
+
+
+def test_different_images_get_different_answers(classifier: Classifier, images: list[Path]) -> None:
+    answers = classifier.predict(images, top_k=1)
+    assert len({answer[0].label for answer in answers}) > 1
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (4, 4), (99, 4)])
+def test_top_k_counts_the_answers_up_to_the_classes(
+    classifier: Classifier, images: list[Path], top_k: int, expected: int
+) -> None:
+    assert classifier.predict(images[0], top_k) == classifier.predict(images[0])[:expected]
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_answer_at_all_cannot_be_asked_for(
+    classifier: Classifier, images: list[Path], top_k: int
+) -> None:
+    with pytest.raises(UsageError, match=rf"top_k is {top_k}: give 1 or more"):
+        classifier.predict(images[0], top_k)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((64, 64, 3)), np.zeros((64, 64, 4), np.uint8), np.zeros((1, 64, 64, 3), np.uint8)],
+    ids=["float", "four channels", "a batch"],
+)
+def test_a_wrong_array_is_refused(classifier: Classifier, array: Any) -> None:
+    with pytest.raises(ImageError, match=r"expected uint8 \(H,W,3\) RGB or \(H,W\) grey"):
+        classifier.predict(array)
+
+
+def test_one_broken_image_among_several_is_named(
+    classifier: Classifier, images: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").touch()
+    with pytest.raises(ImageError, match=r"broken\.jpg: the file is empty"):
+        classifier.predict([images[0], tmp_path / "broken.jpg"])
+
+
+def test_a_damaged_pillow_image_is_refused_like_a_damaged_file(
+    classifier: Classifier, images: list[Path], tmp_path: Path
+) -> None:
+    content = images[0].read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "a.png") as lazy, pytest.raises(ImageError):
+        classifier.predict(lazy)
+
+
+def test_a_pillow_image_without_pixels_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(ImageError, match="holds no pixels"):
+        classifier.predict(Image.new("RGB", (0, 0)))
+
+
+def test_eight_threads_get_the_answers_of_one(classifier: Classifier, images: list[Path]) -> None:
+    expected = [classifier.predict(path) for path in images]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(classifier.predict, images * 8))
+    for number, answer in enumerate(answers):
+        assert_same(answer, expected[number % len(images)])
+
+
+def test_outputs_are_those_of_preprocessed_pixels(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    from gft_edge.preprocess import resize_and_crop
+
+    seen: list[int] = []
+    with Classifier.load(micro_bundles["onnx"], kept=True) as loaded:
+        spec = loaded.bundle.manifest.model.preprocessing
+        pixels = np.stack([resize_and_crop(open_rgb(path), spec) for path in images[:3]])
+        outputs = loaded.outputs(pixels, seen.append)
+        np.testing.assert_array_equal(outputs.logits, loaded.logits(images[:3]))
+    assert [stage.shape for stage in outputs.kept] == [(3, 48), (3, 32), (3, 16)]
+    assert seen == [1, 1, 1]
+
+
+def test_pixels_that_are_not_uint8_are_refused(classifier: Classifier) -> None:
+    # Floats from 0 to 1 would be truncated to black by an engine that converts in silence.
+    pixels: Any = np.ones((1, 64, 64, 3), np.float32)
+    with pytest.raises(UsageError, match="uint8"):
+        classifier.outputs(pixels)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (64, 64, 3), (1, 3, 64, 64)])
+def test_pixels_of_another_shape_are_refused(
+    classifier: Classifier, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(UsageError, match=r"expected \(1, 64, 64, 3\)"):
+        classifier.outputs(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_a_static_batch_is_padded_and_the_padding_never_seen(
+    batch_of_three: tuple[Path, Outputs], images: list[Path], count: int
+) -> None:
+    folder, expected = batch_of_three
+    with Classifier.load(folder, kept=True) as loaded:
+        assert loaded.bundle.manifest.input == InputSpec("float32", 3)
+        pixels = np.stack([loaded._pixels(path) for path in images[:count]])
+        outputs = loaded.outputs(pixels)
+        assert len(loaded.predict(images[:count])) == count
+    np.testing.assert_allclose(outputs.logits, expected.logits[:count], atol=1e-4)
+    np.testing.assert_array_equal(outputs.kept[0], expected.kept[0][:count])
+
+
+def test_a_closed_classifier_says_so(micro_bundles: dict[str, Path], images: list[Path]) -> None:
+    with Classifier.load(micro_bundles["onnx"]) as loaded:
+        loaded.predict(images[0])
+    loaded.close()
+    with pytest.raises(UsageError, match="this Classifier is closed: load the bundle again"):
+        loaded.predict(images[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_number_of_threads_does_not_change_the_answer(
+    target: str, micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with Classifier.load(micro_bundles[target]) as all_cores:
+        expected = all_cores.predict(images[0])
+    with Classifier.load(micro_bundles[target], threads=1) as one:
+        assert_same(one.predict(images[0]), expected)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1_000_000])
+def test_a_number_of_threads_that_cannot_be_is_refused(
+    micro_bundles: dict[str, Path], threads: int
+) -> None:
+    with pytest.raises(UsageError, match=rf"threads is {threads}: give 1"):
+        Classifier.load(micro_bundles["onnx"], threads=threads)
+
+
+def test_an_onnx_bundle_runs_on_openvino_when_asked(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with (
+        Classifier.load(micro_bundles["onnx"], backend="ov") as ours,
+        Classifier.load(micro_bundles["onnx"]) as theirs,
+    ):
+        assert_same(ours.predict(images[0]), theirs.predict(images[0]))
+
+
+def test_an_openvino_bundle_does_not_run_on_onnx_runtime_and_says_so(
+    micro_bundles: dict[str, Path],
+) -> None:
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*model\.xml"):
+        Classifier.load(micro_bundles["openvino"], backend="onnx")
+
+
+def test_an_unknown_backend_lists_those_there_are(micro_bundles: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="no target 'tpu': choose from"):
+        Classifier.load(micro_bundles["onnx"], backend="tpu")
+
+
+def test_a_damaged_bundle_is_not_loaded(micro_bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(micro_bundles["onnx"], tmp_path / "bundle"))
+    with (bundle / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleError, match="sha256 differs"):
+        Classifier.load(bundle)
+
+
+def test_an_application_is_tested_with_the_fake_engine(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with Classifier.load(micro_bundles["onnx"], backend="fake") as loaded:
+        answer = loaded.predict(images[0])
+        assert sum(p.probability for p in answer) == pytest.approx(1)
+        assert loaded.predict(images[0]) == answer

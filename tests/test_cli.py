@@ -1,0 +1,286 @@
+"""The command line as a script meets it: JSON alone on stdout, one line of error, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from gft_edge.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+EVALUATE_KEYS = {
+    "top1", "top5", "precision_macro", "recall_macro", "f1_macro",
+    "precision_weighted", "recall_weighted", "f1_weighted", "images",
+}  # fmt: skip
+VERIFY_KEYS = {
+    "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
+    "kept_overlap", "images", "failures", "golden",
+}  # fmt: skip
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == exit_code, result.stderr
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def assert_refused(result: Result, exit_code: int, *words: str) -> None:
+    """One line that starts with Error:, holds `words`, and nothing on stdout."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.stderr
+    for word in words:
+        assert word in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_every_command_has_help_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(main.commands) == 8
+    for name, command in main.commands.items():
+        assert f"`gft-edge {name}" in readme, f"{name} is not in the README"
+        assert run(name, "--help").exit_code == 0
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.name
+
+
+def test_evaluate_gives_one_object_for_a_run_and_a_bundle_and_they_agree(
+    micro_run: Path, micro_bundles: dict[str, Path], micro_data: Path
+) -> None:
+    of_run = run_json("evaluate", micro_run, "--data", micro_data)
+    assert set(of_run) == EVALUATE_KEYS
+    assert of_run["images"] == 12
+    for bundle in micro_bundles.values():
+        assert run_json("evaluate", bundle, "--data", micro_data) == of_run
+
+
+def test_verify_without_images_checks_the_bundle_alone(micro_bundles: dict[str, Path]) -> None:
+    for bundle in micro_bundles.values():
+        content = run_json("verify", bundle)
+        assert set(content) == VERIFY_KEYS
+        assert content["verdict"] == "pass"
+        assert content["failures"] == []
+        assert content["top1"] is content["reference_top1"] is content["kept_overlap"] is None
+
+
+def test_verify_against_the_run_and_against_another_bundle(
+    micro_run: Path, micro_bundles: dict[str, Path], micro_data: Path
+) -> None:
+    for reference in (micro_run, micro_bundles["onnx"]):
+        content = run_json(
+            "verify", micro_bundles["openvino"], "--data", micro_data, "--reference", reference
+        )
+        assert content["verdict"] == "pass"
+        assert content["top1"] == content["reference_top1"]
+        assert content["top1_agreement"] == 1.0
+        assert content["kept_overlap"] == [1.0, 1.0, 1.0]
+        assert content["cosine"] == pytest.approx(1.0, abs=1e-6)
+        assert content["images"] == 12
+
+
+def test_verify_of_an_altered_bundle_prints_a_failed_verdict(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(micro_bundles["onnx"], bundle)
+    with (bundle / "model.onnx").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0\1\2\3")
+    content = run_json("verify", bundle, exit_code=1)
+    assert content["verdict"] == "fail"
+    assert "sha256 differs" in content["failures"][0]
+    assert_refused(run("predict", bundle, "x.jpg"), 2, "sha256 differs")
+
+
+def test_predict_prints_one_object_a_line_and_goes_on_after_a_broken_image(
+    micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jpg").touch()
+    shutil.copy(micro_data / "test" / "dill" / "0.png", tmp_path / "good.png")
+    pattern = micro_data / "test" / "apple" / "*.png"
+    result = run("predict", micro_bundles["onnx"], tmp_path, pattern, "--top-k", 2, "--json")
+    assert result.exit_code == 1
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == [
+        "empty.jpg", "good.png", "0.png", "1.png", "2.png",
+    ]  # fmt: skip
+    assert set(lines[0]) == {"path", "error"}
+    assert "0 bytes" in lines[0]["error"]
+    for line in lines[1:]:
+        assert [set(p) for p in line["predictions"]] == [{"label", "index", "probability"}] * 2
+        best, second = line["predictions"]
+        assert best["probability"] >= second["probability"]
+    assert "1 of 5 images could not be read" in result.stderr
+
+
+def test_export_prints_bundle_artifacts_and_fidelity(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    content = run_json(
+        "export", micro_run, "--format", "ov", "--data", micro_data, "--split", "test",
+        "--out", tmp_path / "bundle", "--batch", 2,
+    )  # fmt: skip
+    assert content["bundle"] == str(tmp_path / "bundle")
+    assert content["artifacts"][-1]["path"] == "model.xml"
+    assert content["fidelity"]["verdict"] == "pass"
+    assert content["fidelity"]["images"] == 12
+    assert [report["stage"] for report in content["fidelity"]["stages"]] == [
+        "onnx_from_torch", "simplify", "build for openvino",
+    ]  # fmt: skip
+    assert run_json("verify", tmp_path / "bundle")["verdict"] == "pass"
+
+
+def test_inspect_counts_a_network_by_name() -> None:
+    content = run_json("inspect", "gft_base")
+    assert abs(content["parameters"] - 93e6) < 0.5e6
+    assert content["gflops"] == pytest.approx(sum(row["gflops"] for row in content["blocks"]))
+    assert content["eq6_gflops"] < content["gflops"] < content["dense_gflops"]
+    tokens = [row["tokens_out"] for row in content["blocks"] if row["name"].startswith("GALA")]
+    assert tokens == [148, 99, 50]
+
+
+def test_inspect_opens_a_run_a_bundle_and_an_onnx_file(
+    micro_run: Path, micro_bundles: dict[str, Path]
+) -> None:
+    assert run_json("inspect", micro_run)["kind"] == "network"
+    bundle = run_json("inspect", micro_bundles["openvino"])
+    assert bundle["kind"] == "bundle"
+    assert bundle["runtime_precision"] == "f32"
+    graph = run_json("inspect", micro_bundles["onnx"] / "model.onnx")
+    assert graph["kind"] == "onnx"
+    assert graph["top_k"] == [48, 32, 16]
+    assert graph["outputs"] == {"logits": {"dtype": "float", "shape": [1, 4]}}
+    for what in (micro_run, micro_bundles["onnx"], micro_bundles["onnx"] / "model.onnx"):
+        assert run("inspect", what).exit_code == 0
+
+
+def test_doctor_names_engines_and_install_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = run_json("doctor")
+    assert content["engines"]["onnx"]["version"].startswith("onnxruntime ")
+    assert content["engines"]["openvino"]["missing"] is None
+    assert content["machine"]["cores"] >= 1
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    missing = run_json("doctor")["engines"]["openvino"]["missing"]
+    assert missing == "OpenVINO is not installed here: pip install 'gft-edge[openvino]'"
+    assert "pip install 'gft-edge[openvino]'" in run("doctor").stdout
+
+
+@pytest.fixture
+def tiny_data(micro_data: Path, tmp_path: Path) -> Path:
+    """Train and val from the shared drawings."""
+    for split in ("train", "val"):
+        shutil.copytree(micro_data / "test", tmp_path / "data" / split)
+    return tmp_path / "data"
+
+
+def test_training_data_that_cannot_be_used_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    assert_refused(run("train", *out), 2, "give --data FOLDER")
+    assert_refused(run("train", "--data", tiny_data), 2, "give --out RUN")
+    absent = tmp_path / "absent"
+    assert_refused(run("train", "--data", absent, *out), 2, str(absent), "no such data folder")
+    (tmp_path / "empty").mkdir()
+    assert_refused(run("train", "--data", tmp_path / "empty", *out), 2, "has no train/ folder")
+    for name in ("apple", "café", "dill"):
+        shutil.rmtree(tiny_data / "train" / name)
+    assert_refused(run("train", "--data", tiny_data, *out), 2, "1 class folders", "at least two")
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    given = ("train", "--data", tiny_data, "--out", tmp_path / "run")
+    cases = {
+        ("--model", "gft_huge"): ["no GFT variant", "gft_tiny"],
+        ("--model", "swin_tiny_patch4_window7_224", "--stages", "2:10"): [
+            "not a VisionTransformer"
+        ],
+        ("--model", "resnet18", "--stages", "none"): ["ResNet is not a VisionTransformer"],
+        ("--stages", "13:100"): ["stage 1 (13:100) is out of range", "0 to 12"],
+        ("--stages", "8:400"): ["keeps 400", "196 are left"],
+        ("--stages", "8:100,9:120"): ["keeps 120", "100 are left"],
+        ("--stages", "9:100,8:50"): ["positions must not descend"],
+        ("--gala", "block", "--stages", "11:49"): ["0 to 10 in block mode"],
+        ("--stages", "eight"): ["'eight' is not POSITION:COUNT"],
+        ("--image-size", "230"): ["230 is not a multiple of the patch size 16", "224 or 240"],
+        ("--weights", tmp_path / "absent.safetensors"): ["no such weights file"],
+    }
+    for options, words in cases.items():
+        assert_refused(run(*given, *options), 2, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(
+        "train", "--data", tiny_data, "--model", "gft_tiny", "--epochs", 1,
+        "--out", tmp_path / "file" / "run",
+    )  # fmt: skip
+    assert_refused(result, 1, "file", "Not a directory")
+
+
+def test_exports_that_cannot_be_done_are_refused(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "bundle")
+    given = ("export", micro_run, *out, "--data", micro_data)
+    cases = {
+        ("--target", "coreml"): ["no target 'coreml'", "onnx, openvino"],
+        ("--target", "onnx", "--int8"): ["int8 is not available for onnx", "fp32"],
+        ("--target", "onnx", "--half"): ["fp16 is not available"],
+        ("--target", "onnx", "--opset", "9"): ["--opset 9 is not from 18 to 20"],
+        ("--target", "onnx", "--batch", "0"): ["--batch is 0"],
+        ("--target", "onnx", "--compress-weights"): ["--target openvino"],
+        ("--target", "onnx", "--split", "train"): ["has no train/ folder", "test"],
+    }
+    for options, words in cases.items():
+        assert_refused(run(*given, *options), 2, *words)
+    no_run = run("export", tmp_path, "--target", "onnx", *out)
+    assert_refused(no_run, 2, "is no run")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_references_that_do_not_fit_are_refused(
+    micro_run: Path, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = micro_bundles["onnx"]
+    assert_refused(run("verify", bundle, "--reference", micro_run), 2, "give --data")
+    assert_refused(run("verify", tmp_path), 2, "is no bundle")
+    shutil.copytree(micro_run, tmp_path / "other")
+    spec = json.loads((tmp_path / "other" / "model.json").read_text())
+    spec["labels"][0] = "pear"
+    (tmp_path / "other" / "model.json").write_text(json.dumps(spec))
+    result = run("verify", bundle, "--reference", tmp_path / "other", "--data", tmp_path)
+    assert_refused(result, 2)
+
+
+def test_a_bundle_needs_images_to_be_evaluated_on(micro_bundles: dict[str, Path]) -> None:
+    assert_refused(run("evaluate", micro_bundles["onnx"]), 2, "give --data FOLDER")
+
+
+def test_help_does_not_import_an_engine_or_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from gft_edge.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'onnx', 'openvino', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

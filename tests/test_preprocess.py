@@ -1,0 +1,338 @@
+"""Preprocessing equals timm's evaluation transform, and every kind of image file is read or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from gft_edge.errors import ImageError
+from gft_edge.preprocess import (
+    MAX_PIXELS,
+    batch_from_pixels,
+    image_from_array,
+    open_rgb,
+    resize_and_crop,
+    rgb_from_image,
+)
+from gft_edge.specs import CropMode, Preprocessing
+
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# (width, height): square, landscape, portrait, odd, smaller and larger than the target, a strip.
+SIZES = [(64, 64), (65, 64), (301, 199), (199, 301), (97, 33), (33, 97), (1, 1), (640, 11)]
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def spec(
+    size: int = 64,
+    crop_pct: float = 0.9,
+    crop_mode: CropMode = "center",
+    interpolation: Interpolation = "bicubic",
+) -> Preprocessing:
+    return Preprocessing(size, crop_pct, crop_mode, interpolation, MEAN, STD)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    generator = np.random.default_rng(width * 10_000 + height)
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def timm_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """What timm feeds a network just before it normalises, as (S,S,3)."""
+    pixels = timm_transform(spec, use_prefetcher=True)(image)
+    return np.asarray(pixels).transpose(1, 2, 0)
+
+
+def timm_transform(spec: Preprocessing, **options: Any) -> Any:
+    from timm.data import create_transform
+
+    return create_transform(
+        (3, spec.image_size_px, spec.image_size_px),
+        is_training=False,
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        mean=spec.mean,
+        std=spec.std,
+        **options,
+    )
+
+
+def refusal(path: Path) -> str:
+    """The message `path` is refused with, which names it and is one line."""
+    with pytest.raises(ImageError) as caught:
+        open_rgb(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    """A 1-bit PNG of any declared size around `rows`."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+def test_pixels_equal_timms_for_every_interpolation_crop_and_shape(
+    interpolation: Interpolation, crop_mode: CropMode, crop_pct: float
+) -> None:
+    given = spec(64, crop_pct, crop_mode, interpolation)
+    for width, height in SIZES:
+        image = noise(width, height)
+        np.testing.assert_array_equal(
+            resize_and_crop(image, given), timm_pixels(image, given), err_msg=f"{width}x{height}"
+        )
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_pixels_equal_timms_on_real_photographs(grocery: Path, crop_mode: CropMode) -> None:
+    paths = sorted((grocery / "test").rglob("*.jpg"))[::100]
+    assert len(paths) >= 8
+    given = spec(224, 0.9 if crop_mode == "center" else 1.0, crop_mode)
+    for path in paths:
+        image = open_rgb(path)
+        with Image.open(path) as original:
+            expected = timm_pixels(original.convert("RGB"), given)
+        np.testing.assert_array_equal(resize_and_crop(image, given), expected, err_msg=str(path))
+
+
+def test_the_float_batch_equals_torchvisions_to_tensor_and_normalize() -> None:
+    images = [noise(70, 90), noise(91, 64)]
+    given = spec()
+    pixels = np.stack([resize_and_crop(image, given) for image in images])
+    batch = batch_from_pixels(pixels, given, "float32")
+    assert batch.dtype == np.float32
+    assert batch.flags.c_contiguous
+    transform = timm_transform(given)
+    np.testing.assert_array_equal(batch, np.stack([transform(image).numpy() for image in images]))
+
+
+def test_the_pixel_batch_is_the_pixels() -> None:
+    pixels = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    assert batch_from_pixels(pixels, spec(), "uint8") is pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: int) -> None:
+    image, exif = noise(20, 11), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = image.transpose(TRANSPOSED[orientation]) if orientation != 1 else image
+    np.testing.assert_array_equal(open_rgb(tmp_path / "a.png"), upright)
+
+
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path: Path) -> None:
+    image, exif = noise(20, 11), Image.Exif()
+    exif[0x0112] = 9
+    image.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(open_rgb(tmp_path / "a.png"), image)
+
+
+def test_cmyk_reads_as_pillow_converts_it(tmp_path: Path) -> None:
+    noise(20, 11).convert("CMYK").save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as original:
+        assert original.mode == "CMYK"
+        expected = original.convert("RGB")
+    np.testing.assert_array_equal(open_rgb(tmp_path / "a.jpg"), expected)
+
+
+@pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
+def test_a_palette_keeps_its_colours_under_any_transparency(
+    tmp_path: Path, transparency: int | bytes | None
+) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 10, 30, 5, 250, 40])
+    image.putpixel((1, 0), 1)
+    options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
+    image.save(tmp_path / "a.png", **options)
+    assert np.asarray(open_rgb(tmp_path / "a.png")).tolist() == [[[200, 10, 30], [5, 250, 40]]]
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as original:
+        assert original.mode == "I;16"
+    grey = np.asarray(open_rgb(tmp_path / "a.png"))
+    assert grey.shape == (1, 5, 3)
+    assert grey[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert (grey == grey[..., :1]).all()
+
+
+def test_alpha_is_dropped_and_grey_repeated(tmp_path: Path) -> None:
+    Image.new("LA", (2, 2), (77, 0)).save(tmp_path / "a.png")
+    assert (np.asarray(open_rgb(tmp_path / "a.png")) == 77).all()
+
+
+def test_one_bit_is_black_or_white(tmp_path: Path) -> None:
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png")
+    assert np.asarray(open_rgb(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_an_animation_shows_its_first_frame(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    lossless: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
+    with Image.open(path) as original:
+        assert getattr(original, "n_frames", 1) == 2
+    assert (np.asarray(open_rgb(path)) == (255, 0, 0)).all()
+
+
+def test_one_pixel_fills_the_whole_input(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (9, 99, 199)).save(tmp_path / "a.png")
+    pixels = resize_and_crop(open_rgb(tmp_path / "a.png"), spec())
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels == (9, 99, 199)).all()
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    assert "the file is empty (0 bytes)" in refusal(tmp_path / "a.jpg")
+
+
+def test_a_missing_file_is_called_missing(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "a.jpg")
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    assert "cannot be decoded" in refusal(tmp_path)
+
+
+def test_a_text_named_jpg_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("not\nan image")
+    assert "not an image Pillow can read" in refusal(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    noise(64, 64).save(tmp_path / f"a.{suffix}")
+    content = (tmp_path / f"a.{suffix}").read_bytes()
+    (tmp_path / f"a.{suffix}").write_bytes(content[: len(content) // 2])
+    refusal(tmp_path / f"a.{suffix}")
+
+
+# Pillow warns of metadata that it skips and goes on.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+def test_damage_anywhere_is_refused_or_read_and_never_escapes_as_another_error(
+    tmp_path: Path,
+) -> None:
+    generator = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
+        file = io.BytesIO()
+        options = {} if name in ("GIF", "BMP") else {"exif": exif}
+        noise(24, 16).save(file, name, **options)
+        for _ in range(100):
+            damaged = np.frombuffer(file.getvalue(), dtype=np.uint8).copy()
+            near = min(len(damaged), 200)
+            damaged[generator.integers(0, near, 3)] = generator.integers(0, 256, 3)
+            (tmp_path / "a").write_bytes(damaged.tobytes())
+            with contextlib.suppress(ImageError):
+                assert open_rgb(tmp_path / "a").mode == "RGB"
+
+
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
+    # The header alone: an attempt to decode would complain about missing pixels instead.
+    (tmp_path / "a.png").write_bytes(png(20_000, 20_000, b""))
+    started = time.perf_counter()
+    assert f"more than {MAX_PIXELS:,} pixels: scale it down" in refusal(tmp_path / "a.png")
+    assert time.perf_counter() - started < 1
+
+
+def test_a_whole_bomb_is_refused_too(tmp_path: Path) -> None:
+    content = png(20_000, 20_000, bytes(20_000 * 2501))
+    assert len(content) < 100_000
+    (tmp_path / "a.png").write_bytes(content)
+    assert "scale it down" in refusal(tmp_path / "a.png")
+
+
+def test_a_photograph_of_ninety_megapixels_is_read_without_a_warning(tmp_path: Path) -> None:
+    # Over Pillow's warning limit (89 478 485) and under ours.
+    (tmp_path / "a.png").write_bytes(png(9_500, 9_500, bytes(9_500 * 1189)))
+    assert open_rgb(tmp_path / "a.png").size == (9_500, 9_500)
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_a_strip_that_would_grow_beyond_the_limit_is_refused(size: tuple[int, int]) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match=r"would be resized to .*: crop it to a less extreme"):
+        resize_and_crop(Image.new("RGB", size), spec(224))
+    assert time.perf_counter() - started < 1
+
+
+def test_a_strip_is_squashed_whatever_its_aspect() -> None:
+    assert resize_and_crop(Image.new("RGB", (1, 30_000)), spec(64, 1.0, "squash")).shape[0] == 64
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="holds no pixels"):
+        resize_and_crop(rgb_from_image(Image.new("RGB", (0, 5))), spec())
+
+
+def test_floats_have_no_defined_pixels() -> None:
+    with pytest.raises(ImageError, match=r"pixel mode F .* convert it to 8 or 16 bits"):
+        rgb_from_image(Image.new("F", (4, 4), 0.5))
+
+
+def test_a_frame_is_rgb_or_grey() -> None:
+    frame = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    np.testing.assert_array_equal(image_from_array(frame), frame)
+    grey = np.asarray(image_from_array(frame[..., 0]))
+    np.testing.assert_array_equal(grey, np.repeat(frame[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(image_from_array(frame[:, ::-1]), frame[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 5, 3), dtype=np.float32),
+        np.zeros((4, 5, 4), dtype=np.uint8),
+        np.zeros((3, 4, 5), dtype=np.uint8),
+        np.zeros((1, 4, 5, 3), dtype=np.uint8),
+        np.zeros(5, dtype=np.uint8),
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)
+def test_an_array_that_is_no_frame_is_refused_with_its_shape(array: npt.NDArray[Any]) -> None:
+    with pytest.raises(ImageError, match=r"expected uint8 \(H,W,3\) RGB or \(H,W\) grey"):
+        image_from_array(array)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0), (0, 0)])
+def test_a_frame_without_pixels_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="holds no pixels"):
+        image_from_array(np.zeros(shape, dtype=np.uint8))

@@ -1,0 +1,59 @@
+"""The README's commands, run as they stand on a small data set of the same layout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+
+from gft_edge.demo.drawings import write_drawings
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, heading: str) -> list[str]:
+    """The fenced blocks of a language under a second-level heading."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """grocery/, deit_tiny.safetensors and photo.jpg, as the README names them."""
+    folder = tmp_path_factory.mktemp("readme")
+    counts = {"train": 4, "val": 1, "test": 1}
+    write_drawings(folder / "grocery", counts, size_px=64, seed=0)
+    model = timm.create_model("deit_tiny_patch16_224")
+    safetensors.torch.save_file(model.state_dict(), folder / "deit_tiny.safetensors")
+    photo = next((folder / "grocery" / "test").rglob("*.png"))
+    (folder / "photo.jpg").write_bytes(photo.read_bytes())
+    return folder
+
+
+def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path}
+    (shell,) = blocks("sh", "Real photographs")
+    commands = [line for line in shell.splitlines() if not line.startswith("pip ")]
+    assert [shlex.split(line)[1] for line in commands] == [
+        "train", "evaluate", "export", "verify", "predict",
+    ]  # fmt: skip
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    (code,) = blocks("python", "On the device")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3

@@ -1,0 +1,259 @@
+"""verify passes what an export wrote, and fails what has changed since, saying which check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gft_edge.bundle import read_bundle, sha256_of
+from gft_edge.classifier import Classifier
+from gft_edge.errors import BundleError, UsageError
+from gft_edge.fidelity import Outputs
+from gft_edge.image_folder import Split, read_split
+from gft_edge.verification import (
+    CHUNK_IMAGES,
+    golden_tolerance,
+    read_golden,
+    split_outputs,
+    verify,
+)
+
+TARGETS = ["onnx", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def split(micro_data: Path, micro_bundles: dict[str, Path]) -> Split:
+    """The images of the micro data, in the bundle's classes."""
+    labels = read_bundle(micro_bundles["onnx"]).manifest.model.labels
+    return read_split(micro_data, "test", labels)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, micro_bundles: dict[str, Path]) -> Path:
+    """A copy of the ONNX bundle to damage."""
+    return Path(shutil.copytree(micro_bundles["onnx"], tmp_path / "bundle"))
+
+
+def sign(bundle: Path, name: str) -> None:
+    """Record the file's sha256 anew, as whoever altered it on purpose would."""
+    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    data["files"][name] = sha256_of(bundle / name)
+    if data["artifact"]["path"] == name:
+        data["artifact"]["sha256"] = data["files"][name]
+    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def alter_weights(bundle: Path, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
+    """Change the classifier's weights, (4 classes, 48), and sign the file."""
+    import onnx
+    from onnx import numpy_helper
+
+    path = bundle / "model.onnx"
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("head.weight"))
+    altered = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(altered, tensor.name))
+    onnx.save(model, path)
+    sign(bundle, "model.onnx")
+
+
+def alter_golden(bundle: Path, **changes: npt.NDArray[Any]) -> None:
+    with np.load(bundle / "golden.npz") as arrays:
+        content = {**arrays, **changes}
+    np.savez(bundle / "golden.npz", **content)
+    sign(bundle, "golden.npz")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_untouched_bundle_passes(target: str, micro_bundles: dict[str, Path]) -> None:
+    report = verify(micro_bundles[target])
+    assert report.verdict == "pass"
+    assert report.failures == ()
+    assert report.images == 8
+    assert report.golden is not None
+    assert report.golden.kept_overlap == (1, 1, 1)
+    assert report.golden.max_abs < 1e-4
+    # None was asked for.
+    assert (report.top1, report.reference_top1, report.top1_agreement) == (None, None, None)
+    assert (report.cosine, report.max_abs, report.kept_overlap) == (None, None, None)
+
+
+def test_an_onnx_bundle_passes_on_openvino(micro_bundles: dict[str, Path]) -> None:
+    assert verify(micro_bundles["onnx"], backend="openvino").verdict == "pass"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_with_data_the_accuracy_is_counted(
+    target: str, micro_bundles: dict[str, Path], split: Split
+) -> None:
+    seen: list[int] = []
+    report = verify(micro_bundles[target], split=split, advance=seen.append)
+    with Classifier.load(micro_bundles[target]) as classifier:
+        best = [answer[0].index for answer in classifier.predict(split.paths, top_k=1)]
+    expected = sum(ours == target for ours, target in zip(best, split.targets, strict=True)) / 12
+    assert report.verdict == "pass"
+    assert report.top1 == pytest.approx(expected)
+    assert report.images == sum(seen) == 12
+    assert report.reference_top1 is None
+
+
+def test_a_reference_bundle_is_compared_on_the_same_images(
+    micro_bundles: dict[str, Path], split: Split
+) -> None:
+    with Classifier.load(micro_bundles["openvino"], kept=True) as reference:
+        report = verify(micro_bundles["onnx"], split=split, reference=reference.outputs)
+    assert report.verdict == "pass"
+    assert report.top1 == report.reference_top1
+    assert report.top1_agreement == 1
+    assert report.cosine == pytest.approx(1)
+    assert report.max_abs is not None
+    assert 0 < report.max_abs < 1e-4
+    assert report.kept_overlap == (1, 1, 1)
+
+
+def test_a_reference_that_decides_otherwise_fails_the_bundle(
+    micro_bundles: dict[str, Path], split: Split
+) -> None:
+    with Classifier.load(micro_bundles["onnx"], kept=True) as classifier:
+
+        def opposite(pixels: npt.NDArray[np.uint8]) -> Outputs:
+            outputs = classifier.outputs(pixels)
+            return Outputs(-outputs.logits, outputs.kept)
+
+        report = verify(micro_bundles["onnx"], split=split, reference=opposite)
+    assert report.verdict == "fail"
+    assert report.top1_agreement == 0
+    assert report.cosine == pytest.approx(-1)
+    assert report.failures[0] == "against the reference: top-1 agreement 0.0000 is under 1"
+    assert report.golden is not None
+    assert report.golden.verdict == "pass"
+
+
+def test_the_run_itself_may_be_the_reference(
+    micro_bundles: dict[str, Path], micro_run: Path, split: Split
+) -> None:
+    from gft_edge.export.verify import torch_outputs
+    from gft_edge.model.checkpoint import load_run
+
+    spec, model = load_run(micro_run)
+    report = verify(
+        micro_bundles["openvino"],
+        split=split,
+        reference=lambda pixels: torch_outputs(model, pixels, spec.preprocessing),
+    )
+    assert report.verdict == "pass"
+    assert report.top1_agreement == 1
+
+
+def test_a_reference_needs_images(micro_bundles: dict[str, Path]) -> None:
+    with (
+        Classifier.load(micro_bundles["onnx"], kept=True) as reference,
+        pytest.raises(UsageError, match="a reference is compared on images: give --data too"),
+    ):
+        verify(micro_bundles["onnx"], reference=reference.outputs)
+
+
+def test_a_damaged_file_is_a_failed_verdict_with_the_reason(bundle: Path) -> None:
+    with (bundle / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\xff" * 8)
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert report.failures == (
+        f"{bundle / 'model.onnx'} is not the file the manifest describes (sha256 differs): "
+        "copy the bundle again or export it anew",
+    )
+    assert (report.images, report.golden, report.top1) == (0, None, None)
+
+
+def test_altered_weights_with_a_fresh_sha256_fail_the_golden_outputs(bundle: Path) -> None:
+    alter_weights(bundle, lambda weights: weights[::-1])
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert all(failure.startswith("golden outputs: ") for failure in report.failures)
+    assert any("top-1 agreement" in failure for failure in report.failures)
+
+
+def test_weights_that_are_no_numbers_fail_the_golden_outputs(bundle: Path) -> None:
+    alter_weights(bundle, lambda weights: weights * np.nan)
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert "golden outputs: the logits hold NaN or infinity" in report.failures
+
+
+def test_golden_patches_that_differ_are_named_by_stage(bundle: Path) -> None:
+    _, expected = read_golden(read_bundle(bundle))
+    other = np.tile(np.arange(16), (8, 1))
+    assert not np.array_equal(other, expected.kept[2])
+    alter_golden(bundle, kept_3=other)
+    (failure,) = verify(bundle).failures
+    assert failure.startswith("golden outputs: stage 3 keeps 0.")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
+def test_a_golden_file_that_is_none_is_a_failed_verdict(bundle: Path, content: bytes) -> None:
+    (bundle / "golden.npz").write_bytes(content)
+    sign(bundle, "golden.npz")
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert "golden.npz holds no golden outputs" in report.failures[0]
+    assert "\n" not in report.failures[0]
+
+
+def test_a_golden_file_that_lacks_a_stage_is_a_failed_verdict(bundle: Path) -> None:
+    with np.load(bundle / "golden.npz") as arrays:
+        content = {name: arrays[name] for name in arrays if name != "kept_2"}
+    np.savez(bundle / "golden.npz", **content)
+    sign(bundle, "golden.npz")
+    assert "kept_2" in verify(bundle).failures[0]
+
+
+def test_golden_images_of_another_shape_are_a_failed_verdict(bundle: Path) -> None:
+    alter_golden(bundle, images=np.zeros((8, 32, 32, 3), np.uint8))
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert "golden" in report.failures[0]
+
+
+def test_golden_logits_of_another_shape_are_a_failed_verdict(bundle: Path) -> None:
+    alter_golden(bundle, logits=np.zeros((8, 7), np.float32))
+    assert verify(bundle).verdict == "fail"
+
+
+def test_a_folder_that_is_no_bundle_has_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle: it has no manifest"):
+        verify(tmp_path)
+    with pytest.raises(BundleError, match="no such bundle"):
+        verify(tmp_path / "nowhere")
+
+
+def test_the_golden_bound_leaves_room_for_one_patch(micro_bundles: dict[str, Path]) -> None:
+    bundle = read_bundle(micro_bundles["onnx"])
+    bound = golden_tolerance(bundle.manifest)
+    assert bound.top1_agreement == 1
+    # One of the fewest kept patches exchanged in one of the golden images.
+    images, keep = len(read_golden(bundle)[0]), bundle.manifest.model.stages[-1].keep
+    assert bound.kept_overlap <= (images - 1 + (keep - 1) / (keep + 1)) / images
+    reportless = dataclasses.replace(bundle.manifest, reports=())
+    assert golden_tolerance(reportless).cosine == bound.cosine
+
+
+def test_a_split_longer_than_a_chunk_keeps_its_order(
+    micro_bundles: dict[str, Path], split: Split
+) -> None:
+    repeats = CHUNK_IMAGES // len(split.paths) + 2
+    longer = dataclasses.replace(split, paths=split.paths * repeats)
+    with Classifier.load(micro_bundles["openvino"], kept=True) as classifier:
+        once, _ = split_outputs(classifier, split)
+        several, none = split_outputs(classifier, longer)
+    assert none is None
+    assert len(several) == repeats * 12 > CHUNK_IMAGES
+    np.testing.assert_allclose(several.logits, np.tile(once.logits, (repeats, 1)), atol=1e-5)
