@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gft_edge.backends import BuildRequest, backend_for, backends
 from gft_edge.bundle import (
     GOLDEN_FILE,
+    GOLDEN_IMAGES,
     LABELS_FILE,
     SCHEMA_VERSION,
     Bundle,
@@ -44,7 +45,6 @@ from gft_edge.specs import (
     to_json,
 )
 
-GOLDEN_IMAGES = 8
 PRECISIONS = ("fp32",)
 
 # (text of the stage, images done, images in all); the total is 0 where nothing is counted.

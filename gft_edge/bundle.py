@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gft_edge.errors import BundleError, SpecError
-from gft_edge.specs import Manifest, from_json, to_json
+from gft_edge.specs import Manifest, check_preprocessing, from_json, to_json
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden.npz"
+GOLDEN_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,35 @@ def read_bundle(folder: str | Path) -> Bundle:
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST_FILE} lists no sha256 of {name}: export it anew")
+    if manifest.files[manifest.artifact.path] != manifest.artifact.sha256:
+        raise BundleError(f"{folder / MANIFEST_FILE} gives two sha256 of one file: export it anew")
+    if len(manifest.kept_outputs) != len(manifest.model.stages):
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: kept_outputs has {len(manifest.kept_outputs)} names for "
+            f"{len(manifest.model.stages)} stages: export it anew"
+        )
     if (folder / LABELS_FILE).read_text("utf-8").splitlines() != list(manifest.model.labels):
         raise BundleError(f"{folder / LABELS_FILE} and the manifest disagree: export it anew")
+    if manifest.seal != _seal(manifest):
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} was altered after the export: copy the bundle again or "
+            "export it anew"
+        )
     return Bundle(folder, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest alone, its paths checked and its files not. Raises BundleError."""
     path = folder / MANIFEST_FILE
-    if not folder.is_dir():
+    if not folder.exists():
         raise BundleError(f"{folder}: no such bundle")
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is a file: give the bundle's folder")
     if not path.is_file():
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST_FILE}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}): copy the bundle again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
@@ -86,6 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = from_json(Manifest, data, MANIFEST_FILE)
+        check_preprocessing(manifest.model.preprocessing)
     except SpecError as error:
         raise BundleError(f"{path}: {error}") from error
     for name in (*manifest.files, manifest.artifact.path, *manifest.artifact.companions):
@@ -100,14 +117,25 @@ def _check_inside(folder: Path, name: str) -> None:
         raise BundleError(
             f"{folder / MANIFEST_FILE} names {name!r}: a bundle's paths stay inside its folder"
         )
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+    # A NUL, a lone surrogate, a link to itself.
+    except (ValueError, OSError, RuntimeError) as error:
+        raise BundleError(f"{folder / MANIFEST_FILE} names no usable path: {name!r}") from error
+    if not inside:
         raise BundleError(f"{folder / name} is a link out of the bundle: copy the file itself")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json, the last file of a bundle."""
+    """Write manifest.json, the last file of a bundle, sealed."""
+    manifest = dataclasses.replace(manifest, seal=_seal(manifest))
     text = json.dumps(to_json(manifest), indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def _seal(manifest: Manifest) -> str:
+    content = to_json(dataclasses.replace(manifest, seal=""))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_labels(folder: Path, labels: tuple[str, ...]) -> None:
@@ -122,6 +150,7 @@ def replacing(out: Path) -> Iterator[Path]:
     On any failure or interruption the new folder is removed and `out` stays as it was. Raises
     BundleError when `out` exists and is no bundle: replacing would delete what else it is.
     """
+    out = out.resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
         raise BundleError(f"{out} exists and is no bundle: choose another --out")
     try:
@@ -150,7 +179,7 @@ def _swap(partial: Path, out: Path) -> None:
     out.rename(old)
     try:
         partial.rename(out)
-    except OSError:
+    except BaseException:
         old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

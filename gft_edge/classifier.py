@@ -14,7 +14,7 @@ from PIL import Image
 
 from gft_edge.backends import OpenRequest, Session, backend_for
 from gft_edge.bundle import Bundle, read_bundle
-from gft_edge.errors import UsageError
+from gft_edge.errors import FailedError, UsageError
 from gft_edge.fidelity import Outputs, concatenate
 from gft_edge.preprocess import (
     batch_from_pixels,
@@ -103,7 +103,9 @@ class Classifier:
         return self._predictions(self.logits(images), top_k)
 
     def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
-        """Float32 (images, classes)."""
+        """Float32 (images, classes), for one image or more."""
+        if not len(images):
+            raise UsageError("logits of no image: give one or more")
         pixels = np.stack([self._pixels(image) for image in images])
         return self.outputs(pixels).logits
 
@@ -112,6 +114,11 @@ class Classifier:
         if self._session is None:
             raise UsageError("this Classifier is closed: load the bundle again")
         manifest = self.bundle.manifest
+        size = manifest.model.preprocessing.image_size_px
+        if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (size, size, 3):
+            raise UsageError(
+                f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, {size}, {size}, 3)"
+            )
         return session_outputs(
             self._session, pixels, manifest.input, manifest.model.preprocessing, advance
         )
@@ -137,6 +144,8 @@ class Classifier:
         return load_pixels(image, self.bundle.manifest.model.preprocessing)
 
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
+        if not np.isfinite(logits).all():
+            raise FailedError("the logits hold NaN or infinity: run gft-edge verify on this bundle")
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]

@@ -67,8 +67,11 @@ def compare(
 ) -> FidelityReport:
     """Judge `candidate` against `reference` on the same images. NaN logits fail every bound."""
     a, b = reference.logits.astype(np.float64), candidate.logits.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-30)))
+    # Infinite logits make NaN here, and a finding below.
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-30)))
+        max_abs = float(np.abs(a - b).max())
     agreement = float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
     overlaps = tuple(
         kept_overlap(x, y)
@@ -88,7 +91,7 @@ def compare(
     ]
     return FidelityReport(
         stage=stage,
-        max_abs=float(np.abs(a - b).max()),
+        max_abs=max_abs,
         cosine=cosine,
         top1_agreement=agreement,
         kept_overlap=overlaps,

@@ -19,6 +19,17 @@ class Split:
     labels: tuple[str, ...]
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The image files in and under `folder`, sorted; hidden ones (macOS writes ._NAME) left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
 def read_split(data: Path, split: str, labels: tuple[str, ...] | None = None) -> Split:
     """List DATA/SPLIT. With `labels` the classes are those, in that order; some may have no image.
 
@@ -34,6 +45,7 @@ def read_split(data: Path, split: str, labels: tuple[str, ...] | None = None) ->
             f"{data} has no {split}/ folder (found: {found}): expected {split}/CLASS/image files"
         )
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    complete = labels is None
     if labels is None:
         if len(classes) < 2:
             raise DataError(
@@ -49,8 +61,8 @@ def read_split(data: Path, split: str, labels: tuple[str, ...] | None = None) ->
     paths: list[Path] = []
     targets: list[int] = []
     for name in classes:
-        images = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not images and len(classes) == len(labels):
+        images = images_below(folder / name)
+        if not images and complete:
             raise DataError(f"{folder / name} holds no image: add some or remove the folder")
         paths += images
         targets += [labels.index(name)] * len(images)

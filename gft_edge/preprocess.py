@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,13 @@ from gft_edge.specs import InputDtype, Preprocessing
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-# Pillow's own decompression-bomb limit: about 512 MiB as RGB.
+# Pillow's own decompression-bomb limit: about 683 MiB decoded.
 MAX_PIXELS = 2 * 89_478_485
+
+# Pillow warns from half its limit on; only over it is an image refused. catch_warnings around each
+# image would not be safe in threads. Damaged EXIF tags that Pillow skips are no news either.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,7 +41,7 @@ def open_rgb(path: str | Path) -> Image.Image:
             return rgb_from_image(image)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise ImageError(
             f"{path}: more than {MAX_PIXELS:,} pixels: scale it down before classifying"
         ) from None
@@ -51,8 +57,21 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 def rgb_from_image(image: Image.Image) -> Image.Image:
-    """Any PIL image to upright RGB: EXIF rotation applied, alpha dropped, 16 bits scaled to 8."""
+    """Any PIL image to upright RGB: EXIF rotation applied, alpha dropped, 16 bits scaled to 8.
+
+    Raises ImageError for an image without pixels, over MAX_PIXELS, or that turns out damaged.
+    """
+    try:
+        return _upright_rgb(image)
+    # A damaged file makes Pillow's decoders raise any of these, on the first use of the pixels.
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
     width, height = image.size
+    if not width or not height:
+        raise ImageError(f"{width}x{height} image holds no pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: scale it down")
     # Turned only where EXIF says so: exif_transpose copies the pixels of every other image.
@@ -60,9 +79,9 @@ def rgb_from_image(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _rgb_from_deep(image)
-    if image.mode == "P":
-        # Through RGBA: a palette with transparency has no direct way to RGB.
-        image = image.convert("RGBA")
+    if image.mode in ("P", "La"):
+        # Through another mode: a palette with transparency has no direct way to RGB, nor has La.
+        image = image.convert("RGBA" if image.mode == "P" else "LA")
     return image.convert("RGB")
 
 

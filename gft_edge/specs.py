@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -155,8 +157,8 @@ class Manifest:
     """A bundle's manifest.json: everything about the bundle that is not in the model files.
 
     `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches;
-    `files` maps every other file of the bundle to its sha256. `runtime_precision` is what the
-    engine is told to compute in.
+    `files` maps every other file of the bundle to its sha256, `seal` is the manifest's own, taken
+    with an empty seal. `runtime_precision` is what the engine is told to compute in.
     """
 
     schema_version: int
@@ -171,6 +173,7 @@ class Manifest:
     files: Mapping[str, str]
     tools: Mapping[str, str]
     reports: tuple[FidelityReport, ...] = field(default=())
+    seal: str = ""
 
 
 def parse_stages(text: str, patch_count: int) -> tuple[Stage, ...]:
@@ -225,6 +228,21 @@ def check_stages(stages: tuple[Stage, ...], gala: GalaMode, depth: int, patch_co
         previous, left = stage.position, stage.keep
 
 
+def check_preprocessing(spec: Preprocessing) -> None:
+    """Raise SpecError naming the field that no image could be prepared with."""
+    numbers = {
+        "image_size_px": spec.image_size_px >= 1,
+        "crop_pct": 0 < spec.crop_pct <= 1,
+        "mean": len(spec.mean) == 3 and all(map(math.isfinite, spec.mean)),
+        "std": len(spec.std) == 3 and all(math.isfinite(s) and s > 0 for s in spec.std),
+    }
+    for name, sound in numbers.items():
+        if not sound:
+            raise SpecError(
+                f"preprocessing: {name} is {getattr(spec, name)}, which no image survives"
+            )
+
+
 def to_json(spec: Any) -> Any:
     """The plain dict, list and scalar form of a spec."""
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
@@ -250,7 +268,9 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if data not in arguments:
-            raise SpecError(f"{where} is {data!r}, expected one of {', '.join(arguments)}")
+            raise SpecError(
+                f"{where} is {reprlib.repr(data)}, expected one of {', '.join(arguments)}"
+            )
         return data
     if origin in (typing.Union, types.UnionType):
         return None if data is None else _decode(arguments[0], data, where)
@@ -267,9 +287,12 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
             raise SpecError(f"{where} is not an object")
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise SpecError(f"{where} is {reprlib.repr(data)}, too large a number") from None
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise SpecError(f"{where} is {data!r}, expected {kind.__name__}")
+        raise SpecError(f"{where} is {reprlib.repr(data)}, expected {kind.__name__}")
     return data
 
 

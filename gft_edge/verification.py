@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle import GOLDEN_FILE, Bundle, read_bundle, read_manifest
+from gft_edge.bundle import GOLDEN_FILE, GOLDEN_IMAGES, Bundle, read_bundle, read_manifest
 from gft_edge.classifier import Advance, Classifier, load_pixels
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.fidelity import TOLERANCES, Outputs, compare, concatenate
@@ -86,21 +88,44 @@ def check_golden(classifier: Classifier) -> FidelityReport:
     return compare("golden", expected, classifier.outputs(pixels), golden_tolerance(manifest))
 
 
+def export_tolerance(manifest: Manifest) -> Tolerance:
+    """The bound that the export itself was held to."""
+    return manifest.reports[-1].tolerance if manifest.reports else TOLERANCES[manifest.precision]
+
+
 def golden_tolerance(manifest: Manifest) -> Tolerance:
-    """The export's own bound, with room for one patch: a few images cannot resolve 99.9 %."""
-    bound = manifest.reports[-1].tolerance if manifest.reports else TOLERANCES["fp32"]
-    return Tolerance(bound.top1_agreement, min(bound.kept_overlap, 0.99), bound.cosine)
+    """The export's own bound, with room for one exchanged patch: few images cannot resolve 99.9 %."""
+    bound = export_tolerance(manifest)
+    fewest = min((stage.keep for stage in manifest.model.stages), default=1)
+    one_patch = 1 - 2 / (fewest + 1) / GOLDEN_IMAGES
+    return Tolerance(bound.top1_agreement, min(bound.kept_overlap, one_patch), bound.cosine)
 
 
 def read_golden(bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Outputs]:
     """The golden images and what PyTorch gave for them. Raises BundleError."""
     path = bundle.folder / GOLDEN_FILE
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             kept = tuple(arrays[name] for name in bundle.manifest.kept_outputs)
-            return arrays["images"], Outputs(arrays["logits"], kept)
-    except (KeyError, ValueError, OSError) as error:
+            pixels, expected = arrays["images"], Outputs(arrays["logits"], kept)
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} holds no golden outputs ({error}): export it anew") from error
+    model = bundle.manifest.model
+    count, size = len(pixels), model.preprocessing.image_size_px
+    shapes = {
+        "images": (pixels.shape, (count, size, size, 3)),
+        "logits": (expected.logits.shape, (count, len(model.labels))),
+        **{
+            name: (indices.shape, (count, stage.keep))
+            for name, indices, stage in zip(
+                bundle.manifest.kept_outputs, kept, model.stages, strict=True
+            )
+        },
+    }
+    for name, (shape, needed) in shapes.items():
+        if shape != needed or not count:
+            raise BundleError(f"{path}: {name} is {shape}, expected {needed}: export it anew")
+    return pixels, expected
 
 
 def split_outputs(
@@ -140,7 +165,7 @@ def _judge(
         top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
         if expected is not None:
             reference_top1 = float((expected.logits.argmax(axis=1) == targets).mean())
-            bound = golden_tolerance(classifier.bundle.manifest)
+            bound = export_tolerance(classifier.bundle.manifest)
             fidelity = compare("reference", expected, outputs, bound)
             failures += [f"against the reference: {failure}" for failure in fidelity.failures]
     return VerifyReport(

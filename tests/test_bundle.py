@@ -331,12 +331,12 @@ def test_a_bundle_reached_through_a_link_is_replaced_and_nothing_is_left(
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
-def test_the_current_folder_is_replaced_or_refused_and_nothing_is_left(
+def test_the_current_folder_is_replaced_when_it_is_empty_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(BundleError), replacing(Path()) as folder:
+    with replacing(Path()) as folder:
         (folder / "new").touch()
     assert names(tmp_path) == ["here"]
-    assert names(tmp_path / "here") == []
+    assert names(tmp_path / "here") == ["new"]

@@ -145,7 +145,7 @@ def test_an_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, wo
         train(tmp_path / "run", spec_for(data), config(data, workers=workers), None)
     message = str(caught.value)
     assert message.startswith(str(data / "train" / "g" / "broken.jpg"))
-    assert message.endswith("remove or replace it and resume")
+    assert message.endswith("remove or replace the image")
     assert "\n" not in message
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.bundle import read_bundle, sha256_of
+from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.classifier import Classifier
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.fidelity import Outputs
@@ -44,11 +43,13 @@ def bundle(tmp_path: Path, micro_bundles: dict[str, Path]) -> Path:
 
 def sign(bundle: Path, name: str) -> None:
     """Record the file's sha256 anew, as whoever altered it on purpose would."""
-    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    data["files"][name] = sha256_of(bundle / name)
-    if data["artifact"]["path"] == name:
-        data["artifact"]["sha256"] = data["files"][name]
-    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    manifest = read_manifest(bundle)
+    digest = sha256_of(bundle / name)
+    artifact = manifest.artifact
+    if artifact.path == name:
+        artifact = dataclasses.replace(artifact, sha256=digest)
+    files = {**manifest.files, name: digest}
+    write_manifest(bundle, dataclasses.replace(manifest, artifact=artifact, files=files))
 
 
 def alter_weights(bundle: Path, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:

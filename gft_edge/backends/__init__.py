@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import UsageError
+from gft_edge.errors import BundleError, UsageError
 from gft_edge.specs import Artifact
 
 ALIASES = {"ort": "onnx", "onnxruntime": "onnx", "ov": "openvino", "ir": "openvino"}
@@ -94,6 +94,24 @@ def _all() -> dict[str, Backend]:
         for info in pkgutil.iter_modules(__path__)
     ]
     return {module.TARGET: module for module in modules}
+
+
+def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
+    """Raise UsageError for a batch of another shape: engines word it in paragraphs, or not at all."""
+    if images.shape != expected:
+        raise UsageError(f"images are {images.shape}, expected {expected}")
+
+
+def check_signature(
+    path: Path, request: OpenRequest, given: tuple[int, ...], logits: tuple[int, ...]
+) -> None:
+    """Raise BundleError when a graph's input or logits are not those the manifest speaks of."""
+    if given != request.input_shape:
+        raise BundleError(f"{path} takes {given}, the manifest says {request.input_shape}")
+    if logits[-1] != request.classes:
+        raise BundleError(
+            f"{path} gives {logits[-1]} classes, the manifest says {request.classes}: export it anew"
+        )
 
 
 def ordered_outputs(outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:

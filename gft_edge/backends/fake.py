@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import BuildRequest, OpenRequest
+from gft_edge.backends import BuildRequest, OpenRequest, check_images
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import UsageError
 from gft_edge.specs import Artifact
@@ -54,8 +54,7 @@ class FakeSession:
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
-        if images.shape != self._shape:
-            raise UsageError(f"images are {images.shape}, expected {self._shape}")
+        check_images(images, self._shape)
         axes = (1, 2) if self._shape[-1] == 3 else (2, 3)
         means = images.astype(np.float64).mean(axis=axes)
         distances = np.linalg.norm(means[:, None] - self._colours[None], axis=2)

@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gft_edge.backends import BuildRequest, OpenRequest, ordered_outputs
+from gft_edge.backends import (
+    BuildRequest,
+    OpenRequest,
+    check_images,
+    check_signature,
+    ordered_outputs,
+)
 from gft_edge.bundle import sha256_of
-from gft_edge.errors import BundleError, MissingDependencyError
+from gft_edge.errors import BundleError, MissingDependencyError, UsageError
 from gft_edge.specs import Artifact
 
 TARGET = "onnx"
@@ -53,6 +59,8 @@ class OrtSession:
     def __init__(self, path: Path, request: OpenRequest):
         import onnxruntime
 
+        if path.suffix != ".onnx":
+            raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if request.threads is not None:
@@ -66,13 +74,16 @@ class OrtSession:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from error
-        shape = tuple(self._session.get_inputs()[0].shape)
-        if shape != request.input_shape:
-            raise BundleError(f"{path} takes {shape}, the manifest says {request.input_shape}")
+        shapes = [
+            tuple(v.shape) for v in (*self._session.get_inputs(), self._session.get_outputs()[0])
+        ]
+        check_signature(path, request, *shapes)
+        self._shape = request.input_shape
         self._outputs = ["logits", *request.kept_outputs]
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
+        check_images(images, self._shape)
         return ordered_outputs(self._session.run(self._outputs, {"images": images}))
 
     def close(self) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gft_edge.backends import BuildRequest, OpenRequest, ordered_outputs
+from gft_edge.backends import (
+    BuildRequest,
+    OpenRequest,
+    check_images,
+    check_signature,
+    ordered_outputs,
+)
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError
 from gft_edge.specs import Artifact
@@ -89,14 +95,19 @@ class OpenVinoSession:
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
-        shape = tuple(self._compiled.inputs[0].shape)
-        if shape != request.input_shape:
-            raise BundleError(f"{path} takes {shape}, the manifest says {request.input_shape}")
+        check_signature(
+            path,
+            request,
+            tuple(self._compiled.inputs[0].shape),
+            tuple(self._compiled.outputs[0].shape),
+        )
+        self._shape = request.input_shape
         self._outputs = [self._compiled.output(n) for n in ("logits", *request.kept_outputs)]
         self._local = threading.local()
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
+        check_images(images, self._shape)
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()

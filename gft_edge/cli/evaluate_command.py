@@ -84,6 +84,8 @@ def _bundle_logits(
 
     if data is None:
         raise UsageError("a bundle holds no images: give --data FOLDER")
+    if backend == "fake":
+        raise UsageError("the fake backend has no accuracy: choose a real one")
     with Classifier.load(folder, backend, threads) as classifier:
         images = read_split(data, split, classifier.labels)
         count = advance(report, f"evaluate on {split}", len(images.paths))

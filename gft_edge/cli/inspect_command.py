@@ -145,7 +145,10 @@ def _onnx(path: Path) -> dict[str, Any]:
         onnx.checker.check_model(model)
     # onnx and protobuf raise classes of their own for a file that is no model.
     except Exception as error:
-        raise UsageError(f"{path} is no ONNX model: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"{path} is no ONNX model ({str(error).splitlines()[0]}): "
+            "give an ONNX file, or the folder of a bundle or run"
+        ) from error
     graph = model.graph
     return {
         "kind": "onnx",

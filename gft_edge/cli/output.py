@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,27 +12,42 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 Report = Callable[[str, int, int], None]
 
 
 def print_json(content: Any, lines: bool = False) -> None:
-    """One JSON document on stdout; with `lines` on a single line."""
-    click.echo(json.dumps(content, ensure_ascii=False, indent=None if lines else 2))
+    """One JSON document on stdout, NaN and infinity as null; with `lines` on a single line.
+
+    ASCII alone: file names need not be valid UTF-8.
+    """
+    click.echo(json.dumps(_finite(content), allow_nan=False, indent=None if lines else 2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; a column of numbers aligns right."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    # Text, not markup: 'gft-edge[openvino]' would lose its bracket.
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
     cells = [[str(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
         numeric = all(row[number][:1] in {*"0123456789-", ""} for row in cells)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     # Piped output keeps whole rows: a table folded at 80 columns cannot be read or searched.
     Console(width=None if console.is_terminal else 160).print(table)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(item) for item in content]
+    return content
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gft_edge.classifier import Classifier
 from gft_edge.cli.options import FOLDER, backend_option, json_option, threads_option
 from gft_edge.cli.output import print_json, progress, say
 from gft_edge.errors import ImageError, UsageError
-from gft_edge.preprocess import IMAGE_SUFFIXES
+from gft_edge.image_folder import images_below
 from gft_edge.specs import Prediction, to_json
 
 MANY = 20
@@ -49,7 +50,7 @@ def command(
                     if as_json:
                         print_json({"path": path, "error": str(error)}, lines=True)
                     else:
-                        say(f"Error: {error}")
+                        say(f"Error: {shown(str(error))}")
                 if len(images) >= MANY:
                     report("classify", number, len(images))
     if failed:
@@ -59,10 +60,11 @@ def command(
 
 def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            found = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-        elif path.exists() or not glob.has_magic(text):
+        if not text:
+            raise UsageError("an image path is empty: is a shell variable unset?")
+        if os.path.isdir(text):
+            found = [str(path) for path in images_below(Path(text))]
+        elif os.path.exists(text) or not glob.has_magic(text):
             found = [text]
         else:
             found = sorted(glob.glob(text, recursive=True))
@@ -71,10 +73,15 @@ def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
         yield from found
 
 
+def shown(path: str) -> str:
+    """A path on one line, whatever bytes its name has."""
+    return str(click.format_filename(path)).replace("\n", "\\n")
+
+
 def _show(path: str, predictions: list[Prediction], as_json: bool) -> None:
     if as_json:
         print_json({"path": path, "predictions": to_json(predictions)}, lines=True)
         return
-    click.echo(path)
+    click.echo(shown(path))
     for prediction in predictions:
         click.echo(f"  {100 * prediction.probability:6.2f} %  {prediction.label}")

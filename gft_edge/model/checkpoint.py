@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gft_edge.errors import CheckpointError, SpecError
 from gft_edge.model.gft import GFT, build_backbone, build_gft, source_blocks
-from gft_edge.specs import ModelSpec, from_json, to_json
+from gft_edge.specs import ModelSpec, check_preprocessing, from_json, to_json
 
 SPEC_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -159,6 +159,7 @@ def load_run(folder: Path) -> tuple[ModelSpec, GFT]:
     try:
         data = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
         spec = from_json(ModelSpec, data, SPEC_FILE)
+        check_preprocessing(spec.preprocessing)
     except (ValueError, SpecError) as error:
         raise CheckpointError(f"{folder / SPEC_FILE} cannot be used: {error}") from error
     model = build_gft(spec)

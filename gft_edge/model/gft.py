@@ -273,6 +273,8 @@ def build_backbone(spec: ModelSpec, **overrides: int) -> VisionTransformer:
 
 def create_backbone(name: str, **arguments: int) -> VisionTransformer:
     """A timm model without pretrained weights. Raises SpecError for an unknown or unfit one."""
+    if ":" in name:
+        raise SpecError(f"{name!r} would be fetched from a hub: give a timm model name")
     size, patch = arguments.get("img_size"), arguments.get("patch_size")
     try:
         model = timm.create_model(name, pretrained=False, **arguments)

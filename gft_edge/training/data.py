@@ -39,7 +39,7 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
         try:
             image = open_rgb(self.split.paths[index])
         except ImageError as error:
-            raise DataError(f"{error}: remove or replace it and resume") from None
+            raise DataError(f"{error}: remove or replace the image") from None
         return self.transform(image), self.split.targets[index]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import MissingDependencyError
+from gft_edge.errors import FailedError, MissingDependencyError
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ def classification_metrics(
 ) -> Metrics:
     """logits (images, classes) and class indices (images,) -> Metrics.
 
-    With five classes or fewer `top5` is 1. Raises MissingDependencyError without scikit-learn.
+    With five classes or fewer `top5` is 1. Raises FailedError for logits that are not finite,
+    MissingDependencyError without scikit-learn.
     """
     try:
         from sklearn.metrics import precision_recall_fscore_support
     except ImportError:
         raise MissingDependencyError("scikit-learn", "evaluate") from None
+    if not np.isfinite(logits).all():
+        raise FailedError("the logits hold NaN or infinity: no accuracy can be given")
     predicted = logits.argmax(axis=1)
     best_five = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     averages = {}
