@@ -22,10 +22,10 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term
 
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m slow
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

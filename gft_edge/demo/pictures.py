@@ -46,7 +46,7 @@ def kept_patches(
     grid: tuple[int, int],
     scale: int,
 ) -> Image.Image:
-    """One image (S,S,3) with the dropped patches faded to near white: the paper's figure 3.
+    """One image (S,S,3) with the dropped patches darkened: the paper's figure 3.
 
     `positions` (K,) are the kept patches on the (rows, columns) `grid`.
     """
@@ -55,6 +55,6 @@ def kept_patches(
     kept[positions] = True
     size = len(pixels) // rows
     mask = np.kron(kept.reshape(grid), np.ones((size, size), dtype=bool))[..., None]
-    faded = np.where(mask, pixels, 225 + pixels // 9).astype(np.uint8)
+    faded = np.where(mask, pixels, pixels // 8 + 16).astype(np.uint8)
     image = Image.fromarray(faded)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
