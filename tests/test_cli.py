@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +131,25 @@ def test_predict_prints_one_object_a_line_and_goes_on_after_a_broken_image(
     assert "1 of 5 images could not be read" in result.stderr
 
 
+def test_json_stays_on_stdout_while_a_terminal_shows_progress(
+    micro_bundles: dict[str, Path], micro_data: Path
+) -> None:
+    terminal, end = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gft_edge", "predict", micro_bundles["onnx"],
+             *[micro_data / "test"] * 2, "--json"],
+            stdout=subprocess.PIPE, stderr=end, check=True,
+        )  # fmt: skip
+        shown = os.read(terminal, 100_000)
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 24
+    assert b"classify" in shown
+    assert b"predictions" not in shown
+
+
 def test_export_prints_bundle_artifacts_and_fidelity(
     micro_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:
@@ -173,7 +196,7 @@ def test_doctor_names_engines_and_install_lines(monkeypatch: pytest.MonkeyPatch)
     assert content["engines"]["onnx"]["version"].startswith("onnxruntime ")
     assert content["engines"]["openvino"]["missing"] is None
     assert content["machine"]["cores"] >= 1
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     missing = run_json("doctor")["engines"]["openvino"]["missing"]
     assert missing == "OpenVINO is not installed here: pip install 'gft-edge[openvino]'"
     assert "pip install 'gft-edge[openvino]'" in run("doctor").stdout
@@ -272,9 +295,6 @@ def test_a_bundle_needs_images_to_be_evaluated_on(micro_bundles: dict[str, Path]
 
 
 def test_help_does_not_import_an_engine_or_torch() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from gft_edge.cli import main\n"
         "try: main(['--help'])\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,8 @@ def progress() -> Iterator[Report]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
+        # rich would send piped JSON to the bar's own stream, stderr.
+        redirect_stdout=sys.stdout.isatty(),
     ) as bars:
         tasks: dict[str, Any] = {}
 
