@@ -103,6 +103,8 @@ def _row(given: argparse.Namespace, name: str, target: str, medians_ms: dict[str
         split=split,
         reference=lambda pixels: torch_outputs(model, pixels, spec.preprocessing),
     )
+    if report.verdict != "pass":
+        raise SystemExit(f"{name} {target}: {'; '.join(report.failures)}")
     overlap = " / ".join(f"{value:.4f}" for value in report.kept_overlap or ()) or "-"
     ratio = medians_ms[f"{name} {target}"] / medians_ms[f"dense {target}"]
     return (

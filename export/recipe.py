@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import tempfile
@@ -30,7 +31,7 @@ from gft_edge.bundle import (
 from gft_edge.classifier import open_request, session_outputs
 from gft_edge.errors import GftEdgeError, PipelineError, UsageError
 from gft_edge.export.onnx_from_torch import check_opset, onnx_from_torch
-from gft_edge.export.simplify import simplifier, simplify
+from gft_edge.export.simplify import has_simplifier, simplify
 from gft_edge.export.structure import check_structure, finish
 from gft_edge.export.verify import gate, pixels_of, refuse_inert_selection, torch_outputs
 from gft_edge.fidelity import TOLERANCES, Outputs, compare
@@ -38,18 +39,17 @@ from gft_edge.model.gft import GFT
 from gft_edge.specs import (
     Artifact,
     FidelityReport,
+    ImageRecord,
     ImageSet,
     InputSpec,
     Manifest,
     ModelSpec,
+    Progress,
+    Say,
     to_json,
 )
 
 PRECISIONS = ("fp32",)
-
-# (text of the stage, images done, images in all); the total is 0 where nothing is counted.
-Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,21 @@ def export(
     out: Path,
     progress: Progress = lambda text, done, total: None,
     say: Say = lambda text: None,
+    weights: Path | None = None,
 ) -> Bundle:
     """Export, verify every stage against PyTorch on `images`, and replace the bundle at `out`.
 
+    `weights` is the file that `model` was read from: the first entry of the bundle's lineage.
     Raises UsageError, GateError when a stage misses its bound and PipelineError when one fails; the
     bundle that stood at `out` then still stands.
     """
     check_request(request)
     # Opened first: a disk that cannot be written should not cost minutes of verification.
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
-        _Export(model, spec, images, request, Path(scratch), progress, say).run(folder)
+        work = _Export(model, spec, images, request, Path(scratch), progress, say)
+        if weights is not None:
+            work.record(weights, "safetensors")
+        work.run(folder)
     return read_bundle(out)
 
 
@@ -151,11 +156,11 @@ class _Export:
             )
             self._check(path)
             self._verify("onnx_from_torch", "onnx", "fp32", path, pixels, reference)
-        self._record(path, "onnx")
+        self.record(path, "onnx")
         return path
 
     def _simplified(self, source: Path, pixels: npt.NDArray[np.uint8], reference: Outputs) -> Path:
-        if simplifier() is None:
+        if not has_simplifier():
             self.say(
                 "onnxsim is not installed here, going on with the exporter's own optimisation "
                 "(pip install 'gft-edge[export]' adds it)"
@@ -166,14 +171,14 @@ class _Export:
             simplify(source, path)
             self._check(path)
             self._verify("simplify", "onnx", "fp32", path, pixels, reference)
-        self._record(path, "onnx")
+        self.record(path, "onnx")
         return path
 
     def _finished(self, source: Path) -> Path:
         path = self.scratch / "model.onnx"
         with self._stage("finish"):
             finish(source, path, self._metadata(), self.kept)
-        self._record(path, "onnx")
+        self.record(path, "onnx")
         return path
 
     def _compiled(
@@ -197,6 +202,11 @@ class _Export:
             )
             path = folder / artifact.path
             self._verify(name, self.backend.TARGET, artifact.precision, path, pixels, reference)
+        last = self.lineage[-1]
+        if artifact.sha256 == last.sha256:
+            # The engine loads the graph as it is: one file, not a file and its child.
+            self.lineage.pop()
+            return dataclasses.replace(artifact, parent_sha256=last.parent_sha256)
         return artifact
 
     def _write_rest(
@@ -221,13 +231,16 @@ class _Export:
             Manifest(
                 schema_version=SCHEMA_VERSION,
                 target=self.backend.TARGET,
-                precision=self.request.precision,
+                precision=self._precision,
                 runtime_precision=self.backend.RUNTIME_PRECISION,
                 model=self.spec,
                 input=self.request.input,
                 kept_outputs=self.kept,
                 artifact=artifact,
                 lineage=tuple(self.lineage),
+                verified_on=ImageRecord(
+                    len(self.images.paths), self.images.seed, self.images.digest
+                ),
                 files={name: sha256_of(folder / name) for name in names},
                 tools=self._tools(),
                 reports=tuple(self.reports),
@@ -269,7 +282,8 @@ class _Export:
         # One Cast, uint8 to float, where pixels enter the network; none where floats do.
         check_structure(path, self.spec, casts=int(self.request.input.dtype == "uint8"))
 
-    def _record(self, path: Path, kind: str) -> None:
+    def record(self, path: Path, kind: str) -> None:
+        """Add a file to the lineage, as the child of the one before."""
         parent = self.lineage[-1].sha256 if self.lineage else None
         self.lineage.append(Artifact(path.name, kind, "fp32", sha256_of(path), parent))
 
@@ -322,15 +336,18 @@ class _Export:
         self.progress(name, 0, 0)
         try:
             yield
+        except PipelineError as error:
+            raise self._failure(name, str(error)) from error
         except GftEdgeError:
             raise
         # An OSError is the folder's (disk full, read-only), not the stage's: `replacing` words it.
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            ran = ", ".join(self.done) or "none"
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise PipelineError(
-                f"stage {name!r} failed (finished before it: {ran}): {lines[0]}"
-            ) from error
+            raise self._failure(name, lines[0]) from error
         self.done.append(name)
+
+    def _failure(self, name: str, reason: str) -> PipelineError:
+        ran = ", ".join(self.done) or "none"
+        return PipelineError(f"stage {name!r} failed (finished before it: {ran}): {reason}")

@@ -14,7 +14,9 @@ from gft_edge.errors import PipelineError
 from gft_edge.specs import ModelSpec
 
 # Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
-FORBIDDEN = frozenset({"If", "Loop", "Scan", "NonZero", "ScatterND", "ScatterElements", "Sequence"})
+FORBIDDEN = frozenset(
+    {"If", "Loop", "Scan", "NonZero", "ScatterND", "ScatterElements", "Compress", "Unique"}
+)
 
 
 def check_structure(path: Path, spec: ModelSpec, casts: int) -> None:

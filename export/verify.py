@@ -47,6 +47,11 @@ def refuse_inert_selection(model: GFT, pixels: npt.NDArray[np.uint8], spec: Prep
 
     Such a stage looks deployed and is not: a graph optimiser would delete it as dead code.
     """
+    left = model.backbone.patch_embed.num_patches
+    for number, selection in enumerate(model.selections, start=1):
+        if selection.keep == left:
+            raise GateError(f"stage {number} keeps all {left} patches there are: leave it out")
+        left = selection.keep
     images = torch.from_numpy(batch_from_pixels(pixels[:4], spec, "float32"))
     for number, reaches in enumerate(selection_reaches_logits(model, images), start=1):
         if not reaches:

@@ -173,14 +173,15 @@ def _swap(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    # rename cannot replace a folder that has files. Between the two renames the old bundle stands
-    # under its .replaced name: nothing is lost, whatever the moment of an interruption.
+    # rename cannot replace a folder that has files. A machine that dies between the two renames
+    # leaves the old bundle under its .replaced name.
     old = partial.with_name(f"{partial.name}.replaced")
-    out.rename(old)
     try:
+        out.rename(old)
         partial.rename(out)
     except BaseException:
-        old.rename(out)
+        if old.exists() and not out.exists():
+            old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

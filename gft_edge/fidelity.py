@@ -12,8 +12,9 @@ from gft_edge.specs import FidelityReport, Tolerance
 
 # FP32 graphs must decide alike on every image and keep 99.9 % of the same patches.
 FP32_TOLERANCE = Tolerance(top1_agreement=1.0, kept_overlap=0.999, cosine=0.9999)
-# Weights stored in FP16 round each to 11 bits; a patch at the border may change sides.
-FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.99, kept_overlap=0.98, cosine=0.999)
+# Weights stored in FP16 are rounded to 11 bits, and patches at the border change sides: measured for
+# gft_tiny_edge on 256 photographs 99.6 %, 0.999 / 0.996 / 0.985 and 0.9996.
+FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.98, kept_overlap=0.97, cosine=0.999)
 
 TOLERANCES = {"fp32": FP32_TOLERANCE, "fp32-fp16-weights": FP16_WEIGHTS_TOLERANCE}
 
@@ -65,7 +66,7 @@ def kept_overlap(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
 def compare(
     stage: str, reference: Outputs, candidate: Outputs, tolerance: Tolerance
 ) -> FidelityReport:
-    """Judge `candidate` against `reference` on the same images. NaN logits fail every bound."""
+    """Judge `candidate` against `reference` on the same images. NaN logits are a failure."""
     a, b = reference.logits.astype(np.float64), candidate.logits.astype(np.float64)
     # Infinite logits make NaN here, and a finding below.
     with np.errstate(invalid="ignore", over="ignore"):

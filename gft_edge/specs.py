@@ -7,7 +7,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,10 @@ InputDtype = Literal["uint8", "float32"]
 Verdict = Literal["pass", "fail"]
 
 T = TypeVar("T")
+
+# (what runs, steps done, steps in all); the total is 0 where nothing is counted.
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,8 @@ class Stage:
 class Preprocessing:
     """How an image becomes the network's input: the training evaluation transform, as numbers.
 
-    `center` resizes the shorter side to `floor(image_size_px / crop_pct)` and crops the middle;
-    `squash` resizes both sides to `image_size_px` and crops nothing. `mean` and `std` are RGB, for
-    pixels in 0..1.
+    `center` resizes the shorter side to floor(image_size_px / crop_pct), `squash` both sides; both
+    then crop the middle to image_size_px. `mean` and `std` are RGB, for pixels in 0..1.
     """
 
     image_size_px: int
@@ -90,7 +93,8 @@ class InputSpec:
 class Artifact:
     """A file that a pipeline stage wrote, and the sha256 of the file it was made from.
 
-    `path` is relative to its bundle. `companions` are files that it cannot be loaded without (the
+    `path` is relative to its bundle; in a lineage it is the name the file had while the bundle was
+    made. `companions` are files that it cannot be loaded without (the
     .bin beside an OpenVINO .xml).
     """
 
@@ -107,6 +111,15 @@ class ImageSet:
     """Images drawn from a class folder: paths, the seed that chose them, a digest of the contents."""
 
     paths: tuple[str, ...]
+    seed: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What a bundle remembers of an ImageSet."""
+
+    count: int
     seed: int
     digest: str
 
@@ -170,6 +183,7 @@ class Manifest:
     kept_outputs: tuple[str, ...]
     artifact: Artifact
     lineage: tuple[Artifact, ...]
+    verified_on: ImageRecord
     files: Mapping[str, str]
     tools: Mapping[str, str]
     reports: tuple[FidelityReport, ...] = field(default=())
@@ -192,10 +206,10 @@ def _parse_stage(entry: str, patch_count: int) -> Stage:
         if not colon:
             raise ValueError
         if keep.endswith("%"):
-            ratio = float(keep[:-1]) / 100
-            if not 0 < ratio <= 1:
+            percent = float(keep[:-1])
+            if not 0 < percent <= 100:
                 raise ValueError
-            return Stage(int(position), max(1, int(ratio * patch_count)))
+            return Stage(int(position), max(1, int(percent * patch_count / 100)))
         return Stage(int(position), int(keep))
     except ValueError:
         raise SpecError(
@@ -220,6 +234,8 @@ def check_stages(stages: tuple[Stage, ...], gala: GalaMode, depth: int, patch_co
         if stage.position < previous or (gala == "block" and stage.position == previous):
             order = "ascend" if gala == "block" else "not descend"
             raise SpecError(f"{where} follows position {previous}: positions must {order}")
+        if left < 2:
+            raise SpecError(f"{where} has one patch left to choose from: leave the stage out")
         if not 1 <= stage.keep <= left:
             raise SpecError(
                 f"{where} keeps {stage.keep} patches and {left} are left there: "

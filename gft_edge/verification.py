@@ -29,6 +29,7 @@ class VerifyReport:
     """The result of `verify`; None where it was not asked for. Fractions of 1.
 
     The fidelity figures are against the reference on the split; `golden` has its own.
+    `skipped` names each check that this machine could not make, and why.
     """
 
     verdict: Verdict
@@ -41,6 +42,7 @@ class VerifyReport:
     images: int
     failures: tuple[str, ...]
     golden: FidelityReport | None
+    skipped: tuple[str, ...] = ()
 
 
 def verify(
@@ -157,7 +159,8 @@ def _judge(
     advance: Advance | None,
 ) -> VerifyReport:
     failures = [f"golden outputs: {failure}" for failure in golden.failures]
-    fidelity, top1, reference_top1, images = golden, None, None, golden.images
+    fidelity: FidelityReport | None = None
+    top1, reference_top1, images = None, None, golden.images
     if split is not None:
         targets = np.asarray(split.targets)
         images = len(targets)
@@ -172,10 +175,10 @@ def _judge(
         verdict="fail" if failures else "pass",
         top1=top1,
         reference_top1=reference_top1,
-        top1_agreement=fidelity.top1_agreement if reference else None,
-        cosine=fidelity.cosine if reference else None,
-        max_abs=fidelity.max_abs if reference else None,
-        kept_overlap=fidelity.kept_overlap if reference else None,
+        top1_agreement=fidelity.top1_agreement if fidelity else None,
+        cosine=fidelity.cosine if fidelity else None,
+        max_abs=fidelity.max_abs if fidelity else None,
+        kept_overlap=fidelity.kept_overlap if fidelity else None,
         images=images,
         failures=tuple(failures),
         golden=golden,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from gft_edge.bundle import read_manifest, sha256_of, write_manifest
 from gft_edge.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +29,7 @@ EVALUATE_KEYS = {
 }  # fmt: skip
 VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
-    "kept_overlap", "images", "failures", "golden",
+    "kept_overlap", "images", "failures", "golden", "skipped",
 }  # fmt: skip
 
 
@@ -78,6 +82,9 @@ def test_verify_without_images_checks_the_bundle_alone(micro_bundles: dict[str, 
         assert set(content) == VERIFY_KEYS
         assert content["verdict"] == "pass"
         assert content["failures"] == []
+        skipped = "" if bundle.name == "onnx" else "graph structure: checked at export"
+        assert "".join(content["skipped"]).startswith(skipped)
+        assert bool(content["skipped"]) == bool(skipped)
         assert content["top1"] is content["reference_top1"] is content["kept_overlap"] is None
 
 
@@ -108,6 +115,25 @@ def test_verify_of_an_altered_bundle_prints_a_failed_verdict(
     assert content["verdict"] == "fail"
     assert "sha256 differs" in content["failures"][0]
     assert_refused(run("predict", bundle, "x.jpg"), 2, "sha256 differs")
+
+
+def test_verify_fails_a_graph_of_another_structure(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(micro_bundles["onnx"], bundle)
+    path = bundle / "model.onnx"
+    model = onnx.load(path)
+    node = onnx.helper.make_node("Cast", ["logits_"], ["logits"], to=onnx.TensorProto.FLOAT)
+    next(n for n in model.graph.node if n.output[0] == "logits").output[0] = "logits_"
+    model.graph.node.append(node)
+    onnx.save(model, path)
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, "model.onnx": sha256_of(path)}
+    artifact = dataclasses.replace(manifest.artifact, sha256=sha256_of(path))
+    write_manifest(bundle, dataclasses.replace(manifest, files=files, artifact=artifact))
+    content = run_json("verify", bundle, exit_code=1)
+    assert content["failures"] == ["graph structure: the graph holds 2 Cast nodes, expected 1"]
 
 
 def test_predict_prints_one_object_a_line_and_goes_on_after_a_broken_image(
@@ -224,6 +250,18 @@ def test_training_data_that_cannot_be_used_is_refused(tiny_data: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_resumed_run_takes_new_places_and_nothing_that_decides_the_result(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    resumed = ("train", "--resume", tmp_path / "run")
+    assert_refused(run(*resumed, "--lr", "1", "--epochs", 2), 2, "--epochs, --lr cannot change")
+    assert_refused(run(*resumed), 2, "is no run")
+    given = ("train", "--data", tiny_data, "--out", tmp_path / "run", "--device", "cuda")
+    if not torch.cuda.is_available():
+        assert_refused(run(*given), 2, "--device cuda: PyTorch sees no GPU here")
+        assert not (tmp_path / "run").exists()
+
+
 def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Path) -> None:
     given = ("train", "--data", tiny_data, "--out", tmp_path / "run")
     cases = {
@@ -238,6 +276,7 @@ def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Pa
         ("--stages", "9:100,8:50"): ["positions must not descend"],
         ("--gala", "block", "--stages", "11:49"): ["0 to 10 in block mode"],
         ("--stages", "eight"): ["'eight' is not POSITION:COUNT"],
+        ("--stages", "8:1,9:1"): ["one patch left to choose from"],
         ("--image-size", "230"): ["230 is not a multiple of the patch size 16", "224 or 240"],
         ("--weights", tmp_path / "absent.safetensors"): ["no such weights file"],
     }

@@ -288,7 +288,8 @@ def test_no_simplify_leaves_onnxsim_out(tmp_path: Path, images: ImageSet) -> Non
 def test_compressed_weights_are_half_the_size_and_still_computed_in_f32(
     tmp_path: Path, images: ImageSet
 ) -> None:
-    spec, model = network()
+    # One patch to drop: what FP16 weights may move stays within the bound on a dozen images.
+    spec, model = network("0:35")
     for name, compress in (("plain", False), ("compressed", True)):
         request = ExportRequest("openvino", compress_weights=compress)
         export(model, spec, images, request, tmp_path / name)

@@ -12,6 +12,7 @@ from gft_edge.specs import (
     Artifact,
     FidelityReport,
     GalaMode,
+    ImageRecord,
     InputSpec,
     Manifest,
     ModelSpec,
@@ -47,6 +48,7 @@ MANIFEST = Manifest(
     kept_outputs=("kept_1", "kept_2"),
     artifact=Artifact("model.xml", "openvino-ir", "fp32", "ab", "cd", ("model.bin",)),
     lineage=(Artifact("exported.onnx", "onnx", "fp32", "cd"),),
+    verified_on=ImageRecord(12, 0, "01"),
     files={"model.xml": "ab", "model.bin": "ef"},
     tools={"python": "3.11"},
     reports=(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gft_edge.cli.options import FOLDER, json_option
+from gft_edge.cli.options import PATH, json_option
 from gft_edge.cli.output import (
     next_line,
     overlaps,
@@ -21,7 +21,7 @@ from gft_edge.specs import to_json
 
 
 @click.command("demo")
-@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True)
+@click.option("--out", type=PATH, default=Path("demo"), show_default=True)
 @json_option
 def command(out: Path, as_json: bool) -> None:
     """The whole way without any download: draw, train, export, verify, predict, compare."""

@@ -12,7 +12,7 @@ import numpy as np
 from gft_edge.bundle import is_bundle
 from gft_edge.classifier import Classifier
 from gft_edge.cli.options import (
-    FOLDER,
+    PATH,
     backend_option,
     data_option,
     json_option,
@@ -24,8 +24,8 @@ from gft_edge.errors import MissingDependencyError, UsageError
 
 
 @click.command("evaluate")
-@click.argument("run_or_bundle", type=FOLDER)
-@data_option()
+@click.argument("run_or_bundle", type=PATH)
+@data_option
 @split_option()
 @backend_option
 @threads_option

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gft_edge.backends import backends
-from gft_edge.cli.options import FOLDER, data_option, json_option, split_option
+from gft_edge.cli.options import PATH, data_option, json_option, split_option
 from gft_edge.cli.output import (
     next_line,
     overlaps,
@@ -23,23 +23,23 @@ from gft_edge.specs import InputSpec, to_json
 
 
 @click.command("export")
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=PATH)
 @click.option("--target", "--format", required=True, help=f"One of {', '.join(backends())}.")
 @click.option("--precision", default="fp32", show_default=True)
-@click.option("--half", "precision", flag_value="fp16", hidden=True)
-@click.option("--int8", "precision", flag_value="int8", hidden=True)
+@click.option("--half", is_flag=True, hidden=True)
+@click.option("--int8", is_flag=True, hidden=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Static batch size.")
 @click.option("--input", "dtype", type=click.Choice(["uint8", "float32"]), default="uint8",
               show_default=True, help="uint8 NHWC pixels, or float32 NCHW normalised.")  # fmt: skip
 @click.option("--opset", type=int, default=20, show_default=True)
 @click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
 @click.option("--compress-weights", is_flag=True, help="OpenVINO: store weights in FP16.")
-@data_option()
+@data_option
 @split_option(None)
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
               help="Real images that every stage is verified on.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of those images.")
-@click.option("--out", type=FOLDER, required=True, help="Bundle folder to write.")
+@click.option("--out", type=PATH, required=True, help="Bundle folder to write.")
 @json_option
 def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
@@ -48,12 +48,12 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     """
     try:
         from gft_edge.export.recipe import ExportRequest, check_request, export
-        from gft_edge.model.checkpoint import load_run
+        from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     request = ExportRequest(
         target,
-        options["precision"],
+        "fp16" if options["half"] else "int8" if options["int8"] else options["precision"],
         InputSpec(options["dtype"], options["batch"]),
         options["opset"],
         not options["no_simplify"],
@@ -63,13 +63,14 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     spec, model = load_run(run)
     images = _images(run, spec, options)
     with progress() as report:
-        bundle = export(model, spec, images, request, out, report, say)
+        bundle = export(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
     manifest = bundle.manifest
     if as_json:
         print_json(
             {
                 "bundle": str(out),
-                "artifacts": [to_json(a) for a in (*manifest.lineage, manifest.artifact)],
+                "artifacts": [to_json(manifest.artifact)],
+                "lineage": to_json(manifest.lineage),
                 "fidelity": {
                     **to_json(manifest.reports[-1]),
                     "verdict": manifest.reports[-1].verdict,

@@ -10,7 +10,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 def json_option(command: F) -> F:
@@ -23,14 +23,11 @@ def json_option(command: F) -> F:
     )(command)
 
 
-def data_option(required: bool = False) -> Callable[[F], F]:
+def data_option(command: F) -> F:
     """--data: a class folder."""
     return click.option(
-        "--data",
-        type=FOLDER,
-        required=required,
-        help="Folder with train/ val/ test/ folders of class folders.",
-    )
+        "--data", type=PATH, help="Folder with train/ val/ test/ folders of class folders."
+    )(command)
 
 
 def split_option(default: str | None = "test") -> Callable[[F], F]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-Report = Callable[[str, int, int], None]
+from gft_edge.specs import Progress
 
 
 def print_json(content: Any, lines: bool = False) -> None:
@@ -72,7 +73,7 @@ def overlaps(values: Sequence[float] | None) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[Progress]:
     """A progress bar on stderr, one line a task: report(text, done, total).
 
     A task is known by its text up to the first double space, behind which it may change. Where
@@ -82,7 +83,7 @@ def progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda text, done, total: say(text) if total and done == total else None
         return
-    with Progress(
+    with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -106,7 +107,7 @@ def progress() -> Iterator[Report]:
         yield report
 
 
-def advance(report: Report, text: str, total: int) -> Callable[[int], None]:
+def advance(report: Progress, text: str, total: int) -> Callable[[int], None]:
     """A counter for functions that say how many images they just did."""
     done = 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from gft_edge.classifier import Classifier
-from gft_edge.cli.options import FOLDER, backend_option, json_option, threads_option
+from gft_edge.cli.options import PATH, backend_option, json_option, threads_option
 from gft_edge.cli.output import print_json, progress, say
 from gft_edge.errors import ImageError, UsageError
 from gft_edge.image_folder import images_below
@@ -20,7 +20,7 @@ MANY = 20
 
 
 @click.command("predict")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
 @backend_option

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from gft_edge.cli.options import FOLDER, data_option, json_option
+from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, percent, print_json, print_table, progress, say
 from gft_edge.errors import MissingDependencyError, UsageError
 
@@ -16,19 +17,23 @@ OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_deca
 
 
 @click.command("train")
-@data_option()
+@data_option
 @click.option("--model", default="gft_tiny", show_default=True, help="Variant or timm ViT name.")
-@click.option("--weights", type=FOLDER, help="Pretrained backbone (safetensors, or a state dict).")
-@click.option("--out", type=FOLDER, help="Run folder to make.")
-@click.option(
-    "--resume", type=FOLDER, help="Continue this interrupted run; no other option needed."
-)
+@click.option("--weights", type=PATH, help="Pretrained backbone (safetensors, or a state dict).")
+@click.option("--out", type=PATH, help="Run folder to make.")
+@click.option("--resume", type=PATH, help="Continue this interrupted run; no other option needed.")
 @click.option(
     "--stages", help="Where to select and how many to keep: 8:147,9:98 or 8:75%, or none."
 )
 @click.option("--score", type=click.Choice(["gala", "class", "random"]), default="gala")
 @click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of Eq. 3.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of Eq. 3.",
+)
 @click.option("--image-size", type=int, help="Square input size in pixels.")
 @click.option("--recipe", type=click.Choice(["default", "paper"]), default="default")
 @click.option("--epochs", type=click.IntRange(1))
@@ -49,7 +54,7 @@ def command(as_json: bool, **options: Any) -> None:
     try:
         import torch  # noqa: F401
 
-        from gft_edge.training.loop import METRICS_FILE, resume, train
+        from gft_edge.training.loop import METRICS_FILE, STATE_FILE, resume, train
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     out: Path | None = options["resume"] or options["out"]
@@ -58,22 +63,43 @@ def command(as_json: bool, **options: Any) -> None:
     try:
         with progress() as report:
             if options["resume"]:
-                metrics = resume(out, report)
+                metrics = resume(out, report, say, **_moved(options))
             else:
                 spec, config = _plan(options)
-                metrics = train(out, spec, config, options["weights"], report)
+                metrics = train(out, spec, config, options["weights"], report, say)
     except KeyboardInterrupt:
-        say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {out}")
+        if (out / STATE_FILE).exists():
+            say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {out}")
         raise click.exceptions.Exit(130) from None
     if as_json:
         print_json({"run": str(out), "best": dataclasses.asdict(metrics)})
         return
     print_table(
-        f"{out}: best epoch on the validation images ({out / METRICS_FILE})",
+        f"{out}: its best epoch ({out / METRICS_FILE})",
         ("top-1", "top-5", "F1 macro", "images"),
         [(percent(metrics.top1), percent(metrics.top5), percent(metrics.f1_macro), metrics.images)],
     )
     next_line(f"gft-edge evaluate {out} --split test")
+
+
+def _moved(options: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run may be told anew: where things are. Raises UsageError for the rest."""
+    context = click.get_current_context()
+    given = {
+        name
+        for name in options
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    fixed = sorted(given - {"resume", "data", "device", "workers"})
+    if fixed:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        raise UsageError(f"{names} cannot change in a resumed run: start a new one with --out")
+    moved = {name: options[name] for name in given & {"workers", "device"}}
+    if moved.get("device") == "auto":
+        del moved["device"]
+    if "data" in given:
+        moved["data"] = str(options["data"].resolve())
+    return moved
 
 
 def _plan(options: dict[str, Any]) -> tuple[Any, Any]:

@@ -11,19 +11,19 @@ import click
 
 from gft_edge.bundle import is_bundle, read_bundle, read_manifest
 from gft_edge.classifier import Classifier
-from gft_edge.cli.options import FOLDER, backend_option, data_option, json_option, split_option
+from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
-from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.image_folder import read_split
-from gft_edge.specs import ModelSpec, to_json
-from gft_edge.verification import Reference, verify
+from gft_edge.specs import Manifest, ModelSpec, to_json
+from gft_edge.verification import Reference, VerifyReport, verify
 
 
 @click.command("verify")
-@click.argument("bundle", type=FOLDER)
-@data_option()
+@click.argument("bundle", type=PATH)
+@data_option
 @split_option()
-@click.option("--reference", type=FOLDER, help="Run (needs torch) or bundle to compare with.")
+@click.option("--reference", type=PATH, help="Run (needs torch) or bundle to compare with.")
 @backend_option
 @json_option
 def command(
@@ -46,6 +46,8 @@ def command(
         report = stack.enter_context(progress())
         count = advance(report, f"verify on {split}", len(images.paths)) if images else None
         result = verify(bundle, backend, images, expected, count)
+    if result.golden is not None:
+        result = _with_structure(result, bundle / manifest.artifact.path, manifest)
     if as_json:
         content = {f.name: to_json(getattr(result, f.name)) for f in dataclasses.fields(result)}
         print_json(content)
@@ -53,6 +55,24 @@ def command(
         _print(bundle, result)
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
+
+
+def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> VerifyReport:
+    """The report with the graph's own structure checked, where this machine can read the graph."""
+    if path.suffix != ".onnx":
+        reason = f"graph structure: checked at export, onnx does not read {path.name}"
+        return dataclasses.replace(result, skipped=(reason,))
+    try:
+        from gft_edge.export.structure import check_structure
+    except ImportError as error:
+        reason = f"graph structure: {error.name} is not installed here"
+        return dataclasses.replace(result, skipped=(reason,))
+    try:
+        check_structure(path, manifest.model, casts=int(manifest.input.dtype == "uint8"))
+    except PipelineError as error:
+        failures = (*result.failures, f"graph structure: {error}")
+        return dataclasses.replace(result, verdict="fail", failures=failures)
+    return result
 
 
 def _reference(path: Path, model: ModelSpec, stack: ExitStack) -> Reference:
@@ -98,3 +118,5 @@ def _print(bundle: Path, result: Any) -> None:
     print_table(str(bundle), ("check", "result"), rows)
     for failure in result.failures:
         say(f"Error: {failure}")
+    for reason in result.skipped:
+        say(f"skipped: {reason}")

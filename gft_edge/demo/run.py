@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -31,17 +32,15 @@ from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.profiling.latency import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import ModelSpec, Prediction, Preprocessing, to_json
+from gft_edge.specs import ModelSpec, Prediction, Preprocessing, Progress, Say, to_json
 from gft_edge.training.loop import RunConfig, supports_bf16, train
 from gft_edge.training.recipes import Recipe
 from gft_edge.verification import split_outputs, verify
 
-MARKER_FILE = "demo.json"
-TOP1_GATE = 0.85
+REPORT_FILE = "demo.json"
+MARKER_FILE = ".gft-edge-demo"
+PICTURES = ("classes.png", "kept_patches.png")
 PICTURED = 6
-
-Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
 
 
 RECIPE = Recipe(
@@ -69,7 +68,7 @@ class Settings:
     train_per_class: int = 400
     val_per_class: int = 20
     test_per_class: int = 50
-    top1_gate: float = TOP1_GATE
+    top1_gate: float = 0.85
     recipe: Recipe = RECIPE
 
 
@@ -120,7 +119,16 @@ def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAU
     images = draw_image_set(read_split(data, "val", spec.labels), 256, seed=0)
     for target in targets:
         say(f"exporting to {target}, every stage verified on {len(images.paths)} images")
-        export(model, spec, images, ExportRequest(target), out / target, progress, say)
+        export(
+            model,
+            spec,
+            images,
+            ExportRequest(target),
+            out / target,
+            progress,
+            say,
+            out / "run" / WEIGHTS_FILE,
+        )
         result = verify(out / target)
         if result.verdict == "fail":
             raise GateError(f"{out / target}: {'; '.join(result.failures)}")
@@ -131,10 +139,13 @@ def _make_room(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER_FILE).exists():
             raise UsageError(f"{out} exists and is no demo: choose another --out")
-        shutil.rmtree(out)
+        for name in ("data", "run", *backends()):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (REPORT_FILE, *PICTURES):
+            (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     # Written first, so that an interrupted demo can be started again.
-    (out / MARKER_FILE).write_text("{}\n", encoding="utf-8")
+    (out / MARKER_FILE).touch()
 
 
 def _trained(
@@ -178,7 +189,7 @@ def _measured(
             outputs[target], _ = split_outputs(seeing, test)
             tolerances[target] = seeing.bundle.manifest.reports[-1].tolerance
             classifier = stack.enter_context(Classifier.load(out / target))
-            calls[target] = _bundle_call(classifier, pixels[:1])
+            calls[target] = functools.partial(classifier.outputs, pixels[:1])
             sizes[target] = size_bytes(classifier.bundle)
         medians_ms = interleaved_medians_ms(calls)
         prediction = classifier.predict(test.paths[0], top_k=3)
@@ -212,7 +223,7 @@ def _measured(
         pictures,
     )
     text = json.dumps(to_json(measured), indent=2) + "\n"
-    (out / MARKER_FILE).write_text(text, encoding="utf-8")
+    (out / REPORT_FILE).write_text(text, encoding="utf-8")
     return measured
 
 
@@ -226,10 +237,6 @@ def _torch_call(
             return model(image)
 
     return call
-
-
-def _bundle_call(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-    return lambda: classifier.outputs(pixels)
 
 
 def _draw_pictures(
@@ -257,7 +264,7 @@ def _draw_pictures(
         "all patches",
         *(f"stage {i + 1}: {s.keep} kept" for i, s in enumerate(spec.stages)),
     ]
-    paths = (out / "classes.png", out / "kept_patches.png")
+    paths = tuple(out / name for name in PICTURES)
     classes.save(paths[0])
     sheet(rows, captions).save(paths[1])
     return tuple(str(path) for path in paths)

@@ -128,7 +128,9 @@ def save_network(folder: Path, model: GFT, spec: ModelSpec) -> None:
     text = json.dumps(to_json(spec), indent=2) + "\n"
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     replace_file(folder / SPEC_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
-    replace_file(folder / WEIGHTS_FILE, lambda partial: safetensors.torch.save_file(state, partial))
+    # save_file would make it readable by its owner alone.
+    weights = safetensors.torch.save(state)
+    replace_file(folder / WEIGHTS_FILE, lambda partial: partial.write_bytes(weights))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -140,8 +142,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         partial.replace(path)
-    # Of a full disk torch and safetensors make errors of their own.
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    # Of a full disk torch makes an error of its own.
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise CheckpointError(f"cannot write {path} ({reason}): make room and resume") from error

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from timm.models.vision_transformer import Block
+from torch import nn
+
 from gft_edge.model.gft import GFT
 
 
@@ -48,12 +51,13 @@ def cost_of(model: GFT) -> Cost:
     patches = backbone.patch_embed.num_patches
     prefix = model.prefix
     dense_tokens = patches + prefix
+    heads = [backbone.head, *([backbone.head_dist] if hasattr(backbone, "head_dist") else [])]
     rows = [
         BlockCost(
             "patch embedding",
             patches,
             dense_tokens,
-            _count(backbone) - _count(backbone.blocks) - _count(backbone.head, backbone.norm),
+            _count(backbone) - _count(backbone.blocks) - _count(backbone.norm, *heads),
             2e-9 * patches * backbone.patch_embed.proj.weight.numel(),
         )
     ]
@@ -78,12 +82,12 @@ def cost_of(model: GFT) -> Cost:
         if number == len(backbone.blocks):
             break
         block = backbone.blocks[number]
-        hidden = block.mlp.fc1.out_features
+        mlp = _mlp(block)
         left, selection_parameters = tokens, 0
         if model.mode == "block" and stages:
             left = model.selections[stages[0]].keep + prefix
             selection_parameters = _count(model.selections[stages[0]])
-        flops = _qkv(tokens, width) + _product(tokens, width) + 4 * left * width * hidden
+        flops = _qkv(tokens, width) + _product(tokens, width) + left * mlp
         if left != tokens:
             flops += 2 * tokens * width
         rows.append(
@@ -91,28 +95,25 @@ def cost_of(model: GFT) -> Cost:
                 f"block {number}", tokens, left, _count(block) + selection_parameters, flops / 1e9
             )
         )
-        eq6 += _block(dense_tokens, width, hidden) * (left - prefix) / patches / 1e9
+        eq6 += _block(dense_tokens, width, mlp) * (left - prefix) / patches / 1e9
         tokens = left
     head = BlockCost(
         "norm and head",
         tokens,
         prefix,
-        _count(backbone.head, backbone.norm),
-        2e-9 * backbone.head.weight.numel(),
+        _count(backbone.norm, *heads),
+        2e-9 * sum(head.weight.numel() for head in heads),
     )
     dense = (
         rows[0].gflops
         + head.gflops
-        + sum(
-            _block(dense_tokens, width, block.mlp.fc1.out_features) / 1e9
-            for block in backbone.blocks
-        )
+        + sum(_block(dense_tokens, width, _mlp(block)) / 1e9 for block in backbone.blocks)
     )
     return Cost((*rows, head), dense, eq6 + head.gflops)
 
 
-def _count(*modules: object) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())  # type: ignore[attr-defined]
+def _count(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _qkv(tokens: int, width: int) -> int:
@@ -124,5 +125,10 @@ def _product(tokens: int, width: int) -> int:
     return 4 * tokens * tokens * width + 2 * tokens * width * width
 
 
-def _block(tokens: int, width: int, hidden: int) -> int:
-    return _qkv(tokens, width) + _product(tokens, width) + 4 * tokens * width * hidden
+def _mlp(block: Block) -> int:
+    """Operations a token."""
+    return 2 * sum(m.weight.numel() for m in block.mlp.modules() if isinstance(m, nn.Linear))
+
+
+def _block(tokens: int, width: int, mlp: int) -> int:
+    return _qkv(tokens, width) + _product(tokens, width) + tokens * mlp

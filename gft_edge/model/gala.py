@@ -100,11 +100,3 @@ def take_rows(x: Tensor, indices: Tensor) -> Tensor:
 def keep_patches(tokens: Tensor, kept: Tensor, prefix: int) -> Tensor:
     """Prefix tokens and the kept patches: (B,T,C), kept (B,K) -> (B,P+K,C)."""
     return torch.cat([tokens[:, :prefix], take_rows(tokens[:, prefix:], kept)], dim=1)
-
-
-def grid_positions(kept: list[Tensor]) -> list[Tensor]:
-    """Each stage's indices refer to the patches the stage before left; refer them to the grid."""
-    positions: list[Tensor] = []
-    for indices in kept:
-        positions.append(positions[-1].gather(1, indices) if positions else indices)
-    return positions

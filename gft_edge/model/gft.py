@@ -155,11 +155,11 @@ class GFT(nn.Module):
         """timm's grouping of parameters by depth, for a learning rate that decays with it."""
         depth = len(self.backbone.blocks)
         return {
-            "stem": r"^backbone\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed)",
+            "stem": r"^backbone\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [
                 (r"^backbone\.blocks\.(\d+)", None),
                 (r"^(?:layers|selections)\.\d+", (depth,)),
-                (r"^backbone\.norm", (depth,)),
+                (r"^backbone\.norm\.", (depth,)),
             ],
         }
 
@@ -218,8 +218,10 @@ def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor, gate_input: Tensor)
     dropout = attn.attn_drop.p if attn.training else 0.0
     x = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     x = attn.norm(x.transpose(1, 2).flatten(2))
-    if attn.gate is not None:
-        x = x * attn.gate(gate_input).sigmoid()
+    # timm before 1.0.27 has no output gate.
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        x = x * gate(gate_input).sigmoid()
     projected: Tensor = attn.proj_drop(attn.proj(x))
     return projected
 

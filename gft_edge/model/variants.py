@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from gft_edge.errors import SpecError
 from gft_edge.model.gft import create_backbone
 from gft_edge.specs import (
+    CropMode,
     GalaMode,
     ModelSpec,
     Preprocessing,
@@ -119,10 +120,15 @@ def _default_stages(variant: Variant, patches: int, prefix: int) -> tuple[Stage,
 
 def _preprocessing(backbone: VisionTransformer) -> Preprocessing:
     set_up = backbone.pretrained_cfg
+    mode = set_up.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise SpecError(
+            f"this backbone prepares images by crop mode {mode!r}: not center or squash"
+        )
     return Preprocessing(
         image_size_px=backbone.patch_embed.img_size[0],
         crop_pct=set_up["crop_pct"],
-        crop_mode="squash" if set_up.get("crop_mode") == "squash" else "center",
+        crop_mode=cast(CropMode, mode),
         interpolation=set_up["interpolation"],
         mean=tuple(set_up["mean"]),
         std=tuple(set_up["std"]),

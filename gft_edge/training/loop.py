@@ -8,7 +8,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from gft_edge.errors import CheckpointError, DataError, SpecError, TrainingError
 from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import SPEC_FILE, load_backbone, replace_file, save_network
 from gft_edge.model.gft import GFT, build_gft
-from gft_edge.specs import ModelSpec, from_json, to_json
+from gft_edge.specs import ModelSpec, Progress, Say, from_json, to_json
 from gft_edge.training.data import evaluation_loader, targets_of, training_loader
 from gft_edge.training.metrics import Metrics, classification_metrics
 from gft_edge.training.recipes import Recipe
@@ -33,9 +32,6 @@ CONFIG_FILE = "train.json"
 HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
 HISTORY_FIELDS = ("epoch", "lr", "train_loss", "val_top1", "val_top5", "images_per_s", "seconds")
-
-# (what runs, steps done, steps in all)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +52,21 @@ class _State:
     history: list[dict[str, float]]
 
 
+def silent(text: str) -> None:
+    """A Say that says nothing."""
+
+
 def quiet(text: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 
 
 def train(
-    out: Path, spec: ModelSpec, config: RunConfig, weights: Path | None, progress: Progress = quiet
+    out: Path,
+    spec: ModelSpec,
+    config: RunConfig,
+    weights: Path | None,
+    progress: Progress = quiet,
+    say: Say = silent,
 ) -> Metrics:
     """Train a fresh run into `out` and return the metrics of its best epoch.
 
@@ -73,29 +78,36 @@ def train(
             f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
             "or choose another --out"
         )
+    _check_device(config.device)
     _seed(config.recipe.seed)
     model = build_gft(spec)
     if weights is not None:
-        load_backbone(model, spec, weights)
-    train_split, val_split = _splits(config, spec)
+        fresh = load_backbone(model, spec, weights)
+        if fresh:
+            say(f"started from {weights}, except {', '.join(sorted(fresh))}: other classes")
+    train_split, val_split = _splits(config, spec, say)
     out.mkdir(parents=True, exist_ok=True)
     _replace_text(out / SPEC_FILE, json.dumps(to_json(spec), indent=2) + "\n")
-    _replace_text(out / CONFIG_FILE, json.dumps(to_json(config), indent=2) + "\n")
     trainer = _Trainer(out, spec, config, model, len(train_split.paths))
     start = _State(0, -1.0, [])
     # The first weights too: an interruption in the first epoch resumes from them.
     trainer.save_state(start)
+    _replace_text(out / CONFIG_FILE, json.dumps(to_json(config), indent=2) + "\n")
     return trainer.run(start, train_split, val_split, progress)
 
 
-def resume(out: Path, progress: Progress = quiet) -> Metrics:
+def resume(out: Path, progress: Progress = quiet, say: Say = silent, **moved: Any) -> Metrics:
     """Continue an interrupted run from its last whole epoch, to the uninterrupted run's result.
 
+    On the CPU the result is equal byte for byte; CUDA's own sums are not reproducible. `moved`
+    replaces fields of the RunConfig that do not decide the result: data, device, workers.
     Raises CheckpointError when `out` holds no run, or one that has ended.
     """
     spec, config = read_run_config(out)
+    config = dataclasses.replace(config, **moved)
+    _check_device(config.device)
     model = build_gft(spec)
-    train_split, val_split = _splits(config, spec)
+    train_split, val_split = _splits(config, spec, say)
     trainer = _Trainer(out, spec, config, model, len(train_split.paths))
     return trainer.run(trainer.load_state(), train_split, val_split, progress)
 
@@ -172,6 +184,8 @@ class _Trainer:
             loss = self._train_epoch(epoch, train, progress)
             seconds = time.perf_counter() - started
             logits = network_logits(self.model, self.spec, val, self.config.workers, progress)
+            if not np.isfinite(logits).all():
+                raise self._not_finite("the validation logits", epoch)
             metrics = classification_metrics(logits, targets)
             state.history.append(
                 {
@@ -180,7 +194,10 @@ class _Trainer:
                     "train_loss": loss,
                     "val_top1": metrics.top1,
                     "val_top5": metrics.top5,
-                    "images_per_s": self.steps_per_epoch * self.recipe.batch_size / seconds,
+                    "images_per_s": min(
+                        self.steps_per_epoch * self.recipe.batch_size, len(train.paths)
+                    )
+                    / seconds,
                     "seconds": seconds,
                 }
             )
@@ -212,10 +229,7 @@ class _Trainer:
                 loss = self.loss(logits.float(), targets.to(device, non_blocking=True))
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss became {value} in epoch {epoch + 1}, step {step + 1}: try a lower "
-                    f"--lr (now {self.recipe.lr:g}), a longer --warmup, or --no-amp"
-                )
+                raise self._not_finite(f"the loss at step {step + 1}", epoch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
@@ -227,6 +241,12 @@ class _Trainer:
                 len(loader),
             )
         return total / len(loader)
+
+    def _not_finite(self, what: str, epoch: int) -> TrainingError:
+        return TrainingError(
+            f"{what} of epoch {epoch + 1} became NaN or infinite: try a lower --lr (now "
+            f"{self.recipe.lr:g}), a longer --warmup, or --no-amp"
+        )
 
     def _save_best(self, metrics: Metrics, split: str, epoch: int) -> None:
         save_network(self.out, self.model, self.spec)
@@ -271,11 +291,17 @@ class _Trainer:
         return _State(saved["epoch"], saved["best_top1"], history[: saved["epoch"]])
 
 
-def _splits(config: RunConfig, spec: ModelSpec) -> tuple[Split, Split]:
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no GPU here, use --device cpu")
+
+
+def _splits(config: RunConfig, spec: ModelSpec, say: Say) -> tuple[Split, Split]:
     data = Path(config.data)
     train_split = read_split(data, "train", spec.labels)
     if (data / "val").is_dir():
         return train_split, read_split(data, "val", spec.labels)
+    say(f"{data} has no val/ folder: the best epoch is chosen on train/")
     return train_split, train_split
 
 
@@ -304,14 +330,3 @@ def logits_and_targets(
     """A network's logits on DATA/SPLIT, and the classes they should have named."""
     images = read_split(data, split, spec.labels)
     return network_logits(model, spec, images, progress=progress), targets_of(images)
-
-
-__all__ = [
-    "RunConfig",
-    "logits_and_targets",
-    "network_logits",
-    "read_run_config",
-    "resume",
-    "supports_bf16",
-    "train",
-]
