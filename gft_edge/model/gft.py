@@ -218,7 +218,7 @@ def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor, gate_input: Tensor)
     dropout = attn.attn_drop.p if attn.training else 0.0
     x = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     x = attn.norm(x.transpose(1, 2).flatten(2))
-    # timm before 1.0.27 has no output gate.
+    # Not every timm served has the output gate.
     gate = getattr(attn, "gate", None)
     if gate is not None:
         x = x * gate(gate_input).sigmoid()
