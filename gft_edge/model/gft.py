@@ -43,7 +43,7 @@ class Selection(nn.Module):
         if score == "random":
             generator = torch.Generator().manual_seed(RANDOM_SCORE_SEED)
             order = torch.randperm(grid_patches, generator=generator).float()
-            self.register_buffer("priority", order, persistent=False)
+            self.register_buffer("priority", order)
 
     def forward(
         self, q: Tensor, k: Tensor, scale: float, positions: Tensor
