@@ -125,6 +125,8 @@ class _Export:
         self.model, self.spec, self.images, self.request = model.eval(), spec, images, request
         self.scratch, self.progress, self.say = scratch, progress, say
         self.backend = backend_for(request.target)
+        self.pixels: npt.NDArray[np.uint8]
+        self.reference: Outputs
         self.kept: tuple[str, ...] = ()
         self.done: list[str] = []
         self.lineage: list[Artifact] = []
@@ -132,34 +134,34 @@ class _Export:
 
     def run(self, folder: Path) -> None:
         with self._stage("reference in PyTorch"):
-            pixels = pixels_of(self.images, self.spec.preprocessing)
-            refuse_inert_selection(self.model, pixels, self.spec.preprocessing)
-            reference = torch_outputs(
+            self.pixels = pixels_of(self.images, self.spec.preprocessing)
+            refuse_inert_selection(self.model, self.pixels, self.spec.preprocessing)
+            self.reference = torch_outputs(
                 self.model,
-                pixels,
+                self.pixels,
                 self.spec.preprocessing,
-                self._counter("reference in PyTorch", len(pixels)),
+                self._counter("reference in PyTorch"),
             )
-        graph = self._exported(pixels, reference)
+        graph = self._exported()
         if self.request.simplify:
-            graph = self._simplified(graph, pixels, reference)
+            graph = self._simplified(graph)
         graph = self._finished(graph)
-        artifact = self._compiled(graph, folder, pixels, reference)
+        artifact = self._compiled(graph, folder)
         with self._stage("bundle"):
-            self._write_rest(folder, artifact, pixels, reference)
+            self._write_rest(folder, artifact)
 
-    def _exported(self, pixels: npt.NDArray[np.uint8], reference: Outputs) -> Path:
+    def _exported(self) -> Path:
         path = self.scratch / "exported.onnx"
         with self._stage("onnx_from_torch"):
             self.kept = onnx_from_torch(
                 self.model, self.spec, self.request.input, self.request.opset, path
             )
             self._check(path)
-            self._verify("onnx_from_torch", "onnx", "fp32", path, pixels, reference)
+            self._verify("onnx_from_torch", "onnx", "fp32", path)
         self.record(path, "onnx")
         return path
 
-    def _simplified(self, source: Path, pixels: npt.NDArray[np.uint8], reference: Outputs) -> Path:
+    def _simplified(self, source: Path) -> Path:
         if not has_simplifier():
             self.say(
                 "onnxsim is not installed here, going on with the exporter's own optimisation "
@@ -170,7 +172,7 @@ class _Export:
         with self._stage("simplify"):
             simplify(source, path)
             self._check(path)
-            self._verify("simplify", "onnx", "fp32", path, pixels, reference)
+            self._verify("simplify", "onnx", "fp32", path)
         self.record(path, "onnx")
         return path
 
@@ -181,13 +183,7 @@ class _Export:
         self.record(path, "onnx")
         return path
 
-    def _compiled(
-        self,
-        graph: Path,
-        folder: Path,
-        pixels: npt.NDArray[np.uint8],
-        reference: Outputs,
-    ) -> Artifact:
+    def _compiled(self, graph: Path, folder: Path) -> Artifact:
         name = f"build for {self.backend.TARGET}"
         with self._stage(name):
             artifact = self.backend.build(
@@ -201,7 +197,7 @@ class _Export:
                 ),
             )
             path = folder / artifact.path
-            self._verify(name, self.backend.TARGET, artifact.precision, path, pixels, reference)
+            self._verify(name, self.backend.TARGET, artifact.precision, path)
         last = self.lineage[-1]
         if artifact.sha256 == last.sha256:
             # The engine loads the graph as it is: one file, not a file and its child.
@@ -209,21 +205,15 @@ class _Export:
             return dataclasses.replace(artifact, parent_sha256=last.parent_sha256)
         return artifact
 
-    def _write_rest(
-        self,
-        folder: Path,
-        artifact: Artifact,
-        pixels: npt.NDArray[np.uint8],
-        reference: Outputs,
-    ) -> None:
+    def _write_rest(self, folder: Path, artifact: Artifact) -> None:
         write_labels(folder, self.spec.labels)
         some = slice(0, GOLDEN_IMAGES)
-        kept = {name: chosen[some] for name, chosen in zip(self.kept, reference.kept, strict=True)}
+        chosen = zip(self.kept, self.reference.kept, strict=True)
         np.savez(
             folder / GOLDEN_FILE,
-            images=pixels[some],
-            logits=reference.logits[some],
-            **kept,  # type: ignore[arg-type]
+            images=self.pixels[some],
+            logits=self.reference.logits[some],
+            **{name: indices[some] for name, indices in chosen},  # type: ignore[arg-type]
         )
         names = (artifact.path, *artifact.companions, LABELS_FILE, GOLDEN_FILE)
         write_manifest(
@@ -247,15 +237,7 @@ class _Export:
             ),
         )
 
-    def _verify(
-        self,
-        name: str,
-        target: str,
-        precision: str,
-        path: Path,
-        pixels: npt.NDArray[np.uint8],
-        reference: Outputs,
-    ) -> None:
+    def _verify(self, name: str, target: str, precision: str, path: Path) -> None:
         backend = backend_for(target)
         session = backend.open_session(
             path,
@@ -264,14 +246,14 @@ class _Export:
         try:
             outputs = session_outputs(
                 session,
-                pixels,
+                self.pixels,
                 self.request.input,
                 self.spec.preprocessing,
-                self._counter(f"verify {name}", len(pixels)),
+                self._counter(f"verify {name}"),
             )
         finally:
             session.close()
-        self.reports.append(gate(compare(name, reference, outputs, TOLERANCES[precision])))
+        self.reports.append(gate(compare(name, self.reference, outputs, TOLERANCES[precision])))
 
     @property
     def _precision(self) -> str:
@@ -321,8 +303,8 @@ class _Export:
                 versions[name] = "absent"
         return versions
 
-    def _counter(self, text: str, total: int) -> Callable[[int], None]:
-        done = 0
+    def _counter(self, text: str) -> Callable[[int], None]:
+        done, total = 0, len(self.pixels)
 
         def advance(count: int) -> None:
             nonlocal done
