@@ -48,8 +48,8 @@ def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 def open_session(path: Path, request: OpenRequest) -> OrtSession:
     """Raises BundleError when ONNX Runtime refuses the file or its input is not as requested."""
-    if reason := missing():
-        raise MissingDependencyError("ONNX Runtime", "onnx") from ImportError(reason)
+    if missing():
+        raise MissingDependencyError("ONNX Runtime", "onnx")
     return OrtSession(path, request)
 
 

@@ -43,8 +43,8 @@ def version() -> str:
 
 def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
     """Convert to IR: model.xml and model.bin, weights in FP16 when `compress_weights`."""
-    if reason := missing():
-        raise MissingDependencyError("OpenVINO", "openvino") from ImportError(reason)
+    if missing():
+        raise MissingDependencyError("OpenVINO", "openvino")
     import openvino
 
     model = openvino.convert_model(onnx)
@@ -69,8 +69,8 @@ def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
     """Raises BundleError when OpenVINO refuses the file or its input is not as requested."""
-    if reason := missing():
-        raise MissingDependencyError("OpenVINO", "openvino") from ImportError(reason)
+    if missing():
+        raise MissingDependencyError("OpenVINO", "openvino")
     return OpenVinoSession(path, request)
 
 
