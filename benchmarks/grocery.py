@@ -10,14 +10,13 @@ measured in turn over all bundles in one run; its ratio to the dense network is 
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.export.verify import torch_outputs
@@ -46,8 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", help="comma-separated networks to train and then stop")
     given = parser.parse_args()
-    chosen = given.only.split(",") if given.only else list(NETWORKS)
-    for name in chosen:
+    for name in given.only.split(",") if given.only else NETWORKS:
         _prepare(given, name)
     if given.only:
         return
@@ -57,18 +55,24 @@ def main() -> None:
         "| network | target | top-1 | top-1 in PyTorch | agreement | kept patches | time / dense |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in chosen:
+    for name in NETWORKS:
         for target in TARGETS:
             print(_row(given, name, target, medians_ms))
 
 
 def _prepare(given: argparse.Namespace, name: str) -> None:
     run = _run_folder(given, name)
-    if not (run / "metrics.json").exists():
-        _gft_edge(
-            "train", "--data", given.data, "--weights", given.weights, "--epochs", given.epochs,
-            *NETWORKS[name], "--out", run,
-        )  # fmt: skip
+    if not run.exists():
+        # Renamed when whole: an interrupted run must not be tabled as a finished one.
+        partial = run.with_name(f"{run.name}.partial")
+        if partial.exists():
+            _gft_edge("train", "--resume", partial)
+        else:
+            _gft_edge(
+                "train", "--data", given.data, "--weights", given.weights,
+                "--epochs", given.epochs, *NETWORKS[name], "--out", partial,
+            )  # fmt: skip
+        partial.rename(run)
     for target in TARGETS:
         if not _bundle_folder(given, name, target).exists():
             _gft_edge(
@@ -87,12 +91,8 @@ def _medians_ms(given: argparse.Namespace) -> dict[str, float]:
                 split = read_split(given.data, "test", classifier.labels)
                 spec = classifier.bundle.manifest.model.preprocessing
                 pixels = np.stack([load_pixels(split.paths[0], spec)])
-                calls[f"{name} {target}"] = _call(classifier, pixels)
+                calls[f"{name} {target}"] = functools.partial(classifier.outputs, pixels)
         return interleaved_medians_ms(calls, given.rounds)
-
-
-def _call(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-    return lambda: classifier.outputs(pixels)
 
 
 def _row(given: argparse.Namespace, name: str, target: str, medians_ms: dict[str, float]) -> str:

@@ -22,11 +22,14 @@ FORBIDDEN = frozenset(
 def check_structure(path: Path, spec: ModelSpec, casts: int) -> None:
     """Raise PipelineError naming the first thing that some target would refuse.
 
-    One TopK a stage with the stage's K as a constant of shape [1], no dynamic dimension, no
+    Valid ONNX, one TopK a stage with the stage's K as a constant of shape [1], no dynamic dimension, no
     FORBIDDEN operator, and exactly `casts` Cast nodes.
     """
     model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PipelineError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     graph = model.graph
     counts = Counter(node.op_type for node in graph.node)
     found = sorted(FORBIDDEN & set(counts))

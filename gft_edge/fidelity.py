@@ -14,7 +14,7 @@ from gft_edge.specs import FidelityReport, Tolerance
 FP32_TOLERANCE = Tolerance(top1_agreement=1.0, kept_overlap=0.999, cosine=0.9999)
 # Weights stored in FP16 are rounded to 11 bits, and patches at the border change sides: measured for
 # gft_tiny_edge on 256 photographs 99.6 %, 0.999 / 0.996 / 0.985 and 0.9996.
-FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.98, kept_overlap=0.97, cosine=0.999)
+FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.99, kept_overlap=0.98, cosine=0.999)
 
 TOLERANCES = {"fp32": FP32_TOLERANCE, "fp32-fp16-weights": FP16_WEIGHTS_TOLERANCE}
 

@@ -8,7 +8,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from gft_edge.errors import SpecError
@@ -186,7 +186,7 @@ class Manifest:
     verified_on: ImageRecord
     files: Mapping[str, str]
     tools: Mapping[str, str]
-    reports: tuple[FidelityReport, ...] = field(default=())
+    reports: tuple[FidelityReport, ...] = ()
     seal: str = ""
 
 

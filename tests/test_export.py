@@ -202,6 +202,14 @@ def test_an_inert_selection_is_refused_with_the_reason(tmp_path: Path, images: I
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_stage_that_keeps_everything_is_refused_for_what_it_is(
+    tmp_path: Path, images: ImageSet
+) -> None:
+    spec, model = network("0:20,1:20")
+    with pytest.raises(GateError, match="stage 2 keeps all 20 patches there are: leave it out"):
+        export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
+
+
 def good_bundle(tmp_path: Path, images: ImageSet) -> tuple[ModelSpec, GFT, dict[str, bytes]]:
     spec, model = network()
     export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
@@ -349,6 +357,18 @@ def test_the_structure_check_refuses_what_an_engine_would(tmp_path: Path) -> Non
     fewer = dataclasses.replace(spec, stages=spec.stages[:2])
     with pytest.raises(PipelineError, match=r"keeps \[20, 15, 10\].*says \[20, 15\]"):
         check_structure(path, fewer, casts=1)
+    scattering = onnx.load(path)
+    scattering.graph.node.append(
+        onnx.helper.make_node("NonZero", ["logits"], ["indices"], name="added")
+    )
+    onnx.save(scattering, tmp_path / "nonzero.onnx")
+    with pytest.raises(PipelineError, match="the graph holds NonZero"):
+        check_structure(tmp_path / "nonzero.onnx", spec, casts=1)
+    invalid = onnx.load(path)
+    invalid.graph.node.append(onnx.helper.make_node("Abs", ["nowhere"], ["nothing"]))
+    onnx.save(invalid, tmp_path / "invalid.onnx")
+    with pytest.raises(PipelineError, match="the graph is not valid ONNX"):
+        check_structure(tmp_path / "invalid.onnx", spec, casts=1)
     graph = onnx.load(path)
     graph.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_value")
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gft_edge.errors import CheckpointError, DataError, TrainingError, UsageError
+from gft_edge.errors import CheckpointError, DataError, FailedError, TrainingError, UsageError
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.variants import spec_from_name, squashed
@@ -198,6 +198,12 @@ def test_metrics_are_those_of_a_confusion_matrix_worked_by_hand() -> None:
     assert metrics.recall_weighted == pytest.approx(4 / 6)
     assert metrics.f1_weighted == pytest.approx((3 * 2 / 3 + 2 * 0.8) / 6)
     assert metrics.top5 == 1.0
+
+
+def test_logits_that_are_not_finite_have_no_accuracy() -> None:
+    logits = np.full((2, 3), np.nan, dtype=np.float32)
+    with pytest.raises(FailedError, match="NaN or infinity: no accuracy"):
+        classification_metrics(logits, np.array([0, 1]))
 
 
 def test_a_full_disk_keeps_the_last_whole_epoch(data: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def _trained(
             "embed_dim": settings.width,
             "depth": settings.depth,
             "num_heads": settings.heads,
-            # From scratch at this width the plain attention stays at chance for ten epochs.
+            # From scratch at this width plain attention learns too slowly: 78 % in as many epochs.
             "qk_norm": 1,
         },
     )

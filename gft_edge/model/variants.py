@@ -43,8 +43,8 @@ def _family(size: str) -> dict[str, Variant]:
         f"gft_{size}": Variant(backbone, "layer", (8, 9, 10)),
         # The paper's text read literally: 8 blocks, three extra layers, head.
         f"gft_{size}_d8": Variant(backbone, "layer", (8, 8, 8), backbone_args={"depth": 8}),
-        # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the tiles of
-        # matrix units, which was about 6 % faster than 148, 99 and 50 at the same places.
+        # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
+        # of matrix units.
         f"gft_{size}_edge": Variant(backbone, "block", (3, 6, 9), token_multiple=16),
     }
 
