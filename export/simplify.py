@@ -29,7 +29,10 @@ def simplify(source: Path, path: Path) -> None:
         onnx.load(source),
         # As Gemm a linear layer needs a Reshape on either side, 98 of them in a 12-block network,
         # and engines no longer see the MatMul-Add they fuse.
-        skipped_optimizers=["fuse_matmul_add_bias_into_gemm"],
+        skipped_optimizers=[
+            "fuse_matmul_add_bias_into_gemm",
+            "fuse_matmul_add_bias_into_gemm_batched",
+        ],
     )
     if not sound:
         raise PipelineError("onnxsim's own check failed: export with --no-simplify")

@@ -288,6 +288,18 @@ def test_without_onnxsim_it_says_so_and_goes_on(
     assert any("onnxsim is not installed here" in text for text in said)
 
 
+def test_simplifying_leaves_linear_layers_as_matmul_and_add(
+    tmp_path: Path, images: ImageSet
+) -> None:
+    """Quantizers find layers by these nodes' names, and engines fuse MatMul-Add, not Gemm."""
+    graph = exported_graph(tmp_path, images).graph
+    assert [node.name for node in graph.node if node.op_type == "Gemm"] == ["backbone.head/Gemm"]
+    names = {node.name for node in graph.node if node.op_type == "MatMul"}
+    for block in range(4):
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            assert f"backbone.blocks.{block}.{layer}/MatMul" in names
+
+
 def test_no_simplify_leaves_onnxsim_out(tmp_path: Path, images: ImageSet) -> None:
     graph = exported_graph(tmp_path, images, simplify=False).graph
     assert Counter(node.op_type for node in graph.node)["TopK"] == 3
