@@ -21,10 +21,18 @@ def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
         generator.shuffle(paths)
     rounds = max(len(paths) for paths in by_class.values())
     in_turn = [
-        paths[turn] for turn in range(rounds) for paths in by_class.values() if turn < len(paths)
+        (paths[turn], target)
+        for turn in range(rounds)
+        for target, paths in by_class.items()
+        if turn < len(paths)
     ]
     chosen = in_turn[:count]
     digest = hashlib.sha256()
-    for path in chosen:
+    for path, _ in chosen:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return ImageSet(tuple(str(path) for path in chosen), seed, digest.hexdigest())
+    return ImageSet(
+        tuple(str(path) for path, _ in chosen),
+        seed,
+        digest.hexdigest(),
+        tuple(target for _, target in chosen),
+    )

@@ -11,7 +11,7 @@ import torch
 from gft_edge.classifier import load_pixels
 from gft_edge.errors import GateError
 from gft_edge.fidelity import Outputs, concatenate
-from gft_edge.model.gft import GFT, selection_reaches_logits
+from gft_edge.model.gft import GFT, recorded_scores, selection_reaches_logits
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.specs import FidelityReport, ImageSet, Preprocessing
 
@@ -29,14 +29,22 @@ def torch_outputs(
     spec: Preprocessing,
     advance: Callable[[int], None] | None = None,
 ) -> Outputs:
-    """What the network itself gives for uint8 (images,S,S,3)."""
+    """What the network itself gives for uint8 (images,S,S,3), ranks included."""
     batches = []
-    with torch.inference_mode():
+    with torch.inference_mode(), recorded_scores(model) as scores:
         for start in range(0, len(pixels), REFERENCE_BATCH):
             part = pixels[start : start + REFERENCE_BATCH]
             images = torch.from_numpy(batch_from_pixels(part, spec, "float32"))
+            scores.clear()
             logits, kept = model.forward_with_kept(images)
-            batches.append(Outputs(logits.numpy(), tuple(chosen.numpy() for chosen in kept)))
+            ranks = [score.argsort(dim=1, descending=True).argsort(dim=1) for _, score in scores]
+            batches.append(
+                Outputs(
+                    logits.numpy(),
+                    tuple(chosen.numpy() for chosen in kept),
+                    tuple(rank.numpy() for rank in ranks),
+                )
+            )
             if advance is not None:
                 advance(len(part))
     return concatenate(batches)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from gft_edge.errors import BundleError, SpecError
 from gft_edge.specs import Manifest, check_preprocessing, from_json, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden.npz"
@@ -97,8 +97,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} has no schema_version: it is no gft-edge manifest")
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version}, this gft-edge reads up to {SCHEMA_VERSION}: "
+            f"{path} has schema version {version}, this gft-edge reads {SCHEMA_VERSION}: "
             "upgrade gft-edge"
+        )
+    if version < SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this gft-edge reads {SCHEMA_VERSION}: "
+            "export the run again"
         )
     try:
         manifest = from_json(Manifest, data, MANIFEST_FILE)

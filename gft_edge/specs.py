@@ -108,11 +108,15 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images drawn from a class folder: paths, the seed that chose them, a digest of the contents."""
+    """Images drawn from a class folder: paths, the seed that chose them, a digest of the contents.
+
+    `targets[i]` is the class index of `paths[i]`.
+    """
 
     paths: tuple[str, ...]
     seed: int
     digest: str
+    targets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,20 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The bounds a FidelityReport is judged by. Fractions of 1."""
+    """The bounds a FidelityReport is judged by. Fractions of 1.
+
+    `kept_overlap` has one bound a stage, the last of which holds for every further one. `max_drop`
+    is how much accuracy may be lost; None where decisions have to agree anyway.
+    """
 
     top1_agreement: float
-    kept_overlap: float
+    kept_overlap: tuple[float, ...]
     cosine: float
+    max_drop: float | None = None
+
+    def overlap_bound(self, stage: int) -> float:
+        """The bound of a stage, counted from 0."""
+        return self.kept_overlap[min(stage, len(self.kept_overlap) - 1)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,10 @@ class FidelityReport:
     """How far a graph's outputs are from its reference on the same images.
 
     `cosine` is the mean over images of the cosine between logit vectors. `kept_overlap` has one
-    number a stage: the mean Jaccard overlap of the kept patches. Fractions of 1.
+    number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
+    of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
+    of these the reference itself all but dropped (see fidelity.BORDER); empty where the reference
+    has no ranks. The accuracies are None where no classes were given. Fractions of 1.
     """
 
     stage: str
@@ -149,6 +165,10 @@ class FidelityReport:
     images: int
     tolerance: Tolerance
     failures: tuple[str, ...]
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    patches_lost: tuple[float, ...] = ()
+    lost_near_border: tuple[float, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -163,6 +183,23 @@ class Prediction:
     label: str
     index: int
     probability: float
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a bundle's INT8 graph came about.
+
+    `high_precision` names the layers that stay unquantized because their INT8 form cost too much,
+    in the order they were given up; `int8_macs` is the share of the linear layers' work that is
+    quantized. `smooth_quant` is the strength (alpha), None for off.
+    """
+
+    method: str
+    smooth_quant: float | None
+    calibrated_on: ImageRecord
+    high_precision: tuple[str, ...]
+    int8_layers: int
+    int8_macs: float
 
 
 @dataclass(frozen=True)
@@ -187,6 +224,7 @@ class Manifest:
     files: Mapping[str, str]
     tools: Mapping[str, str]
     reports: tuple[FidelityReport, ...] = ()
+    quantization: Quantization | None = None
     seal: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -99,9 +100,10 @@ def export_tolerance(manifest: Manifest) -> Tolerance:
 def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
     """The export's own bound, with room for one exchanged patch: few images cannot resolve 99.9 %."""
     bound = export_tolerance(manifest)
-    fewest = min((stage.keep for stage in manifest.model.stages), default=1)
-    one_patch = 1 - 2 / (fewest + 1) / images - 1e-9  # rounding
-    return Tolerance(bound.top1_agreement, min(bound.kept_overlap, one_patch), bound.cosine)
+    keeps = [stage.keep for stage in manifest.model.stages] or [1]
+    one_patch = 1 - 2 / (min(keeps) + 1) / images - 1e-9  # rounding
+    overlaps = tuple(min(bound.overlap_bound(n), one_patch) for n in range(len(keeps)))
+    return dataclasses.replace(bound, kept_overlap=overlaps)
 
 
 def read_golden(bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Outputs]:

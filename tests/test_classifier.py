@@ -65,7 +65,7 @@ def batch_of_three(
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     parameter.add_(0.15 * torch.randn(parameter.shape))
-    drawn = ImageSet(tuple(map(str, images)), seed=0, digest="")
+    drawn = ImageSet(tuple(map(str, images)), seed=0, digest="", targets=(0,) * len(images))
     request = ExportRequest("onnx", input=InputSpec("float32", 3), simplify=False)
     out = tmp_path_factory.mktemp("batch_of_three") / "bundle"
     bundle = export(model, spec, drawn, request, out)

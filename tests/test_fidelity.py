@@ -17,7 +17,7 @@ from gft_edge.fidelity import (
 )
 from gft_edge.specs import Tolerance
 
-LOOSE = Tolerance(top1_agreement=0.5, kept_overlap=0.3, cosine=0.5)
+LOOSE = Tolerance(top1_agreement=0.5, kept_overlap=(0.3,), cosine=0.5)
 
 
 def outputs(logits: list[list[float]], *kept: list[list[int]]) -> Outputs:

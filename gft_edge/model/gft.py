@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import timm
 import torch
@@ -49,14 +50,15 @@ class Selection(nn.Module):
         self, q: Tensor, k: Tensor, scale: float, positions: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """q, k (B,H,T,D) and grid positions (B,N) -> kept (B,K) int64 and the gate (B,K,1) or None."""
-        scores = self._scores(q, k, scale, positions)
+        scores = self.scores(q, k, scale, positions)
         kept = gala.top_k_in_grid_order(-scores if self.inverted else scores, self.keep)
         if not (self.training and self.score == "gala"):
             return kept, None
         gate = self._gate(scores, positions).gather(1, kept).unsqueeze(-1)
         return kept, 1 + (gate - gate.detach())
 
-    def _scores(self, q: Tensor, k: Tensor, scale: float, positions: Tensor) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, scale: float, positions: Tensor) -> Tensor:
+        """What the patches are ranked by, (B,N) float32; arguments as in forward."""
         if self.score == "gala":
             patches = slice(self.prefix, None)
             return gala.gala_scores(q[:, :, patches], k[:, :, patches], scale, self.kernel)
@@ -292,6 +294,23 @@ def create_backbone(name: str, **arguments: int) -> VisionTransformer:
             f"use {size // rows * rows} or {(size // rows + 1) * rows}"
         )
     return model
+
+
+@contextmanager
+def recorded_scores(model: GFT) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While open, each forward appends (grid positions, scores), (B,N) each, stage by stage."""
+    record: list[tuple[Tensor, Tensor]] = []
+
+    def note(selection: nn.Module, given: tuple[Tensor, Tensor, float, Tensor]) -> None:
+        assert isinstance(selection, Selection)
+        record.append((given[3], selection.scores(*given)))
+
+    handles = [selection.register_forward_pre_hook(note) for selection in model.selections]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def selection_reaches_logits(model: GFT, images: Tensor) -> list[bool]:
