@@ -70,16 +70,19 @@ def grid_positions(
     return tuple(positions)
 
 
-def kept_overlap(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
-    """Mean over images of the Jaccard overlap of two kept sets of grid positions, (images, K) each."""
+def image_overlaps(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Per image the Jaccard overlap of two kept sets of grid positions: (images, K) -> (images,)."""
     common = [np.intersect1d(x, y, assume_unique=True).size for x, y in zip(a, b, strict=True)]
     union = a.shape[1] + b.shape[1] - np.asarray(common)
-    return float(np.mean(np.asarray(common) / union))
+    return np.asarray(common / union, dtype=np.float64)
 
 
-def patches_lost(
-    reference: Outputs, candidate: Outputs, stage: int
-) -> tuple[float, float | None]:
+def kept_overlap(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
+    """Mean over images of `image_overlaps`."""
+    return float(np.mean(image_overlaps(a, b)))
+
+
+def patches_lost(reference: Outputs, candidate: Outputs, stage: int) -> tuple[float, float | None]:
     """Patches an image that the reference keeps at a stage and the candidate does not: all, near the
     border. None for the latter where the reference has no ranks.
     """
@@ -125,13 +128,17 @@ def compare(
     failures = []
     if not np.isfinite(b).all():
         failures.append("the logits hold NaN or infinity")
-    if tolerance.max_drop is not None and accuracy is not None and reference_accuracy is not None:
+    if (
+        tolerance.max_drop is not None
+        and accuracy is not None
+        and reference_accuracy is not None
         # Rounding alone must not decide: 0.9 - 0.89 is more than 0.01.
-        if reference_accuracy - accuracy > tolerance.max_drop + 1e-9:
-            failures.append(
-                f"accuracy falls from {reference_accuracy:.4f} to {accuracy:.4f}, by more than "
-                f"{tolerance.max_drop:g}"
-            )
+        and reference_accuracy - accuracy > tolerance.max_drop + 1e-9
+    ):
+        failures.append(
+            f"accuracy falls from {reference_accuracy:.4f} to {accuracy:.4f}, by more than "
+            f"{tolerance.max_drop:g}"
+        )
     if not agreement >= tolerance.top1_agreement:
         failures.append(f"top-1 agreement {agreement:.4f} is under {tolerance.top1_agreement:g}")
     if not cosine >= tolerance.cosine:

@@ -13,6 +13,7 @@ from gft_edge.fidelity import (
     compare,
     concatenate,
     grid_positions,
+    image_overlaps,
     kept_overlap,
 )
 from gft_edge.specs import Tolerance
@@ -57,6 +58,7 @@ def test_the_same_patches_under_other_indices_are_the_same() -> None:
 def test_the_overlap_is_the_mean_jaccard_index() -> None:
     a = np.array([[0, 1, 2], [0, 1, 2]])
     b = np.array([[0, 1, 2], [2, 3, 4]])
+    assert image_overlaps(a, b).tolist() == pytest.approx([1, 1 / 5])
     assert kept_overlap(a, b) == pytest.approx((1 + 1 / 5) / 2)
     assert kept_overlap(a, a + 10) == 0
 
