@@ -20,7 +20,6 @@ from gft_edge.bundle import size_bytes
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.demo.drawings import CLASSES, draw, write_drawings
-from gft_edge.demo.pictures import kept_patches, sheet
 from gft_edge.errors import GateError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.verify import torch_outputs
@@ -29,6 +28,7 @@ from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT
 from gft_edge.model.variants import spec_from_name, squashed
+from gft_edge.pictures import kept_patches, sheet
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.profiling.latency import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
