@@ -316,17 +316,25 @@ def test_exports_that_cannot_be_done_are_refused(
 
 
 def test_references_that_do_not_fit_are_refused(
-    micro_run: Path, micro_bundles: dict[str, Path], tmp_path: Path
+    micro_run: Path, micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
 ) -> None:
-    bundle = micro_bundles["onnx"]
+    bundle, other = micro_bundles["onnx"], tmp_path / "other"
     assert_refused(run("verify", bundle, "--reference", micro_run), 2, "give --data")
     assert_refused(run("verify", tmp_path), 2, "is no bundle")
-    shutil.copytree(micro_run, tmp_path / "other")
-    spec = json.loads((tmp_path / "other" / "model.json").read_text())
+    given = ("verify", bundle, "--data", micro_data, "--reference")
+    assert_refused(run(*given, other), 2, f"{other}: no such folder, give a run or a bundle")
+    assert_refused(run(*given, tmp_path), 2, f"{tmp_path} is neither a run (no model.json) nor")
+    shutil.copytree(micro_run, other)
+    spec = json.loads((other / "model.json").read_text())
     spec["labels"][0] = "pear"
-    (tmp_path / "other" / "model.json").write_text(json.dumps(spec))
-    result = run("verify", bundle, "--reference", tmp_path / "other", "--data", tmp_path)
-    assert_refused(result, 2)
+    (other / "model.json").write_text(json.dumps(spec))
+    assert_refused(run(*given, other), 2, f"{other} has other labels than {bundle}: give the run")
+    shutil.rmtree(other)
+    shutil.copytree(bundle, other)
+    manifest = read_manifest(other)
+    model = dataclasses.replace(manifest.model, patch_grid=(4, 16))
+    write_manifest(other, dataclasses.replace(manifest, model=model))
+    assert_refused(run(*given, other), 2, f"{other} has other patch_grid than {bundle}")
 
 
 def test_a_bundle_needs_images_to_be_evaluated_on(micro_bundles: dict[str, Path]) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import is_bundle, read_bundle, read_manifest
-from gft_edge.classifier import Classifier
+from gft_edge.bundle import read_manifest
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
-from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.cli.references import open_reference
+from gft_edge.errors import PipelineError
 from gft_edge.image_folder import read_split
-from gft_edge.specs import Manifest, ModelSpec, to_json
-from gft_edge.verification import Reference, VerifyReport, verify
+from gft_edge.specs import Manifest, to_json
+from gft_edge.verification import VerifyReport, verify
 
 
 @click.command("verify")
@@ -42,7 +42,7 @@ def command(
     manifest = read_manifest(bundle)
     images = read_split(data, split, manifest.model.labels) if data else None
     with ExitStack() as stack:
-        expected = _reference(reference, manifest.model, stack) if reference else None
+        expected = open_reference(reference, bundle, manifest.model, stack) if reference else None
         report = stack.enter_context(progress())
         count = advance(report, f"verify on {split}", len(images.paths)) if images else None
         result = verify(bundle, backend, images, expected, count)
@@ -73,30 +73,6 @@ def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> Ver
         failures = (*result.failures, f"graph structure: {error}")
         return dataclasses.replace(result, verdict="fail", failures=failures)
     return result
-
-
-def _reference(path: Path, model: ModelSpec, stack: ExitStack) -> Reference:
-    if is_bundle(path):
-        other = read_bundle(path)
-        _check_comparable(other.manifest.model, model, path)
-        classifier = stack.enter_context(Classifier.load(other, kept=True))
-        return classifier.outputs
-    try:
-        from gft_edge.export.verify import torch_outputs
-        from gft_edge.model.checkpoint import load_run
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export") from error
-    spec, network = load_run(path)
-    _check_comparable(spec, model, path)
-    return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
-
-
-def _check_comparable(reference: ModelSpec, model: ModelSpec, path: Path) -> None:
-    for name in ("labels", "preprocessing", "stages"):
-        if getattr(reference, name) != getattr(model, name):
-            raise UsageError(
-                f"{path} has other {name} than the bundle: give the run or bundle of the same network"
-            )
 
 
 def _print(bundle: Path, result: Any) -> None:

@@ -1,0 +1,51 @@
+"""The run or bundle that a command compares a bundle with."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from gft_edge.bundle import MANIFEST_FILE, is_bundle, read_bundle
+from gft_edge.classifier import Classifier
+from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.specs import ModelSpec
+from gft_edge.verification import Reference
+
+
+def open_reference(
+    path: Path, bundle: Path, model: ModelSpec, stack: ExitStack, backend: str | None = None
+) -> Reference:
+    """Open `path`, a run in PyTorch or a bundle in its engine, as the reference of another bundle.
+
+    `model` is the network of the bundle in `bundle`; `backend` replaces the reference's own engine;
+    `stack` closes it. Raises UsageError when `path` is neither or of another network,
+    MissingDependencyError for a run where torch is not installed.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such folder, give a run or a bundle")
+    if is_bundle(path):
+        other = read_bundle(path)
+        _check_same_network(path, other.manifest.model, bundle, model)
+        return stack.enter_context(Classifier.load(other, backend, kept=True)).outputs
+    try:
+        from gft_edge.export.verify import torch_outputs
+        from gft_edge.model.checkpoint import SPEC_FILE, load_run
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "export") from error
+    if not (path / SPEC_FILE).is_file():
+        raise UsageError(
+            f"{path} is neither a run (no {SPEC_FILE}) nor a bundle (no {MANIFEST_FILE}): give a "
+            "folder that gft-edge train or gft-edge export wrote"
+        )
+    spec, network = load_run(path)
+    _check_same_network(path, spec, bundle, model)
+    return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
+
+
+def _check_same_network(path: Path, reference: ModelSpec, bundle: Path, model: ModelSpec) -> None:
+    # Kept patches are positions on the grid: those of two grids have nothing in common.
+    for name in ("labels", "preprocessing", "patch_grid", "stages"):
+        if getattr(reference, name) != getattr(model, name):
+            raise UsageError(
+                f"{path} has other {name} than {bundle}: give the run or bundle of the same network"
+            )
