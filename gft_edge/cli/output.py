@@ -72,6 +72,11 @@ def overlaps(values: Sequence[float] | None) -> str:
     return "-" if values is None else " / ".join(f"{value:.4f}" for value in values) or "no stage"
 
 
+def shown(path: str) -> str:
+    """A path on one line, whatever bytes its name has."""
+    return str(click.format_filename(path)).replace("\n", "\\n")
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A progress bar on stderr, one line a task: report(text, done, total).

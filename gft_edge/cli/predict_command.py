@@ -11,7 +11,7 @@ import click
 
 from gft_edge.classifier import Classifier
 from gft_edge.cli.options import PATH, backend_option, json_option, threads_option
-from gft_edge.cli.output import print_json, progress, say
+from gft_edge.cli.output import print_json, progress, say, shown
 from gft_edge.errors import ImageError, UsageError
 from gft_edge.image_folder import images_below
 from gft_edge.specs import Prediction, to_json
@@ -71,11 +71,6 @@ def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
         if not found:
             raise UsageError(f"{text} matches no image")
         yield from found
-
-
-def shown(path: str) -> str:
-    """A path on one line, whatever bytes its name has."""
-    return str(click.format_filename(path)).replace("\n", "\\n")
 
 
 def _show(path: str, predictions: list[Prediction], as_json: bool) -> None:
