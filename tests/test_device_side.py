@@ -97,6 +97,8 @@ for name in main.commands:
         (["verify", "BUNDLE"], "ONNX Runtime", "onnx"),
         (["verify", "BUNDLE", "--backend", "openvino"], "OpenVINO", "openvino"),
         (["evaluate", "BUNDLE", "--data", "DATA"], "ONNX Runtime", "onnx"),
+        (["compare", "BUNDLE", "BUNDLE", "--data", "DATA"], "ONNX Runtime", "onnx"),
+        (["compare", "RUN", "BUNDLE", "--data", "DATA"], r"\w+", "export"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -158,7 +160,7 @@ print(json.dumps([best.label, best.probability, report.verdict, report.top1, rep
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_the_commands_of_the_device_side_run_with_its_engine_alone(
-    target: str, micro_bundles: dict[str, Path], micro_data: Path
+    target: str, micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
 ) -> None:
     code = "from gft_edge.cli import main; main(sys.argv[1:], prog_name='gft-edge')"
     bundle, image = str(micro_bundles[target]), str(micro_data / "test" / "dill" / "0.png")
@@ -168,3 +170,7 @@ def test_the_commands_of_the_device_side_run_with_its_engine_alone(
     assert len(predicted["predictions"]) == 4
     inspected = json.loads(run_without(blocked, code, "inspect", bundle, "--json"))
     assert (inspected["kind"], inspected["target"]) == ("bundle", target)
+    given = (bundle, bundle, "--data", str(micro_data), "--out", str(tmp_path), "--json")
+    compared = json.loads(run_without(blocked, code, "compare", *given))
+    assert (compared["images"], compared["max_abs"]) == (12, 0)
+    assert Path(compared["picture"]).is_file()
