@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,10 +35,16 @@ def sheet(
         draw.text((MARGIN_PX + column * (width + MARGIN_PX), 3), caption, INK, font)
     for number, (title, images) in enumerate(rows):
         top = CAPTION_PX + number * row_height
-        draw.text((MARGIN_PX, top + 2), title, INK, font)
+        draw.text((MARGIN_PX, top + 2), _plain(title), INK, font)
         for column, image in enumerate(images):
             canvas.paste(image, (MARGIN_PX + column * (width + MARGIN_PX), top + CAPTION_PX))
     return canvas
+
+
+def _plain(text: str) -> str:
+    # Pillow's own font has ASCII alone and draws a box for anything else.
+    letters = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
+    return "".join(letters).encode("ascii", "replace").decode()
 
 
 def kept_patches(
