@@ -1,14 +1,28 @@
-"""Images drawn from a split: seeded, the classes in turn, recorded by digest."""
+"""Images drawn from a split: seeded, the classes in turn, recorded by digest, and fit to calibrate on."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from gft_edge.image_folder import Split
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.errors import DataError, UsageError
+from gft_edge.image_folder import Split, read_split
 from gft_edge.specs import ImageSet
+
+FEWEST_IMAGES = 32
+
+# Of neighbouring pixels, the median over the images. Photographs have 0.9 and more, white noise 0,
+# noise scaled down 0.2, noise scaled up to twice its size 0.6.
+LEAST_CORRELATION = 0.75
+# One black frame in a folder is an accident; many are no calibration set.
+MOST_CONSTANT = 0.05
+CONSTANT_DEVIATION = 1.0  # grey levels
 
 
 def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
@@ -36,3 +50,97 @@ def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
         digest.hexdigest(),
         tuple(target for _, target in chosen),
     )
+
+
+def read_calibration_folder(folder: Path, labels: tuple[str, ...]) -> Split:
+    """The images to calibrate on: FOLDER/train where there is one, else FOLDER's own class folders.
+
+    Raises DataError as read_split does.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such calibration folder")
+    if (folder / "train").is_dir():
+        return read_split(folder, "train", labels)
+    return read_split(folder.absolute().parent, folder.absolute().name, labels)
+
+
+def draw_calibration_set(
+    split: Split, count: int, seed: int, test: Split | None
+) -> tuple[ImageSet, list[str]]:
+    """Draw up to `count` images to calibrate on, and say what is less than asked for.
+
+    Raises UsageError for a count under FEWEST_IMAGES, DataError for a split with fewer, and for
+    images that are in `test` too: a network is not measured on what it was tuned with.
+    """
+    if count < FEWEST_IMAGES:
+        raise UsageError(
+            f"--subset-size {count} is too few to calibrate: give {FEWEST_IMAGES} or more"
+        )
+    if len(split.paths) < FEWEST_IMAGES:
+        raise DataError(
+            f"the calibration folder holds {len(split.paths)} images: give {FEWEST_IMAGES} or more"
+        )
+    images = draw_image_set(split, count, seed)
+    if test is not None:
+        _refuse_test_images(images, test)
+    remarks = []
+    if len(images.paths) < count:
+        remarks.append(
+            f"the calibration folder has {len(images.paths)} images, {count} were asked for"
+        )
+    missing = [label for n, label in enumerate(split.labels) if n not in images.targets]
+    if missing:
+        remarks.append(
+            f"{len(missing)} of {len(split.labels)} classes are not among the calibration images "
+            f"({missing[0]}, ...)"
+        )
+    return images, remarks
+
+
+def refuse_unfit_pixels(pixels: npt.NDArray[np.uint8], paths: Sequence[str]) -> None:
+    """Raise DataError for uint8 (images,S,S,3) that are noise, blank or copies of each other."""
+    grey = pixels.mean(axis=3, dtype=np.float32)
+    constant = [
+        path for path, image in zip(paths, grey, strict=True) if image.std() < CONSTANT_DEVIATION
+    ]
+    if len(constant) > MOST_CONSTANT * len(paths):
+        raise DataError(
+            f"{len(constant)} of {len(paths)} calibration images are of one colour ({constant[0]}, "
+            "...): their ranges would be degenerate; calibrate on photographs"
+        )
+    distinct = len({image.tobytes() for image in pixels})
+    if distinct < FEWEST_IMAGES:
+        raise DataError(
+            f"only {distinct} of {len(paths)} calibration images differ: give {FEWEST_IMAGES} or more"
+        )
+    correlation = float(np.median([_neighbour_correlation(image) for image in grey]))
+    if correlation < LEAST_CORRELATION:
+        raise DataError(
+            f"neighbouring pixels of the calibration images correlate by {correlation:.2f}, those of "
+            "photographs by 0.9: this is noise; calibrate on images like those of the device"
+        )
+
+
+def _neighbour_correlation(grey: npt.NDArray[np.float32]) -> float:
+    centred = grey - grey.mean()
+    variance = float(np.mean(centred**2))
+    if variance < CONSTANT_DEVIATION**2:
+        return 1.0
+    across = float(np.mean(centred[:, 1:] * centred[:, :-1]))
+    down = float(np.mean(centred[1:] * centred[:-1]))
+    return (across + down) / 2 / variance
+
+
+def _refuse_test_images(images: ImageSet, test: Split) -> None:
+    # Only files of equal size can be equal.
+    sizes = defaultdict(list)
+    for path in test.paths:
+        sizes[path.stat().st_size].append(path)
+    for name in images.paths:
+        path = Path(name)
+        alike = sizes.get(path.stat().st_size, [])
+        if alike and any(path.read_bytes() == other.read_bytes() for other in alike):
+            raise DataError(
+                f"{path} is an image of the run's test split: calibrate on train, or the measured "
+                "accuracy would be of images the network was tuned with"
+            )
