@@ -1,0 +1,66 @@
+"""The layers that INT8 may hold: every one with a weight, by the names both PyTorch and ONNX know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from gft_edge.model.gft import GFT
+
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+
+# (layer name, what it reads) -> what it shall read instead, or None to leave it.
+Read = Callable[[str, Tensor], Tensor | None]
+
+
+def quantizable_layers(model: GFT) -> dict[str, Layer]:
+    """Linear and convolution layers in the order they run, the head left out, by module path.
+
+    The head is under a thousandth of the work and decides the logits alone.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module is not model.backbone.head
+    }
+    order: list[str] = []
+    with torch.inference_mode(), reading(layers, lambda name, _: order.append(name)):
+        size = model.backbone.patch_embed.img_size
+        model.eval()(torch.zeros(1, 3, *size))
+    return {name: layers[name] for name in order}
+
+
+def layer_macs(model: GFT, layers: dict[str, Layer]) -> dict[str, int]:
+    """Multiply-accumulates an image of each layer: its weights times the tokens it reads."""
+    macs: dict[str, int] = {}
+
+    def count(name: str, read: Tensor) -> None:
+        places = read.shape[1] if read.ndim == 3 else model.backbone.patch_embed.num_patches
+        macs[name] = layers[name].weight.numel() * places
+
+    with torch.inference_mode(), reading(layers, count):
+        model.eval()(torch.zeros(1, 3, *model.backbone.patch_embed.img_size))
+    return macs
+
+
+@contextmanager
+def reading(layers: dict[str, Layer], read: Read) -> Iterator[None]:
+    """While open, `read` sees, and may replace, what each layer reads."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]:
+        def apply(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            replaced = read(name, given[0])
+            return None if replaced is None else (replaced,)
+
+        return apply
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

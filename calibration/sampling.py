@@ -1,0 +1,123 @@
+"""The range of what each layer reads on the calibration images, by an estimator's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+
+import torch
+from torch import Tensor, nn
+
+from gft_edge.calibration.layers import quantizable_layers, reading
+from gft_edge.errors import FailedError, MissingDependencyError
+from gft_edge.model.gft import GFT
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+
+PERCENTILE = 99.999  # ONNX Runtime's and ModelOpt's default
+
+
+def activation_peaks(
+    model: GFT,
+    batches: Sequence[Tensor],
+    method: str = "minmax",
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Layer -> the magnitude that INT8's 127 shall stand for, on normalised (B,3,S,S) batches.
+
+    `minmax` is the extreme; `percentile` and `entropy` (Kullback-Leibler) are ONNX Runtime's
+    histograms (onnxruntime.ai/docs/performance/model-optimizations/quantization.html), `mse`
+    PyTorch's HistogramObserver, which searches for the least squared error. Raises FailedError naming
+    a layer that reads NaN, infinity or nothing but zeros.
+    """
+    layers = quantizable_layers(model)
+    peaks = dict.fromkeys(layers, 0.0)
+    estimators = {name: _estimator(method) for name in layers}
+
+    def note(name: str, read: Tensor) -> None:
+        peaks[name] = max(peaks[name], _finite_peak(name, read))
+        estimators[name].collect(read)
+
+    with torch.inference_mode(), reading(layers, note):
+        for batch in batches:
+            model(batch)
+            if advance is not None:
+                advance(len(batch))
+    for name, peak in peaks.items():
+        if peak == 0:
+            raise FailedError(
+                f"layer {name} reads nothing but zeros on the calibration images: "
+                "there is no range to quantize"
+            )
+    return {name: min(peaks[name], estimators[name].peak(peaks[name])) for name in layers}
+
+
+def _finite_peak(name: str, read: Tensor) -> float:
+    peak = float(read.abs().max())
+    if not peak < float("inf"):
+        raise FailedError(
+            f"layer {name} reads NaN or infinity on the calibration images: "
+            "quantization needs a sound FP32 network"
+        )
+    return peak
+
+
+class _Extreme:
+    """The largest magnitude, which the caller keeps anyway."""
+
+    def collect(self, read: Tensor) -> None:
+        """Nothing to add."""
+
+    def peak(self, largest: float) -> float:
+        """See the class."""
+        return largest
+
+
+class _Histogram:
+    """ONNX Runtime's percentile or entropy of a histogram of magnitudes."""
+
+    def __init__(self, method: str):
+        try:
+            from onnxruntime.quantization.calibrate import HistogramCollector
+        except ImportError as error:
+            raise MissingDependencyError("ONNX Runtime", "export") from error
+        bins = 2048 if method == "percentile" else 128
+        self._collector = HistogramCollector(method, True, bins, 128, PERCENTILE, "same")
+
+    def collect(self, read: Tensor) -> None:
+        """Add to the histogram."""
+        with redirect_stdout(StringIO()):  # it prints its progress
+            self._collector.collect({"x": read.numpy().ravel()})
+
+    def peak(self, largest: float) -> float:
+        """See the class."""
+        with redirect_stdout(StringIO()):
+            low, high, *_ = self._collector.compute_collection_result()["x"]
+        return float(max(abs(low), abs(high)))
+
+
+class _LeastSquares:
+    """PyTorch's HistogramObserver."""
+
+    def __init__(self) -> None:
+        from torch.ao.quantization import HistogramObserver
+
+        self._observer: nn.Module = HistogramObserver(
+            dtype=torch.qint8, qscheme=torch.per_tensor_symmetric, quant_min=-127, quant_max=127
+        )
+
+    def collect(self, read: Tensor) -> None:
+        """Add to the histogram."""
+        self._observer(read)
+
+    def peak(self, largest: float) -> float:
+        """See the class."""
+        scale, _ = self._observer.calculate_qparams()  # type: ignore[operator]
+        return float(scale) * 127
+
+
+def _estimator(method: str) -> _Extreme | _Histogram | _LeastSquares:
+    if method == "mse":
+        return _LeastSquares()
+    return _Extreme() if method == "minmax" else _Histogram(method)

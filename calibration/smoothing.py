@@ -1,0 +1,114 @@
+"""SmoothQuant: outliers moved from activations, which INT8 scales by tensor, into weights, by channel.
+
+Xiao et al., arXiv 2211.10438, Eq. 3-4. The network computes the same; in a ViT three of four
+scalings are free: they fold into the LayerNorm before `qkv` and `fc1` and into the rows of `qkv`
+that make the values `proj` reads. Before `fc2` stands a GELU, so there one Mul per block stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gft_edge.calibration.layers import quantizable_layers, reading
+from gft_edge.model.gft import GFT
+
+
+class ChannelScale(nn.Module):
+    """(..., C) times one factor a channel."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x * self.scale
+
+
+def smooth(model: GFT, peaks: Mapping[str, Tensor], alpha: float | None) -> GFT:
+    """A copy with smoothing of strength `alpha` (0..1) against the `peaks` of each channel.
+
+    None is off and gives the copy alone.
+    """
+    smoothed = copy.deepcopy(model)
+    if alpha is None:
+        return smoothed
+    for prefix, norm1, attn, norm2, mlp in _blocks(smoothed):
+        plain_gate = getattr(attn, "gate", None) is None
+        if isinstance(norm1, nn.LayerNorm) and plain_gate:
+            _into_norm(norm1, attn.qkv, peaks[f"{prefix}.attn.qkv"], alpha)
+        if isinstance(attn.norm, nn.Identity) and plain_gate:
+            _into_values(attn.qkv, attn.proj, peaks[f"{prefix}.attn.proj"], alpha)
+        if mlp is not None and isinstance(norm2, nn.LayerNorm):
+            _into_norm(norm2, mlp.fc1, peaks[f"{prefix}.mlp.fc1"], alpha)
+        if mlp is not None and isinstance(mlp.norm, nn.Identity):
+            factor = _factor(mlp.fc2, peaks[f"{prefix}.mlp.fc2"], alpha)
+            mlp.norm = ChannelScale(1 / factor)
+            mlp.fc2.weight.data *= factor
+    return smoothed
+
+
+def channel_peaks(
+    model: GFT, batches: Sequence[Tensor], advance: Callable[[int], None] | None = None
+) -> dict[str, Tensor]:
+    """The largest magnitude each layer reads, by channel (last axis), on (B,3,S,S) batches.
+
+    Of all calibration images: smoothing levels the channels on what it has seen, and a strong one
+    makes outliers of what it has not.
+    """
+    peaks: dict[str, Tensor] = {}
+
+    def note(name: str, read: Tensor) -> None:
+        here = read.abs().flatten(0, -2).amax(dim=0)
+        peaks[name] = torch.maximum(peaks[name], here) if name in peaks else here
+
+    with torch.inference_mode(), reading(quantizable_layers(model), note):
+        for batch in batches:
+            model(batch)
+            if advance is not None:
+                advance(len(batch))
+    return {name: peak.clone() for name, peak in peaks.items()}
+
+
+def _blocks(model: GFT) -> list[tuple[str, Any, Any, Any, Any]]:
+    """Name, norm1, attn, norm2 and mlp of each block; a GALA layer has the first two."""
+    found: list[tuple[str, Any, Any, Any, Any]] = [
+        (f"backbone.blocks.{number}", block.norm1, block.attn, block.norm2, block.mlp)
+        for number, block in enumerate(model.backbone.blocks)
+    ]
+    found += [
+        (f"layers.{number}", layer.norm, layer.attn, None, None)
+        for number, layer in enumerate(model.layers)
+    ]
+    return found
+
+
+def _factor(layer: nn.Linear, peak: Tensor, alpha: float) -> Tensor:
+    """Eq. 4, of geometric mean 1 so that the layer's own range stays."""
+    weights = layer.weight.detach().abs().amax(dim=0).clamp(min=1e-5)
+    factor = peak.clamp(min=1e-5) ** alpha / weights ** (1 - alpha)
+    return factor / factor.log().mean().exp()
+
+
+def _into_norm(norm: nn.LayerNorm, layer: nn.Linear, peak: Tensor, alpha: float) -> None:
+    factor = _factor(layer, peak, alpha)
+    norm.weight.data /= factor
+    if norm.bias is not None:
+        norm.bias.data /= factor
+    layer.weight.data *= factor
+
+
+def _into_values(qkv: nn.Linear, proj: nn.Linear, peak: Tensor, alpha: float) -> None:
+    factor = _factor(proj, peak, alpha)
+    values = slice(-len(factor), None)  # q, k, v: the last third of the rows
+    qkv.weight.data[values] /= factor.unsqueeze(1)
+    if qkv.bias is not None:
+        qkv.bias.data[values] /= factor
+    proj.weight.data *= factor
