@@ -1,0 +1,94 @@
+"""INT8 for OpenVINO's CPU plugin, by NNCF."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from gft_edge.errors import MissingDependencyError, PipelineError
+
+# By NNCF's names; it has no entropy estimator.
+METHODS = ("minmax", "percentile", "mse")
+
+
+def quantize_openvino(
+    source: Path,
+    path: Path,
+    inputs: npt.NDArray[Any],
+    batch: int,
+    layers: Collection[str],
+    smooth_quant: float | None,
+    method: str = "minmax",
+) -> None:
+    """Write an ONNX graph as OpenVINO IR with `layers` in INT8 to `path`, calibrated on `inputs`.
+
+    `source` gives logits alone: NNCF leaves whatever leads from a TopK to an output unquantized, and
+    with kept patches as outputs that is most of the network. Everything that is not one of `layers`
+    keeps its precision, the score branch above all. `inputs` (images, ...) are what the graph takes,
+    `batch` at a time; `smooth_quant` is the strength of SmoothQuant, None for off. Raises
+    PipelineError for a graph that is quantized already.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingDependencyError("NNCF", "export") from error
+    import openvino
+
+    model = openvino.convert_model(source)
+    operations = model.get_ordered_ops()
+    if any(op.get_type_name() == "FakeQuantize" for op in operations):
+        raise PipelineError("the graph is quantized already: start from an FP32 export")
+    ignored = [
+        op.get_friendly_name()
+        for op in operations
+        if op.get_type_name() in ("MatMul", "Convolution")
+        and op.get_friendly_name().rpartition("/")[0] not in layers
+    ]
+    ignored += [
+        op.get_friendly_name()
+        for op in operations
+        if op.get_type_name() not in ("MatMul", "Convolution", "Constant", "Parameter", "Result")
+    ]
+    batches = [inputs[start : start + batch] for start in range(0, len(inputs) - batch + 1, batch)]
+    # NNCF logs and draws bars of its own between our lines.
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=_estimator(method),
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(
+                    matmul=-1 if smooth_quant is None else smooth_quant
+                ),
+            ),
+        )
+    openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+def _estimator(method: str) -> Any:
+    from nncf.quantization import range_estimator as ranges
+
+    if method == "mse":
+        return ranges.RangeEstimatorParametersSet.HISTOGRAM
+    if method == "minmax":
+        return ranges.RangeEstimatorParametersSet.MINMAX
+    tail = ranges.StatisticsCollectorParameters
+    return ranges.RangeEstimatorParameters(
+        min=tail(
+            ranges.StatisticsType.QUANTILE, ranges.AggregatorType.MEAN, quantile_outlier_prob=1e-5
+        ),
+        max=tail(
+            ranges.StatisticsType.QUANTILE, ranges.AggregatorType.MEAN, quantile_outlier_prob=1e-5
+        ),
+    )
