@@ -22,19 +22,25 @@ from gft_edge.specs import InputSpec, ModelSpec
 # TensorRT 10.3, the oldest engine served, parses up to opset 20; 20 is the first with Gelu.
 OPSET_RANGE = (18, 20)
 
+# Pixels over this less 1 are -1..127/128: INT8 with zero point 0 holds every one, a step a grey level.
+# Not plain pixels less 128: the folded weights, and their INT8 scales, would be FP16 subnormals.
+PIXEL_CENTRE = 128
+
 
 def onnx_from_torch(
-    model: GFT, spec: ModelSpec, given: InputSpec, opset: int, path: Path
+    model: GFT, spec: ModelSpec, given: InputSpec, opset: int, path: Path, centred: bool = False
 ) -> tuple[str, ...]:
     """Write `model` to `path` and return the names of its kept-patch outputs, one a stage.
 
-    Node names are module paths; nothing in the file depends on where it was written. Raises
-    UsageError for an opset out of OPSET_RANGE.
+    The graph computes in the dtype of the model's weights and gives float32 logits. With `centred`
+    the patch embedding reads pixels / 128 - 1, which INT8 holds without loss. Node names are module
+    paths; nothing in the file depends on where it was written. Raises UsageError for an opset out of
+    OPSET_RANGE.
     """
     check_opset(opset)
     shape = given.shape(spec.preprocessing.image_size_px)
     if given.dtype == "uint8":
-        network: nn.Module = FromPixels(model, spec)
+        network: nn.Module = FromPixels(model, spec, centred)
         example = torch.zeros(shape, dtype=torch.uint8)
     else:
         network, example = FromNormalised(model), torch.zeros(shape)
@@ -76,8 +82,8 @@ class FromNormalised(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        logits, kept = self.gft.forward_with_kept(images)
-        return (logits, *kept)
+        logits, kept = self.gft.forward_with_kept(images.to(dtype_of(self.gft)))
+        return (logits.float(), *kept)
 
 
 class FromPixels(nn.Module):
@@ -87,27 +93,42 @@ class FromPixels(nn.Module):
     weights and bias exactly. Cast comes before Transpose: TensorRT refuses a UINT8 Transpose.
     """
 
-    def __init__(self, model: GFT, spec: ModelSpec):
+    def __init__(self, model: GFT, spec: ModelSpec, centred: bool = False):
         super().__init__()
         self.gft = copy.deepcopy(model)
-        fold_normalisation(self.gft.backbone.patch_embed.proj, spec)
+        self.centred = centred
+        fold_normalisation(self.gft.backbone.patch_embed.proj, spec, centred)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        logits, kept = self.gft.forward_with_kept(images.float().permute(0, 3, 1, 2))
-        return (logits, *kept)
+        pixels = images.to(dtype_of(self.gft))
+        if self.centred:
+            pixels = pixels * (1 / PIXEL_CENTRE) - 1
+        logits, kept = self.gft.forward_with_kept(pixels.permute(0, 3, 1, 2))
+        return (logits.float(), *kept)
 
 
-def fold_normalisation(projection: nn.Conv2d, spec: ModelSpec) -> None:
-    """Make a patch convolution of normalised images take pixels 0..255, in place."""
+def dtype_of(model: GFT) -> torch.dtype:
+    """What the network computes in: float32, or float16 when cast by fp16.half."""
+    weight: Tensor = model.backbone.patch_embed.proj.weight
+    return weight.dtype
+
+
+def fold_normalisation(projection: nn.Conv2d, spec: ModelSpec, centred: bool = False) -> None:
+    """Make a patch convolution of normalised images take pixels p, 0..255, in place.
+
+    With `centred` it takes p / PIXEL_CENTRE - 1.
+    """
     mean = torch.tensor(spec.preprocessing.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
     std = torch.tensor(spec.preprocessing.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+    unit, zero = (PIXEL_CENTRE, PIXEL_CENTRE / 255) if centred else (1, 0.0)
     with torch.no_grad():
         weight = projection.weight.double() / std
-        shift = (weight * mean).sum(dim=(1, 2, 3))
+        shift = (weight * (mean - zero)).sum(dim=(1, 2, 3))
         bias = projection.bias.double() if projection.bias is not None else torch.zeros_like(shift)
-        projection.weight.copy_(weight / 255)
-        projection.bias = nn.Parameter((bias - shift).float())
+        dtype = projection.weight.dtype
+        projection.weight.copy_(weight * unit / 255)
+        projection.bias = nn.Parameter((bias - shift).to(dtype))
 
 
 def _anonymous(model: onnx.ModelProto) -> onnx.ModelProto:

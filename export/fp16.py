@@ -1,0 +1,48 @@
+"""FP16 decided in one place: the network itself is cast before it is exported, its score branch not."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from gft_edge.errors import PipelineError
+from gft_edge.model.gft import GFT, Selection
+
+FP16_MAX = torch.finfo(torch.float16).max
+
+# Of the exported graph: pixels to FP16, logits to FP32, and what each score reads to FP32.
+CASTS = 2
+CASTS_PER_STAGE = {"gala": 2, "class": 2, "random": 1}
+
+
+def half(model: GFT) -> GFT:
+    """A copy that computes in FP16; the selections rank in FP32, as they do in any precision.
+
+    Exported, it is strongly typed: no converter inserts Casts, clamps constants or splits a
+    LayerNormalization. Raises PipelineError naming a weight that FP16 cannot hold.
+    """
+    check_range(model)
+    network = copy.deepcopy(model).half()
+    for module in network.modules():
+        if isinstance(module, Selection):
+            module.float()
+    return network
+
+
+def check_range(model: GFT) -> None:
+    """Raise PipelineError naming the first tensor with a value beyond FP16's largest, 65504."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        largest = _largest(tensor)
+        if not largest <= FP16_MAX:
+            raise PipelineError(
+                f"tensor {name} reaches {largest:g}, FP16 ends at {FP16_MAX:g}: "
+                "export with --precision fp32"
+            )
+
+
+def _largest(tensor: Tensor) -> float:
+    return (
+        float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+    )
