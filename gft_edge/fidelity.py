@@ -18,14 +18,15 @@ FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.99, kept_overlap=(0.98,), co
 # Errors compound: a patch that stage 1 drops cannot come back, so later stages have lower bounds.
 # About half of what plain INT8 loses on photographs (benchmarks/precision.py).
 FP16_TOLERANCE = Tolerance(0.99, kept_overlap=(0.995, 0.99, 0.97), cosine=0.999, max_drop=0.01)
-LOW_TOLERANCE = Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
+BF16_TOLERANCE = Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
+INT8_TOLERANCE = Tolerance(0.99, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
 
 TOLERANCES = {
     "fp32": FP32_TOLERANCE,
     "fp32-fp16-weights": FP16_WEIGHTS_TOLERANCE,
     "fp16": FP16_TOLERANCE,
-    "bf16": LOW_TOLERANCE,
-    "int8": LOW_TOLERANCE,
+    "bf16": BF16_TOLERANCE,
+    "int8": INT8_TOLERANCE,
 }
 
 # A lost patch is near the border when the reference ranks it among the last of those it keeps, no

@@ -203,6 +203,20 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One precision that `--precision auto` tried: None for what could not be measured, and why.
+
+    `median_ms` is the engine's at the bundle's batch, measured in turn with the other candidates.
+    """
+
+    precision: str
+    accuracy: float | None
+    top1_agreement: float | None
+    median_ms: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A bundle's manifest.json: everything about the bundle that is not in the model files.
 
@@ -225,6 +239,7 @@ class Manifest:
     tools: Mapping[str, str]
     reports: tuple[FidelityReport, ...] = ()
     quantization: Quantization | None = None
+    candidates: tuple[Candidate, ...] = ()
     seal: str = ""
 
 

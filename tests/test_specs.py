@@ -52,7 +52,9 @@ MANIFEST = Manifest(
     files={"model.xml": "ab", "model.bin": "ef"},
     tools={"python": "3.11"},
     reports=(
-        FidelityReport("build", 1e-6, 1.0, 1.0, (1.0, 0.5), 12, Tolerance(1, (0.9,), 0.9), ("why",)),
+        FidelityReport(
+            "build", 1e-6, 1.0, 1.0, (1.0, 0.5), 12, Tolerance(1, (0.9,), 0.9), ("why",)
+        ),
     ),
 )
 

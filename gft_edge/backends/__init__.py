@@ -3,10 +3,12 @@
 A backend module defines
 
     TARGET: str                                the `--target` it serves
-    RUNTIME_PRECISION: str                     what its fp32 artifacts are computed in
+    PRECISIONS: tuple[str, ...]                the `--precision`s it is exported in
     missing() -> str | None                    what this machine lacks to run it, or None
+    unsupported(precision) -> str | None       why this machine cannot compute in it, or None
+    runtime_precision(precision) -> str        what its engine is told to compute in
     version() -> str                           of the engine
-    build(onnx, folder, request) -> Artifact   compile the ONNX file into `folder`
+    build(graph, folder, request) -> Artifact  compile an ONNX file (or its own form) into `folder`
     open_session(path, request) -> Session     load an artifact
 
 Vendor libraries are imported inside these functions, so that every module imports everywhere.
@@ -26,7 +28,14 @@ import numpy.typing as npt
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.specs import Artifact
 
-ALIASES = {"ort": "onnx", "onnxruntime": "onnx", "ov": "openvino", "ir": "openvino"}
+ALIASES = {
+    "ort": "onnx",
+    "onnxruntime": "onnx",
+    "ov": "openvino",
+    "ir": "openvino",
+    "trt": "tensorrt",
+    "engine": "tensorrt",
+}
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,17 @@ class Backend(Protocol):
     """What every module in this folder offers; the module docstring says what each name means."""
 
     TARGET: str
-    RUNTIME_PRECISION: str
+    PRECISIONS: tuple[str, ...]
 
     def missing(self) -> str | None: ...
 
+    def unsupported(self, precision: str) -> str | None: ...
+
+    def runtime_precision(self, precision: str) -> str: ...
+
     def version(self) -> str: ...
 
-    def build(self, onnx: Path, folder: Path, request: BuildRequest) -> Artifact: ...
+    def build(self, graph: Path, folder: Path, request: BuildRequest) -> Artifact: ...
 
     def open_session(self, path: Path, request: OpenRequest) -> Session: ...
 

@@ -18,7 +18,7 @@ from gft_edge.errors import UsageError
 from gft_edge.specs import Artifact
 
 TARGET = "fake"
-RUNTIME_PRECISION = "f32"
+PRECISIONS = ("fp32",)
 
 
 def missing() -> str | None:
@@ -26,15 +26,25 @@ def missing() -> str | None:
     return None
 
 
+def unsupported(precision: str) -> str | None:
+    """Nothing is."""
+    return None
+
+
+def runtime_precision(precision: str) -> str:
+    """It has but one."""
+    return "f32"
+
+
 def version() -> str:
     """It has none."""
     return "fake"
 
 
-def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     """Copy the ONNX file, which `open_session` does not read."""
     path = folder / "model.onnx"
-    shutil.copyfile(onnx, path)
+    shutil.copyfile(graph, path)
     return Artifact(path.name, "fake", request.precision, sha256_of(path), request.parent_sha256)
 
 

@@ -20,7 +20,7 @@ from gft_edge.errors import BundleError, MissingDependencyError, UsageError
 from gft_edge.specs import Artifact
 
 TARGET = "onnx"
-RUNTIME_PRECISION = "f32"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def missing() -> str | None:
@@ -32,6 +32,16 @@ def missing() -> str | None:
     return None
 
 
+def unsupported(precision: str) -> str | None:
+    """Nothing: what the CPU has no kernel for, ONNX Runtime computes in FP32."""
+    return None
+
+
+def runtime_precision(precision: str) -> str:
+    """The graph says it, node by node."""
+    return "f32" if precision == "fp32" else "typed"
+
+
 def version() -> str:
     """Of onnxruntime."""
     import onnxruntime
@@ -39,10 +49,10 @@ def version() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     """ONNX Runtime loads the ONNX file itself: build copies it."""
     path = folder / "model.onnx"
-    shutil.copyfile(onnx, path)
+    shutil.copyfile(graph, path)
     return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
 
 

@@ -6,6 +6,7 @@ import re
 import threading
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy.typing as npt
 
@@ -21,8 +22,13 @@ from gft_edge.errors import BundleError, MissingDependencyError
 from gft_edge.specs import Artifact
 
 TARGET = "openvino"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
 # Said aloud to the engine: where a CPU has AMX or AVX512_BF16 its default is bf16, ranking included.
-RUNTIME_PRECISION = "f32"
+# What INT8 leaves in high precision is computed in f32.
+_HINTS = {"fp16": "f16", "bf16": "bf16"}
+# The engine's names of what a CPU computes in natively.
+_CAPABILITIES = {"fp16": "FP16", "bf16": "BF16"}
 
 
 def missing() -> str | None:
@@ -34,6 +40,22 @@ def missing() -> str | None:
     return None
 
 
+def unsupported(precision: str) -> str | None:
+    """Says so where the CPU has no instructions for it: the engine would silently compute in f32."""
+    import openvino
+
+    has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
+        return None
+    native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
+    return f"this CPU has no {precision}, so it cannot be verified here: choose from {', '.join(native)}"
+
+
+def runtime_precision(precision: str) -> str:
+    """f32 unless a lower one was asked for."""
+    return _HINTS.get(precision, "f32")
+
+
 def version() -> str:
     """Of openvino."""
     import openvino
@@ -41,13 +63,18 @@ def version() -> str:
     return f"openvino {openvino.__version__.split('-')[0]}"
 
 
-def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
-    """Convert to IR: model.xml and model.bin, weights in FP16 when `compress_weights`."""
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """Write IR: model.xml and model.bin, weights in FP16 when `compress_weights`.
+
+    `graph` is ONNX, or IR already when it is quantized. In fp16 and bf16 only matrix products are
+    computed in fewer bits.
+    """
     if missing():
         raise MissingDependencyError("OpenVINO", "openvino")
     import openvino
 
-    model = openvino.convert_model(onnx)
+    ir = graph.suffix == ".xml"
+    model = openvino.Core().read_model(graph) if ir else openvino.convert_model(graph)
     for key, value in request.metadata.items():
         model.set_rt_info(value, ["model_info", key])
     # OpenVINO names what it makes itself by a counter of the process (MVN_34): two conversions
@@ -57,6 +84,8 @@ def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
             operation.set_friendly_name(f"{operation.get_type_name()}.{number}")
     path = folder / "model.xml"
     openvino.save_model(model, path, compress_to_fp16=request.compress_weights)
+    if request.precision in _HINTS:
+        _hold_in_f32(path)
     return Artifact(
         path.name,
         "openvino-ir",
@@ -65,6 +94,26 @@ def build(onnx: Path, folder: Path, request: BuildRequest) -> Artifact:
         request.parent_sha256,
         ("model.bin",),
     )
+
+
+def _hold_in_f32(path: Path) -> None:
+    """Mark every operation but the matrix products to stay in f32 under a lower precision hint.
+
+    The score branch, LayerNorms, residual sums and softmax then keep 24 bits. OpenVINO reads the mark
+    as DisableFP16Compression (src/common/transformations, rt_info), which its CPU plugin obeys in bf16
+    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost.
+    """
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        if layer.get("type") in ("MatMul", "Const", "Parameter", "Result", "Convert"):
+            continue
+        info = layer.find("rt_info")
+        if info is None:
+            info = ElementTree.Element("rt_info")
+            # In IR it stands after <data>, before <input> and <output>.
+            layer.insert(1 if layer.find("data") is not None else 0, info)
+        ElementTree.SubElement(info, "attribute", name="precise", version="0")
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:

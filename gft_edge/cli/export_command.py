@@ -8,24 +8,26 @@ from typing import Any
 import click
 
 from gft_edge.backends import backends
+from gft_edge.bundle import is_bundle
 from gft_edge.cli.options import PATH, data_option, json_option, split_option
 from gft_edge.cli.output import (
     next_line,
-    overlaps,
-    percent,
+    print_fidelity,
     print_json,
-    print_table,
+    print_quantization,
     progress,
     say,
 )
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import InputSpec, to_json
+from gft_edge.image_folder import read_split
+from gft_edge.specs import ImageSet, InputSpec, ModelSpec, to_json
 
 
 @click.command("export")
 @click.argument("run", type=PATH)
 @click.option("--target", "--format", required=True, help=f"One of {', '.join(backends())}.")
-@click.option("--precision", default="fp32", show_default=True)
+@click.option("--precision", default="fp32", show_default=True,
+              help="fp32, fp16, bf16, int8, or auto: the fastest here within --max-drop.")  # fmt: skip
 @click.option("--half", is_flag=True, hidden=True)
 @click.option("--int8", is_flag=True, hidden=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Static batch size.")
@@ -38,32 +40,51 @@ from gft_edge.specs import InputSpec, to_json
 @split_option(None)
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
               help="Real images that every stage is verified on.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of those images.")
+@click.option("--max-drop", type=float, default=0.01, show_default=True,
+              help="Accuracy that a precision under fp32 may cost on those images.")  # fmt: skip
+@click.option("--calibration-data", type=PATH,
+              help="int8: class folders of real images, or a folder whose train/ holds them.")  # fmt: skip
+@click.option("--subset-size", type=int, default=300, show_default=True,
+              help="int8: images to calibrate on.")  # fmt: skip
+@click.option("--calibration-method", default="minmax", show_default=True,
+              help="int8: minmax, percentile, entropy or mse.")  # fmt: skip
+@click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
+              help="int8: layers to leave alone; sensitivity suggests them.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
 @click.option("--out", type=PATH, required=True, help="Bundle folder to write.")
 @json_option
 def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
-    The images come from the run's data, its val split unless --split names another.
+    The images come from the run's data, its val split unless --split names another. In int8 layers
+    go back to high precision until accuracy, decisions and kept patches hold their bounds.
     """
     try:
+        from gft_edge.export.auto import AUTO, export_fastest
         from gft_edge.export.recipe import ExportRequest, check_request, export
         from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
+    if is_bundle(run):
+        raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
+    spec, model = load_run(run)
+    precision = "fp16" if options["half"] else "int8" if options["int8"] else options["precision"]
     request = ExportRequest(
         target,
-        "fp16" if options["half"] else "int8" if options["int8"] else options["precision"],
+        precision,
         InputSpec(options["dtype"], options["batch"]),
         options["opset"],
         not options["no_simplify"],
         options["compress_weights"],
+        options["max_drop"],
+        _calibration(run, spec, options),
     )
-    check_request(request)
-    spec, model = load_run(run)
+    if precision != AUTO:
+        check_request(request)
     images = _images(run, spec, options)
     with progress() as report:
-        bundle = export(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
+        work = export_fastest if precision == AUTO else export
+        bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
     manifest = bundle.manifest
     if as_json:
         print_json(
@@ -76,27 +97,23 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                     "verdict": manifest.reports[-1].verdict,
                     "stages": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
                 },
+                "quantization": to_json(manifest.quantization),
             }
         )
         return
-    print_table(
-        f"{out}: every stage against PyTorch on {len(images.paths)} images",
-        ("stage", "top-1 agreement", "kept patches", "cosine", "max abs", "verdict"),
-        [
-            (r.stage, percent(r.top1_agreement), overlaps(r.kept_overlap), f"{r.cosine:.6f}",
-             f"{r.max_abs:.1e}", r.verdict)
-            for r in manifest.reports
-        ],
-    )  # fmt: skip
-    next_line(f"gft-edge verify {out}")
+    print_fidelity(
+        f"{out}: every stage against PyTorch on {len(images.paths)} images", manifest.reports
+    )
+    if manifest.quantization is not None:
+        print_quantization(manifest.quantization)
+    backend = " --backend onnx" if manifest.target == "tensorrt" else ""
+    next_line(f"gft-edge verify {out}{backend}")
 
 
-def _images(run: Path, spec: Any, options: dict[str, Any]) -> Any:
+def _images(run: Path, spec: ModelSpec, options: dict[str, Any]) -> ImageSet:
     from gft_edge.calibration.image_set import draw_image_set
-    from gft_edge.image_folder import read_split
-    from gft_edge.training.loop import read_run_config
 
-    data = options["data"] or Path(read_run_config(run)[1].data)
+    data = _run_data(run, options)
     if not data.is_dir():
         raise UsageError(f"{data}, the data of this run, is not here: give --data FOLDER")
     split = options["split"] or next((s for s in ("val", "test") if (data / s).is_dir()), "train")
@@ -106,3 +123,31 @@ def _images(run: Path, spec: Any, options: dict[str, Any]) -> Any:
     if len(images.paths) < options["images"]:
         say(f"{data / split} has {len(images.paths)} images: verifying on all of them")
     return images
+
+
+def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
+    from gft_edge.calibration.image_set import draw_calibration_set, read_calibration_folder
+    from gft_edge.export.int8 import CalibrationRequest
+
+    folder = options["calibration_data"]
+    if folder is None:
+        return None
+    test = _run_data(run, options)
+    known = read_split(test, "test", spec.labels) if (test / "test").is_dir() else None
+    images, remarks = draw_calibration_set(
+        read_calibration_folder(folder, spec.labels), options["subset_size"], options["seed"], known
+    )
+    for remark in remarks:
+        say(remark)
+    keep = options["keep_high_precision"] or ""
+    return CalibrationRequest(
+        images,
+        options["calibration_method"],
+        tuple(name.strip() for name in keep.split(",") if name.strip()),
+    )
+
+
+def _run_data(run: Path, options: dict[str, Any]) -> Path:
+    from gft_edge.training.loop import read_run_config
+
+    return options["data"] or Path(read_run_config(run)[1].data)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gft_edge.bundle import is_bundle, read_bundle, size_bytes
+from gft_edge.bundle import is_bundle, read_bundle, read_manifest, size_bytes
 from gft_edge.cli.options import json_option
-from gft_edge.cli.output import overlaps, percent, print_json, print_table
+from gft_edge.cli.output import (
+    percent,
+    print_fidelity,
+    print_json,
+    print_quantization,
+    print_table,
+)
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import to_json
+from gft_edge.specs import Manifest, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
 DEFAULT_CLASSES = 100
@@ -34,7 +41,7 @@ def command(what: str, classes: int, stages: str | None, as_json: bool) -> None:
     if path.is_file():
         content, show = _onnx(path), _show_onnx
     elif is_bundle(path):
-        content, show = _bundle(path), _show_bundle
+        content, show = _bundle(path), functools.partial(_show_bundle, read_manifest(path))
     else:
         content, show = _network(what, path, classes, stages), _show_network
     if as_json:
@@ -103,7 +110,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     }
 
 
-def _show_bundle(content: dict[str, Any]) -> None:
+def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
     model, given = content["model"], content["input"]
     size = model["preprocessing"]["image_size_px"]
     stages = ", ".join(f"{s['position']}:{s['keep']}" for s in model["stages"]) or "none"
@@ -122,15 +129,19 @@ def _show_bundle(content: dict[str, Any]) -> None:
             ("tools", tools),
         ],
     )
-    print_table(
-        "Fidelity against PyTorch",
-        ("stage", "images", "top-1 agreement", "kept patches", "verdict"),
-        [
-            (r["stage"], r["images"], percent(r["top1_agreement"]), overlaps(r["kept_overlap"]),
-             r["verdict"])
-            for r in content["reports"]
-        ],
-    )  # fmt: skip
+    print_fidelity("Fidelity against PyTorch", manifest.reports)
+    if manifest.quantization is not None:
+        print_quantization(manifest.quantization)
+    if manifest.candidates:
+        print_table(
+            "Precisions tried",
+            ("precision", "accuracy", "agreement", "median ms", "why"),
+            [
+                (c.precision, percent(c.accuracy), percent(c.top1_agreement),
+                 "-" if c.median_ms is None else f"{c.median_ms:.2f}", c.reason)
+                for c in manifest.candidates
+            ],
+        )  # fmt: skip
 
 
 def _onnx(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from gft_edge.specs import Progress
+from gft_edge.specs import FidelityReport, Progress, Quantization
 
 
 def print_json(content: Any, lines: bool = False) -> None:
@@ -50,6 +50,48 @@ def _finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_finite(item) for item in content]
     return content
+
+
+def print_fidelity(title: str, reports: Sequence[FidelityReport]) -> None:
+    """One row a report; what is not known is a dash."""
+    print_table(
+        title,
+        ("stage", "images", "accuracy", "reference", "agreement", "kept patches",
+         "lost (near border)", "cosine", "verdict"),
+        [
+            (r.stage, r.images, percent(r.accuracy), percent(r.reference_accuracy),
+             percent(r.top1_agreement), overlaps(r.kept_overlap), lost_patches(r),
+             f"{r.cosine:.6f}", r.verdict)
+            for r in reports
+        ],
+    )  # fmt: skip
+
+
+def print_quantization(quantization: Quantization) -> None:
+    """What is in INT8 and what is not."""
+    calibrated = quantization.calibrated_on
+    strength = quantization.smooth_quant
+    high = quantization.high_precision
+    print_table(
+        "INT8",
+        ("what", "value"),
+        [
+            ("layers", f"{quantization.int8_layers} of {quantization.int8_layers + len(high)}, "
+             f"{quantization.int8_macs:.0%} of their work"),
+            ("ranges", quantization.method),
+            ("smooth-quant", "off" if strength is None else f"{strength:g}"),
+            ("calibrated on", f"{calibrated.count} images, seed {calibrated.seed}"),
+            ("in high precision", ", ".join(high) or "none"),
+        ],
+    )  # fmt: skip
+
+
+def lost_patches(report: FidelityReport) -> str:
+    """Patches lost an image, and of these near the border, one pair a stage."""
+    if not report.lost_near_border:
+        return " / ".join(f"{lost:.2f}" for lost in report.patches_lost) or "-"
+    pairs = zip(report.patches_lost, report.lost_near_border, strict=True)
+    return " / ".join(f"{lost:.2f} ({near:.2f})" for lost, near in pairs)
 
 
 def say(text: str) -> None:

@@ -1,0 +1,69 @@
+"""From the network to a verified ONNX graph in FP32 or FP16: export, then simplify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gft_edge.export.fp16 import CASTS, CASTS_PER_STAGE, half
+from gft_edge.export.onnx_from_torch import onnx_from_torch
+from gft_edge.export.simplify import has_simplifier, simplify
+from gft_edge.export.structure import finish
+from gft_edge.export.workbench import Workbench
+from gft_edge.model.gft import GFT
+from gft_edge.specs import Tolerance
+
+
+def verified_graph(
+    work: Workbench,
+    network: GFT,
+    precision: str,
+    opset: int,
+    simplified: bool,
+    tolerance: Tolerance,
+    centred: bool = False,
+) -> Path:
+    """`network` as ONNX, verified on ONNX Runtime after each step; kept patches are outputs still.
+
+    `precision` is fp32 or fp16; `centred` as in onnx_from_torch.
+    """
+    path = work.scratch / "exported.onnx"
+    with work.stage("onnx_from_torch"):
+        typed = half(network) if precision == "fp16" else network
+        onnx_from_torch(typed, work.spec, work.given, opset, path, centred)
+        _verify(work, "onnx_from_torch", precision, path, tolerance)
+    work.record(path, "onnx", precision)
+    if not simplified:
+        return path
+    if not has_simplifier():
+        work.say(
+            "onnxsim is not installed here, going on with the exporter's own optimisation "
+            "(pip install 'gft-edge[export]' adds it)"
+        )
+        return path
+    shorter = work.scratch / "simplified.onnx"
+    with work.stage("simplify"):
+        simplify(path, shorter)
+        _verify(work, "simplify", precision, shorter, tolerance)
+    work.record(shorter, "onnx", precision)
+    return shorter
+
+
+def finished_graph(work: Workbench, source: Path, precision: str) -> Path:
+    """The deployable graph: `logits` alone as output, metadata inside."""
+    path = work.scratch / "model.onnx"
+    with work.stage("finish"):
+        finish(source, path, work.metadata(), work.kept)
+    work.record(path, "onnx", precision)
+    return path
+
+
+def expected_casts(work: Workbench, precision: str) -> int:
+    """Of a graph: pixels enter as uint8, FP16 leaves as FP32, and each score reads in FP32."""
+    if precision == "fp16":
+        return CASTS + len(work.spec.stages) * CASTS_PER_STAGE[work.spec.score]
+    return int(work.given.dtype == "uint8")
+
+
+def _verify(work: Workbench, name: str, precision: str, path: Path, tolerance: Tolerance) -> None:
+    work.check(path, expected_casts(work, precision))
+    work.verify(name, "onnx", "f32", path, tolerance)

@@ -1,0 +1,83 @@
+"""Which layers go back to high precision so that an INT8 graph holds its bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gft_edge.calibration.sensitivity import LayerSensitivity
+from gft_edge.errors import GateError
+from gft_edge.specs import FidelityReport, Say, Tolerance
+
+# (layers in high precision, final) -> the verdict on a graph built with them. What is not final may
+# be calibrated on fewer images.
+Build = Callable[[tuple[str, ...], bool], FidelityReport]
+
+# What the search holds back of the loss that is allowed: layers are chosen on some hundred images,
+# and the bounds are meant for all others.
+RESERVE = 0.1
+
+# After the search: how often a final graph that just misses gets more layers back.
+FINAL_ATTEMPTS = 3
+
+
+def fewest_high_precision(
+    ranking: Sequence[LayerSensitivity], always: tuple[str, ...], build: Build, say: Say
+) -> tuple[tuple[str, ...], FidelityReport]:
+    """The shortest beginning of `ranking`, after `always`, whose graph passes, and its verdict.
+
+    Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
+    what was tried when not even a single layer in INT8 passes.
+    """
+    order = [row.layer for row in ranking if row.layer not in always]
+    tried: dict[int, FidelityReport] = {}
+
+    def passes(count: int, final: bool = False) -> bool:
+        high = (*always, *order[:count])
+        report = tried[count] = build(high, final)
+        say(f"{len(high)} of {len(ranking)} layers in high precision: {describe(report)}")
+        return report.verdict == "pass"
+
+    fewest = 0
+    if not passes(0):
+        failing, fewest = 0, len(order)
+        while fewest - failing > 1:
+            middle = (failing + fewest) // 2
+            if passes(middle):
+                fewest = middle
+            else:
+                failing = middle
+    for _ in range(FINAL_ATTEMPTS):
+        if fewest >= len(order):
+            break
+        if passes(fewest, final=True):
+            return (*always, *order[:fewest]), tried[fewest]
+        fewest += max(1, len(order) // 20)
+    lines = "; ".join(f"{count}: {describe(tried[count])}" for count in sorted(tried))
+    raise GateError(
+        f"INT8 does not hold its bounds (layers in high precision: verdict: {lines}). Nothing was "
+        "written: calibrate on more images, allow more with --max-drop, or use another --precision"
+    )
+
+
+def with_reserve(bound: Tolerance) -> Tolerance:
+    """The bound with RESERVE of every allowed loss held back; the accuracy budget stays the user's."""
+    return Tolerance(
+        _tighter(bound.top1_agreement),
+        tuple(map(_tighter, bound.kept_overlap)),
+        _tighter(bound.cosine),
+        bound.max_drop,
+    )
+
+
+def _tighter(least: float) -> float:
+    return 1 - (1 - RESERVE) * (1 - least)
+
+
+def describe(report: FidelityReport) -> str:
+    """A verdict in one line."""
+    kept = " / ".join(f"{overlap:.4f}" for overlap in report.kept_overlap) or "-"
+    drop = (report.reference_accuracy or 0) - (report.accuracy or 0)
+    return (
+        f"{report.verdict}, accuracy {-drop:+.4f}, agreement {report.top1_agreement:.4f}, "
+        f"kept patches {kept}"
+    )

@@ -1,0 +1,89 @@
+"""TensorRT: a strongly typed ONNX graph that its parser has accepted; engines are built from it."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gft_edge.backends import BuildRequest, OpenRequest, Session
+from gft_edge.bundle import sha256_of
+from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.specs import Artifact
+
+TARGET = "tensorrt"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+# The desktop library and the one for RTX GPUs have nearly the same Python interface; the latter
+# parses and builds without a GPU.
+_LIBRARIES = ("tensorrt", "tensorrt_rtx")
+
+
+def missing() -> str | None:
+    """The install line when no TensorRT is here."""
+    return None if _library() else str(MissingDependencyError("TensorRT", "tensorrt"))
+
+
+def unsupported(precision: str) -> str | None:
+    """Nothing: the graph is written here and computed on the device."""
+    return None
+
+
+def runtime_precision(precision: str) -> str:
+    """The graph says it, node by node."""
+    return "typed"
+
+
+def version() -> str:
+    """Of the library that is here."""
+    library = _library()
+    return f"{library.__name__} {library.__version__}" if library else "absent"
+
+
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """Copy the ONNX file, after NVIDIA's parser has read it where a TensorRT library is installed.
+
+    Raises PipelineError with the parser's first error.
+    """
+    library = _library()
+    if library is not None:
+        parse(library, graph)
+    path = folder / "model.onnx"
+    shutil.copyfile(graph, path)
+    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
+
+
+def parse(library: Any, graph: Path) -> tuple[Any, Any]:
+    """A strongly typed network and its builder, from an ONNX file. Raises PipelineError.
+
+    Every TensorRT from 10.0 on has strongly typed networks; 11 has no other
+    (docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/).
+    """
+    logger = library.Logger(library.Logger.ERROR)
+    builder = library.Builder(logger)
+    # The flag is 1 in 10.3 and 0 in 11: only its name is stable.
+    strongly_typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    parser = library.OnnxParser(network, logger)
+    if not parser.parse(graph.read_bytes()):
+        error = parser.get_error(0)
+        raise PipelineError(f"TensorRT's parser refuses node {error.node_name()!r}: {error.desc()}")
+    return network, builder
+
+
+def open_session(path: Path, request: OpenRequest) -> Session:
+    """Raises UsageError: this bundle holds no engine."""
+    raise UsageError(
+        f"{path.parent} holds a graph for TensorRT and no engine yet: ONNX Runtime runs the graph "
+        "with --backend onnx"
+    )
+
+
+def _library() -> Any:
+    for name in _LIBRARIES:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
