@@ -8,6 +8,9 @@ from pathlib import Path
 from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import MissingDependencyError
 
+# A logarithmic axis has no place for zero: no bar.
+NOTHING = float("nan")
+
 
 def sensitivity_chart(
     ranking: Sequence[LayerSensitivity], high_precision: Collection[str], path: Path
@@ -27,8 +30,8 @@ def sensitivity_chart(
     height = 0.8 / max(stages, 1)
     for stage in range(stages):
         panels[0].barh(
-            [place + stage * height for place in places],
-            [max(row.score_noise[stage], 1e-9) for row in ranking],
+            [place + (stage - (stages - 1) / 2) * height for place in places],
+            [row.score_noise[stage] or NOTHING for row in ranking],
             height,
             label=f"stage {stage + 1}",
         )
@@ -36,12 +39,12 @@ def sensitivity_chart(
     panels[0].set_xlabel("score noise (variance, relative)")
     if stages:
         panels[0].legend(loc="lower right", fontsize=7)
-    panels[1].barh(places, [max(row.cosine_drop, 1e-9) for row in ranking], 0.8, color="grey")
+    panels[1].barh(places, [max(row.cosine_drop, 0) or NOTHING for row in ranking], 0.8, color="grey")
     panels[1].set_xscale("log")
     panels[1].set_xlabel("logit cosine lost")
     panels[0].set_yticks(list(places), [row.layer for row in ranking], fontsize=6)
     for label, row in zip(panels[0].get_yticklabels(), ranking, strict=True):
         label.set_fontweight("bold" if row.layer in high_precision else "normal")
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(ranking), -1)
     figure.suptitle("One layer in INT8 at a time, most damage per work first", fontsize=10)
     figure.savefig(path, dpi=110)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gft_edge.export.fp16 import CASTS, CASTS_PER_STAGE, half
+from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.simplify import has_simplifier, simplify
-from gft_edge.export.structure import finish
+from gft_edge.export.structure import expected_casts, finish
 from gft_edge.export.workbench import Workbench
 from gft_edge.model.gft import GFT
 from gft_edge.specs import Tolerance
@@ -57,13 +57,6 @@ def finished_graph(work: Workbench, source: Path, precision: str) -> Path:
     return path
 
 
-def expected_casts(work: Workbench, precision: str) -> int:
-    """Of a graph: pixels enter as uint8, FP16 leaves as FP32, and each score reads in FP32."""
-    if precision == "fp16":
-        return CASTS + len(work.spec.stages) * CASTS_PER_STAGE[work.spec.score]
-    return int(work.given.dtype == "uint8")
-
-
 def _verify(work: Workbench, name: str, precision: str, path: Path, tolerance: Tolerance) -> None:
-    work.check(path, expected_casts(work, precision))
+    work.check(path, expected_casts(work.spec, work.given, half=precision == "fp16"))
     work.verify(name, "onnx", "f32", path, tolerance)

@@ -11,12 +11,16 @@ import onnx
 from onnx import numpy_helper
 
 from gft_edge.errors import PipelineError
-from gft_edge.specs import ModelSpec
+from gft_edge.specs import InputSpec, ModelSpec
 
 # Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
 FORBIDDEN = frozenset(
     {"If", "Loop", "Scan", "NonZero", "ScatterND", "ScatterElements", "Compress", "Unique"}
 )
+
+# Of an FP16 graph: the input to FP16, the logits to FP32, and what each score reads to FP32.
+HALF_CASTS = 2
+HALF_CASTS_PER_STAGE = {"gala": 2, "class": 2, "random": 1}
 
 
 def check_structure(path: Path, spec: ModelSpec, casts: int) -> None:
@@ -45,6 +49,13 @@ def check_structure(path: Path, spec: ModelSpec, casts: int) -> None:
             raise PipelineError(f"{value.name} has a dynamic dimension")
     if counts["Cast"] != casts:
         raise PipelineError(f"the graph holds {counts['Cast']} Cast nodes, expected {casts}")
+
+
+def expected_casts(spec: ModelSpec, given: InputSpec, half: bool) -> int:
+    """Cast nodes of a graph: pixels enter as uint8; FP16 leaves as FP32, and scores read it as FP32."""
+    if half:
+        return HALF_CASTS + len(spec.stages) * HALF_CASTS_PER_STAGE[spec.score]
+    return int(given.dtype == "uint8")
 
 
 def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:

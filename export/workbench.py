@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gft_edge.backends import backend_for
 from gft_edge.bundle import sha256_of
 from gft_edge.classifier import open_request, session_outputs
-from gft_edge.errors import GftEdgeError, PipelineError
+from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.structure import check_structure
 from gft_edge.export.verify import gate, pixels_of, refuse_inert_selection, torch_outputs
 from gft_edge.fidelity import Outputs, compare
@@ -81,6 +81,9 @@ class Workbench:
                 spec.preprocessing,
                 self.counter("reference in PyTorch", len(self.pixels)),
             )
+
+        if tolerance.max_drop is not None:
+            self._refuse_constant_decisions()
 
     def measure(
         self, name: str, target: str, runtime_precision: str, path: Path, tolerance: Tolerance
@@ -172,6 +175,15 @@ class Workbench:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise self._failure(name, lines[0]) from error
         self.done.append(name)
+
+    def _refuse_constant_decisions(self) -> None:
+        """Raise GateError for a network that calls everything the same: any wreck agrees with it."""
+        decisions = self.reference.logits.argmax(axis=1)
+        if len(set(self.images.targets)) > 1 and (decisions == decisions[0]).all():
+            raise GateError(
+                f"the FP32 network calls all {len(decisions)} images {self.spec.labels[decisions[0]]!r}: "
+                "agreement with it would mean nothing; train it, or take an earlier checkpoint"
+            )
 
     def _failure(self, name: str, reason: str) -> PipelineError:
         ran = ", ".join(self.done) or "none"

@@ -63,12 +63,17 @@ def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> Ver
         reason = f"graph structure: checked at export, onnx does not read {path.name}"
         return dataclasses.replace(result, skipped=(reason,))
     try:
-        from gft_edge.export.structure import check_structure
+        from gft_edge.export.structure import check_structure, expected_casts
     except ImportError as error:
         reason = f"graph structure: {error.name} is not installed here"
         return dataclasses.replace(result, skipped=(reason,))
     try:
-        check_structure(path, manifest.model, casts=int(manifest.input.dtype == "uint8"))
+        half = manifest.precision == "fp16" or (
+            manifest.target == "tensorrt" and manifest.precision == "int8"
+        )
+        check_structure(
+            path, manifest.model, expected_casts(manifest.model, manifest.input, half)
+        )
     except PipelineError as error:
         failures = (*result.failures, f"graph structure: {error}")
         return dataclasses.replace(result, verdict="fail", failures=failures)
