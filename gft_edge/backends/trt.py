@@ -21,8 +21,10 @@ _LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
 
 def missing() -> str | None:
-    """The install line when no TensorRT is here."""
-    return None if _library() else str(MissingDependencyError("TensorRT", "tensorrt"))
+    """The install line, or where TensorRT is here, that it only reads graphs."""
+    if _library() is None:
+        return str(MissingDependencyError("TensorRT", "tensorrt"))
+    return f"{version()} reads graphs at export and runs none: --backend onnx runs them"
 
 
 def unsupported(precision: str) -> str | None:
@@ -55,7 +57,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 
 def parse(library: Any, graph: Path) -> tuple[Any, Any]:
-    """A strongly typed network and its builder, from an ONNX file. Raises PipelineError.
+    """A strongly typed network and its builder, from an ONNX file. Raises PipelineError in one line.
 
     Every TensorRT from 10.0 on has strongly typed networks; 11 has no other
     (docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/).
@@ -68,7 +70,14 @@ def parse(library: Any, graph: Path) -> tuple[Any, Any]:
     parser = library.OnnxParser(network, logger)
     if not parser.parse(graph.read_bytes()):
         error = parser.get_error(0)
-        raise PipelineError(f"TensorRT's parser refuses node {error.node_name()!r}: {error.desc()}")
+        # No node where the file itself cannot be read.
+        what = f"node {error.node_name()!r}" if error.node_name() else graph
+        # The cause stands on the second line; what follows is how it was found.
+        reason = ": ".join(error.desc().splitlines()[:2])
+        raise PipelineError(f"TensorRT's parser refuses {what}: {reason}")
+    # An empty file parses: every field of an ONNX model is optional.
+    if not network.num_outputs:
+        raise PipelineError(f"TensorRT's parser finds no output in {graph}")
     return network, builder
 
 
