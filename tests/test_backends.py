@@ -47,20 +47,29 @@ def pixels(micro_bundles: dict[str, Path]) -> npt.NDArray[np.uint8]:
 
 
 def test_the_engines_are_found_by_their_files() -> None:
-    assert {"onnx", "openvino"} <= set(ENGINES)
+    assert {"onnx", "openvino", "tensorrt"} <= set(ENGINES)
     assert "fake" not in ENGINES
 
 
 @pytest.mark.parametrize(
     ("alias", "target"),
-    [("ort", "onnx"), ("onnxruntime", "onnx"), ("ov", "openvino"), ("ir", "openvino")],
+    [
+        ("ort", "onnx"),
+        ("onnxruntime", "onnx"),
+        ("ov", "openvino"),
+        ("ir", "openvino"),
+        ("trt", "tensorrt"),
+        ("engine", "tensorrt"),
+    ],
 )
 def test_an_engine_answers_to_its_other_names(alias: str, target: str) -> None:
     assert backend_for(alias) is backend_for(target)
 
 
 def test_an_unknown_target_lists_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"no target 'tpu': choose from .*onnx, openvino"):
+    with pytest.raises(
+        UsageError, match=r"no target 'tpu': choose from .*onnx, openvino, tensorrt"
+    ):
         backend_for("tpu")
 
 

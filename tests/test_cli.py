@@ -300,9 +300,11 @@ def test_exports_that_cannot_be_done_are_refused(
     out = ("--out", tmp_path / "bundle")
     given = ("export", micro_run, *out, "--data", micro_data)
     cases = {
-        ("--target", "coreml"): ["no target 'coreml'", "onnx, openvino"],
-        ("--target", "onnx", "--int8"): ["int8 is not available for onnx", "fp32"],
-        ("--target", "onnx", "--half"): ["fp16 is not available"],
+        ("--target", "coreml"): ["no target 'coreml'", "onnx, openvino, tensorrt"],
+        ("--target", "onnx", "--int8"): ["needs --calibration-data FOLDER"],
+        ("--target", "onnx", "--precision", "bf16"): ["not available for onnx", "fp32, fp16, int8"],
+        ("--target", "trt", "--precision", "bf16"): ["not available for tensorrt", "fp32, fp16"],
+        ("--target", "trt", "--precision", "auto"): ["tensorrt has no engine on this machine"],
         ("--target", "onnx", "--opset", "9"): ["--opset 9 is not from 18 to 20"],
         ("--target", "onnx", "--batch", "0"): ["--batch is 0"],
         ("--target", "onnx", "--compress-weights"): ["--target openvino"],

@@ -22,7 +22,7 @@ SOURCES = sorted(
 
 HOST_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "safetensors")
 LEARNING = ("sklearn", "scipy")
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
 def module_of(path: Path) -> str:
@@ -130,6 +130,7 @@ def test_doctor_says_how_to_install_an_engine_that_is_not_there() -> None:
     assert report["engines"]["onnx"]["version"] is None
     assert "pip install 'gft-edge[onnx]'" in report["engines"]["onnx"]["missing"]
     assert "pip install 'gft-edge[openvino]'" in report["engines"]["openvino"]["missing"]
+    assert "pip install 'gft-edge[tensorrt]'" in report["engines"]["tensorrt"]["missing"]
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
