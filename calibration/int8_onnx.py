@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from gft_edge.errors import MissingDependencyError, PipelineError
 
@@ -28,13 +29,17 @@ def quantize_onnx(
     Symmetric S8 with zero points 0: weights by output channel, what a layer reads by tensor, 127
     standing for its entry in `peaks`; biases and all outputs stay as they were. With
     `pixels_centred` the patch embedding reads pixels / 128 - 1 and gets scale 1/128, without loss.
-    Raises PipelineError for a graph that is quantized already or lacks a layer.
+    Raises PipelineError for a graph that is quantized already or lacks a layer, and for a layer whose
+    ranges are none that the graph's dtype can scale.
     """
     try:
         from onnxruntime.quantization import QDQQuantizer, QuantType
         from onnxruntime.quantization.calibrate import TensorData
     except ImportError as error:
         raise MissingDependencyError("ONNX Runtime", "export") from error
+    if not layers:
+        # ONNX Runtime reads an empty list as all nodes.
+        raise PipelineError("no layer is left to quantize: keep fewer in high precision")
     model = onnx.load(source)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise PipelineError("the graph is quantized already: start from an FP32 or FP16 export")
@@ -44,12 +49,13 @@ def quantize_onnx(
         raise PipelineError(f"the graph has no layer {missing[0]}")
     model = onnx.shape_inference.infer_shapes(model)
     dtype = _dtype(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     ranges = {}
     for name in layers:
         peak = 127 / 128 if pixels_centred and nodes[name].op_type == "Conv" else peaks[name]
-        bound = np.asarray(max(peak, 127 * float(np.finfo(dtype).tiny)), dtype=dtype)
+        _check_ranges(name, peak, nodes[name], weights[nodes[name].input[1]])
+        bound = np.asarray(peak, dtype=dtype)
         ranges[nodes[name].input[0]] = TensorData(lowest=-bound, highest=bound)
-    logging.getLogger().setLevel(logging.ERROR)
     quantizer = QDQQuantizer(
         model,
         per_channel=True,
@@ -68,7 +74,16 @@ def quantize_onnx(
             "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
         },
     )
-    quantizer.quantize_model()
+    # It warns through the root logger, whose level is the caller's.
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        quantizer.quantize_model()
+    finally:
+        root.setLevel(level)
+    # It appends the new nodes at the end; ONNX wants a writer before its readers.
+    quantizer.model.topological_sort()
     onnx.save(quantizer.model.model, path)
 
 
@@ -80,6 +95,28 @@ def weighted_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
         for node in model.graph.node
         if node.op_type in WEIGHTED and node.input[1] in weights
     }
+
+
+def _check_ranges(name: str, peak: float, node: onnx.NodeProto, weight: onnx.TensorProto) -> None:
+    """Raise PipelineError where a scale would be no normal number of the weight's dtype.
+
+    ONNX Runtime writes 1 in its place, and all that it scales becomes 0.
+    """
+    values = np.abs(numpy_helper.to_array(weight))
+    limits = np.finfo(values.dtype)
+    least, most = 127 * float(limits.tiny), float(limits.max)
+    outputs = values.max(axis=(1, 2, 3) if node.op_type == "Conv" else 0).astype(np.float64)
+    for what, largest in (
+        ("what it reads", peak),
+        # A channel of zeros stays one under any scale.
+        *(("the weights of an output channel", float(channel)) for channel in outputs[outputs > 0]),
+    ):
+        if not least <= largest <= most:
+            raise PipelineError(
+                f"layer {name}: {what} reach {largest:.2g}, and INT8 scales in {limits.dtype} serve "
+                f"{least:.2g} to {most:.2g}: keep it in high precision with "
+                f"--keep-high-precision {name}"
+            )
 
 
 def _dtype(model: onnx.ModelProto) -> type[np.floating]:
