@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import MissingDependencyError, PipelineError
@@ -47,15 +48,18 @@ def quantize_openvino(
     ignored = [
         op.get_friendly_name()
         for op in operations
-        if op.get_type_name() in ("MatMul", "Convolution")
-        and op.get_friendly_name().rpartition("/")[0] not in layers
+        if op.get_type_name() in ("MatMul", "Convolution") and _layer(op) not in layers
     ]
     ignored += [
         op.get_friendly_name()
         for op in operations
         if op.get_type_name() not in ("MatMul", "Convolution", "Constant", "Parameter", "Result")
     ]
-    batches = [inputs[start : start + batch] for start in range(0, len(inputs) - batch + 1, batch)]
+    # The last batch is filled up with the first images.
+    batches = [
+        inputs[np.arange(start, start + batch) % len(inputs)]
+        for start in range(0, len(inputs), batch)
+    ]
     # NNCF logs and draws bars of its own between our lines.
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -74,6 +78,12 @@ def quantize_openvino(
             ),
         )
     openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+def _layer(op: Any) -> str:
+    """Where its node was exported from; OpenVINO splits a bias off and keeps the name for the sum."""
+    name: str = op.get_friendly_name()
+    return name.removesuffix("/WithoutBiases").rpartition("/")[0]
 
 
 def _estimator(method: str) -> Any:
