@@ -50,7 +50,8 @@ def sensitivity(
     """Each layer alone in INT8 on normalised (B,3,S,S) batches, most damage per work first.
 
     Weights symmetric by output channel, activations symmetric by tensor, ranges from the extremes:
-    what the QDQ graphs hold. Raises FailedError naming a layer that reads NaN or infinity.
+    what the QDQ graphs hold. Raises FailedError naming a layer that reads NaN or infinity, and for
+    logits that hold them.
     """
     layers = quantizable_layers(model)
     macs = layer_macs(model, layers)
@@ -172,6 +173,12 @@ def _run(model: GFT, batches: Sequence[Tensor], kept: list[Tensor] | None) -> _R
                 logits.append(model(batch))
             scores.append([score for _, score in record])
             done += len(batch)
+    if not torch.cat(logits).isfinite().all():
+        # Damage would be NaN, which sorts anywhere: a ranking of nothing.
+        raise FailedError(
+            "the logits hold NaN or infinity on the calibration images: "
+            "quantization needs a sound FP32 network"
+        )
     joined = [torch.cat(stage) for stage in zip(*scores, strict=True)]
     keeps = [selection.keep for selection in model.selections]
     chosen = [top_k_in_grid_order(s, keep) for s, keep in zip(joined, keeps, strict=True)]
