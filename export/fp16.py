@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from gft_edge.errors import PipelineError
-from gft_edge.model.gft import GFT, Selection
+from gft_edge.model.gft import GFT
 
 FP16_MAX = torch.finfo(torch.float16).max
-
-# Of the exported graph: pixels to FP16, logits to FP32, and what each score reads to FP32.
-CASTS = 2
-CASTS_PER_STAGE = {"gala": 2, "class": 2, "random": 1}
 
 
 def half(model: GFT) -> GFT:
@@ -25,9 +21,8 @@ def half(model: GFT) -> GFT:
     """
     check_range(model)
     network = copy.deepcopy(model).half()
-    for module in network.modules():
-        if isinstance(module, Selection):
-            module.float()
+    # As they were, not back from FP16: that would round the smoothing kernel.
+    network.selections = copy.deepcopy(model.selections)
     return network
 
 
