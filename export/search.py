@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gft_edge.calibration.sensitivity import LayerSensitivity
-from gft_edge.errors import GateError
+from gft_edge.errors import GateError, UsageError
 from gft_edge.specs import FidelityReport, Say, Tolerance
 
 # (layers in high precision, final) -> the verdict on a graph built with them. What is not final may
@@ -26,9 +26,14 @@ def fewest_high_precision(
     """The shortest beginning of `ranking`, after `always`, whose graph passes, and its verdict.
 
     Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
-    what was tried when not even a single layer in INT8 passes.
+    what was tried when not even a single layer in INT8 passes, UsageError when `always` leaves none.
     """
     order = [row.layer for row in ranking if row.layer not in always]
+    if not order:
+        raise UsageError(
+            f"--keep-high-precision names all {len(ranking)} layers: leave some to INT8, or use "
+            "another --precision"
+        )
     tried: dict[int, FidelityReport] = {}
 
     def passes(count: int, final: bool = False) -> bool:
@@ -52,7 +57,7 @@ def fewest_high_precision(
         if passes(fewest, final=True):
             return (*always, *order[:fewest]), tried[fewest]
         fewest += max(1, len(order) // 20)
-    lines = "; ".join(f"{count}: {describe(tried[count])}" for count in sorted(tried))
+    lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(
         f"INT8 does not hold its bounds (layers in high precision: verdict: {lines}). Nothing was "
         "written: calibrate on more images, allow more with --max-drop, or use another --precision"
@@ -76,8 +81,8 @@ def _tighter(least: float) -> float:
 def describe(report: FidelityReport) -> str:
     """A verdict in one line."""
     kept = " / ".join(f"{overlap:.4f}" for overlap in report.kept_overlap) or "-"
-    drop = (report.reference_accuracy or 0) - (report.accuracy or 0)
+    gain = (report.accuracy or 0) - (report.reference_accuracy or 0)
     return (
-        f"{report.verdict}, accuracy {-drop:+.4f}, agreement {report.top1_agreement:.4f}, "
+        f"{report.verdict}, accuracy {gain:+.4f}, agreement {report.top1_agreement:.4f}, "
         f"kept patches {kept}"
     )
