@@ -15,6 +15,7 @@ from gft_edge.fidelity import (
     grid_positions,
     image_overlaps,
     kept_overlap,
+    patches_lost,
 )
 from gft_edge.specs import Tolerance
 
@@ -117,3 +118,121 @@ def test_batches_join_in_order() -> None:
     np.testing.assert_array_equal(joined.logits, REFERENCE.logits)
     for ours, theirs in zip(joined.kept, REFERENCE.kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def decisions(*classes: int) -> list[list[float]]:
+    return [[float(column == chosen) for column in range(3)] for chosen in classes]
+
+
+def test_both_accuracies_are_of_the_images_classes() -> None:
+    ours, theirs = Outputs(np.eye(3, dtype=np.float32), ()), outputs(decisions(0, 1, 0))
+    report = compare("int8", ours, theirs, LOOSE, targets=[0, 2, 2])
+    assert report.reference_accuracy == pytest.approx(2 / 3)
+    assert report.accuracy == pytest.approx(1 / 3)
+    assert report.top1_agreement == pytest.approx(2 / 3)
+
+
+def test_without_classes_there_is_no_accuracy_and_no_bound_on_it() -> None:
+    bound = Tolerance(0, (0,), -1, max_drop=0)
+    report = compare("int8", REFERENCE, REFERENCE, bound)
+    assert (report.accuracy, report.reference_accuracy) == (None, None)
+    assert report.verdict == "pass"
+
+
+@pytest.mark.parametrize(("max_drop", "passes"), [(0.1, True), (0.09, False), (None, True)])
+def test_what_accuracy_may_fall_by_is_bounded(max_drop: float | None, passes: bool) -> None:
+    ours = outputs(decisions(*[0] * 10))
+    theirs = outputs(decisions(1, *[0] * 9))
+    report = compare("int8", ours, theirs, Tolerance(0, (0,), -1, max_drop), [0] * 10)
+    assert (report.verdict == "pass") == passes
+    if not passes:
+        assert report.failures == ("accuracy falls from 1.0000 to 0.9000, by more than 0.09",)
+
+
+def test_a_fall_of_just_what_is_allowed_is_no_matter_of_rounding() -> None:
+    # 0.9 - 0.89 is 0.010000000000000009.
+    ours = outputs(decisions(*[0] * 90, *[1] * 10))
+    theirs = outputs(decisions(*[0] * 89, *[1] * 11))
+    report = compare("int8", ours, theirs, Tolerance(0, (0,), -1, 0.01), [0] * 100)
+    assert (report.reference_accuracy, report.accuracy) == (0.9, 0.89)
+    assert report.verdict == "pass"
+
+
+def test_a_gain_in_accuracy_is_no_loss() -> None:
+    ours, theirs = outputs(decisions(1, 1)), outputs(decisions(0, 0))
+    assert compare("int8", ours, theirs, Tolerance(0, (0,), -1, 0.0), [0, 0]).verdict == "pass"
+
+
+def test_each_stage_has_its_own_bound_and_the_last_holds_for_the_rest() -> None:
+    whole = [[0, 1, 2, 3]]
+    less = [[0, 1, 2, 4]]
+    ours = outputs([[1, 0, 0]], whole, [[0, 1, 2]], [[0, 1]])
+    theirs = outputs([[1, 0, 0]], less, [[0, 1, 3]], [[0, 2]])
+    report = compare("int8", ours, theirs, Tolerance(0, (0.6, 0.5), -1))
+    assert report.kept_overlap == pytest.approx((3 / 5, 2 / 4, 1 / 3))
+    assert report.failures == ("stage 3 keeps 0.3333 of the same patches, under 0.5",)
+    report = compare("int8", ours, theirs, Tolerance(0, (0.7, 0.6, 0.3), -1))
+    assert [failure[:7] for failure in report.failures] == ["stage 1", "stage 2"]
+
+
+def ranked(scores: list[list[float]], keep: int) -> Outputs:
+    """One stage that keeps the highest scores, with its ranks."""
+    order = np.argsort(-np.asarray(scores), axis=1)
+    return Outputs(
+        np.zeros((len(scores), 2), dtype=np.float32),
+        (np.sort(order[:, :keep], axis=1),),
+        (np.argsort(order, axis=1),),
+    )
+
+
+def test_a_lost_patch_is_near_the_border_when_it_was_all_but_dropped() -> None:
+    # 40 patches, 20 kept: within 5 % of the border are the last two of those kept, 18 and 19.
+    ours = ranked([[float(-patch) for patch in range(40)]], 20)
+    assert ours.kept[0].tolist() == [list(range(20))]
+    for lost, near in ((19, 1.0), (18, 1.0), (17, 0.0), (0, 0.0)):
+        kept = [[patch for patch in range(21) if patch != lost]]
+        assert patches_lost(ours, outputs([[0, 0]], kept), 0) == (1.0, near)
+
+
+def test_lost_patches_are_counted_an_image() -> None:
+    ours = ranked([[float(-patch) for patch in range(40)]] * 2, 20)
+    theirs = outputs([[0, 0]] * 2, [list(range(20)), [*range(1, 17), 20, 21, 22, 23]])
+    # Of the second image 0, 17, 18 and 19, the last two of which are near.
+    assert patches_lost(ours, theirs, 0) == (2.0, 1.0)
+    report = compare("int8", ours, theirs, LOOSE)
+    assert report.patches_lost == (2.0,)
+    assert report.lost_near_border == (1.0,)
+
+
+def test_patches_lost_at_a_later_stage_are_followed_back_to_the_grid() -> None:
+    first = np.asarray([[1, 3, 5, 7]])
+    # Of 1, 3, 5 and 7, stage 2 keeps 3 and 7, and ranks 7 first.
+    ours = Outputs(
+        np.zeros((1, 2), dtype=np.float32),
+        (first, np.asarray([[1, 3]])),
+        (np.asarray([[9, 0, 8, 1, 7, 2, 6, 3]]), np.asarray([[3, 1, 2, 0]])),
+    )
+    dropping_the_last = outputs([[0, 0]], [[1, 3, 5, 7]], [[2, 3]])
+    dropping_the_best = outputs([[0, 0]], [[1, 3, 5, 7]], [[1, 2]])
+    assert patches_lost(ours, dropping_the_last, 1) == (1.0, 1.0)
+    assert patches_lost(ours, dropping_the_best, 1) == (1.0, 0.0)
+    # Other indices for the same patches: nothing is lost.
+    same = outputs([[0, 0]], [[0, 3, 5, 7]], [[1, 3]])
+    assert patches_lost(ours, same, 1) == (0.0, 0.0)
+
+
+def test_without_ranks_nothing_is_said_of_the_border() -> None:
+    other = outputs([[1, 0, 0], [0, 2, 0]], [[0, 1, 4, 6], [2, 3, 6, 7]], [[0, 3], [1, 2]])
+    assert patches_lost(REFERENCE, other, 0) == (0.5, None)
+    report = compare("int8", REFERENCE, other, LOOSE)
+    assert report.patches_lost == (0.5, 0.5)
+    assert report.lost_near_border == ()
+
+
+def test_ranks_join_with_their_batches() -> None:
+    whole = ranked([[3, 1, 2], [1, 2, 3], [2, 3, 1]], 2)
+    parts = [
+        Outputs(whole.logits[part], (whole.kept[0][part],), (whole.ranks[0][part],))
+        for part in (slice(0, 2), slice(2, 3))
+    ]
+    np.testing.assert_array_equal(concatenate(parts).ranks[0], whole.ranks[0])

@@ -1,0 +1,149 @@
+"""The search for layers to give back finds the fewest that hold, in few builds, or says what it tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from gft_edge.calibration.sensitivity import LayerSensitivity
+from gft_edge.errors import GateError, UsageError
+from gft_edge.export.search import (
+    FINAL_ATTEMPTS,
+    describe,
+    fewest_high_precision,
+    with_reserve,
+)
+from gft_edge.specs import FidelityReport, Tolerance
+
+BOUND = Tolerance(0.99, (0.98, 0.9), 0.95, max_drop=0.01)
+
+
+def ranked(count: int) -> list[LayerSensitivity]:
+    return [
+        LayerSensitivity(f"layer {number}", 0, 0, (), (), 1 / (number + 1), 1 / count)
+        for number in range(count)
+    ]
+
+
+def verdict(passes: bool) -> FidelityReport:
+    return FidelityReport(
+        stage="int8",
+        max_abs=0.1,
+        cosine=0.99,
+        top1_agreement=0.995 if passes else 0.5,
+        kept_overlap=(0.99, 0.95),
+        images=10,
+        tolerance=BOUND,
+        failures=() if passes else ("top-1 agreement",),
+        accuracy=0.8,
+        reference_accuracy=0.9,
+    )
+
+
+class Builder:
+    """Graphs that pass from `needed` layers in high precision on; final ones from `finally_needed`."""
+
+    def __init__(self, needed: int, finally_needed: int | None = None):
+        self.needed = needed
+        self.finally_needed = needed if finally_needed is None else finally_needed
+        self.built: list[tuple[tuple[str, ...], bool]] = []
+
+    def __call__(self, high: tuple[str, ...], final: bool) -> FidelityReport:
+        self.built.append((high, final))
+        return verdict(len(high) >= (self.finally_needed if final else self.needed))
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 17, 50])
+def test_it_finds_the_shortest_beginning_that_passes_in_few_builds(count: int) -> None:
+    for needed in range(count):
+        build = Builder(needed)
+        high, report = fewest_high_precision(ranked(count), (), build, silent)
+        assert high == tuple(f"layer {number}" for number in range(needed))
+        assert report.verdict == "pass"
+        # What is written is the last that was built, on all calibration images.
+        assert build.built[-1] == (high, True)
+        assert sum(final for _, final in build.built) == 1
+        assert len(build.built) <= math.log2(count) + 2 + FINAL_ATTEMPTS
+
+
+def test_layers_named_by_the_user_come_first_and_are_not_counted_twice() -> None:
+    build = Builder(4)
+    always = ("layer 9", "layer 1")
+    high, _ = fewest_high_precision(ranked(10), always, build, silent)
+    assert high == ("layer 9", "layer 1", "layer 0", "layer 2")
+    for tried, _ in build.built:
+        assert tried[:2] == always
+        assert len(set(tried)) == len(tried)
+
+
+def test_a_final_graph_that_just_misses_gets_more_layers_back() -> None:
+    build = Builder(10, finally_needed=13)
+    high, report = fewest_high_precision(ranked(40), (), build, silent)
+    assert len(high) == 14
+    assert report.verdict == "pass"
+    assert [len(tried) for tried, final in build.built if final] == [10, 12, 14]
+
+
+def test_a_final_graph_that_keeps_missing_ends_the_search() -> None:
+    build = Builder(2, finally_needed=40)
+    with pytest.raises(GateError, match="INT8 does not hold its bounds"):
+        fewest_high_precision(ranked(40), (), build, silent)
+    assert sum(final for _, final in build.built) == FINAL_ATTEMPTS
+    assert len(build.built) <= math.log2(40) + 2 + FINAL_ATTEMPTS
+
+
+def test_when_nothing_passes_it_says_what_was_tried() -> None:
+    build = Builder(99)
+    message = (
+        r"layers in high precision: verdict: "
+        r"0: fail, accuracy -0\.1000, agreement 0\.5000, kept patches 0\.9900 / 0\.9500; "
+        r"4: fail.*; 6: fail.*; 7: fail.*\)\. Nothing was written: calibrate on more images"
+    )
+    with pytest.raises(GateError, match=message):
+        fewest_high_precision(ranked(8), (), build, silent)
+    assert [len(high) for high, _ in build.built] == [0, 4, 6, 7]
+
+
+def test_the_attempts_are_counted_with_the_layers_named_by_the_user() -> None:
+    always = ("layer 0", "layer 3")
+    with pytest.raises(GateError, match=r"verdict: 2: fail.*; 4: fail.*; 5: fail"):
+        fewest_high_precision(ranked(6), always, Builder(99), silent)
+
+
+def test_with_every_layer_in_high_precision_nothing_is_left_to_search() -> None:
+    build = Builder(0)
+    always = tuple(row.layer for row in ranked(3))
+    with pytest.raises(UsageError, match="--keep-high-precision names all 3 layers"):
+        fewest_high_precision(ranked(3), always, build, silent)
+    assert build.built == []
+
+
+def test_every_attempt_is_said() -> None:
+    said: list[str] = []
+    fewest_high_precision(ranked(4), (), Builder(1), said.append)
+    assert said[0].startswith("0 of 4 layers in high precision: fail, accuracy -0.1000")
+    assert said[-1].startswith("1 of 4 layers in high precision: pass")
+    assert len(said) == 4
+
+
+def test_the_reserve_is_a_tenth_of_each_allowed_loss_and_none_of_the_budget() -> None:
+    tighter = with_reserve(BOUND)
+    assert tighter.top1_agreement == pytest.approx(0.991)
+    assert tighter.kept_overlap == pytest.approx((0.982, 0.91))
+    assert tighter.cosine == pytest.approx(0.955)
+    assert tighter.max_drop == BOUND.max_drop
+    assert with_reserve(Tolerance(1.0, (1.0,), 1.0)) == Tolerance(1.0, (1.0,), 1.0)
+
+
+@pytest.mark.parametrize(("kept", "written"), [((), "-"), ((0.5, 0.25), "0.5000 / 0.2500")])
+def test_a_verdict_fits_one_line(kept: Sequence[float], written: str) -> None:
+    report = FidelityReport(
+        "int8", 0, 1, 1, tuple(kept), 1, BOUND, (), accuracy=0.9, reference_accuracy=0.9
+    )
+    assert describe(report) == (f"pass, accuracy +0.0000, agreement 1.0000, kept patches {written}")
