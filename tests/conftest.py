@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -43,11 +45,69 @@ def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def micro_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smooth pictures in train/ to calibrate on, val/ to verify on and test/ to keep apart."""
+    folder = tmp_path_factory.mktemp("micro_pictures")
+    generator = np.random.default_rng(8)  # no image of val/ is a near tie for calm_run
+    for split in ("train", "val", "test"):
+        for label in MICRO_LABELS:
+            (folder / split / label).mkdir(parents=True)
+            for number in range(12):
+                small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                picture = small.resize((80, 90), Image.Resampling.BICUBIC)
+                picture.save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_data: Path) -> Path:
     """The run folder of a 4-block GFT at 64 px with three live stages and seeded random weights."""
+    folder = tmp_path_factory.mktemp("micro_run")
+    _save_micro_network(folder, micro_data, "test", spread=0.15)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calm_run(tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path) -> Path:
+    """Like micro_run, but rounding disturbs it no more than a trained network.
+
+    Wide random weights are chaotic, and a random head looks where images hardly differ: FP16 alone
+    would change decisions. This one reads the directions in which the images differ most.
+    """
     import torch
 
+    from gft_edge.model.checkpoint import load_run, save_network
+
+    folder = tmp_path_factory.mktemp("calm_run")
+    pixels = _save_micro_network(folder, micro_pictures, "val", spread=0.04)
+    spec, model = load_run(folder)
+    head = model.backbone.head
+    with torch.no_grad():
+        read: list[torch.Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        _logits(model, pixels, spec)
+        handle.remove()
+        features = torch.cat(read)
+        centre = features.mean(dim=0)
+        _, _, directions = torch.linalg.svd(features - centre, full_matrices=False)
+        head.weight.copy_(directions[: len(MICRO_LABELS)])
+        head.bias.copy_(-head.weight @ centre)
+    save_network(folder, model, spec)
+    return folder
+
+
+def _logits(model: Any, pixels: npt.NDArray[np.uint8], spec: Any) -> npt.NDArray[np.float32]:
     from gft_edge.export.verify import torch_outputs
+
+    return torch_outputs(model.eval(), pixels, spec.preprocessing).logits
+
+
+def _save_micro_network(
+    folder: Path, data: Path, split: str, spread: float
+) -> npt.NDArray[np.uint8]:
+    """Write the network and return the pixels its logits were centred on."""
+    import torch
+
     from gft_edge.image_folder import read_split
     from gft_edge.model.checkpoint import save_network
     from gft_edge.model.gft import build_gft
@@ -67,20 +127,19 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_data: Path) -> Pat
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
-                    parameter.add_(0.15 * torch.randn(parameter.shape))
+                    parameter.add_(spread * torch.randn(parameter.shape))
     pixels = np.stack(
         [
             resize_and_crop(open_rgb(path), spec.preprocessing)
-            for path in read_split(micro_data, "test").paths
+            for path in read_split(data, split).paths
         ]
     )
     # Random weights prefer one class on every image: centred logits make the decisions differ.
-    logits = torch_outputs(model.eval(), pixels, spec.preprocessing).logits
+    logits = _logits(model, pixels, spec)
     with torch.no_grad():
         model.backbone.head.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
-    folder = tmp_path_factory.mktemp("micro_run")
     save_network(folder, model, spec)
-    return folder
+    return pixels
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,22 +39,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path}
     (shell,) = blocks("sh", "Real photographs")
     commands = [line for line in shell.splitlines() if not line.startswith("pip ")]
     assert [shlex.split(line)[1] for line in commands] == [
         "train", "evaluate", "export", "verify", "predict",
     ]  # fmt: skip
     for command in commands:
-        done = subprocess.run(
-            shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        execute(command, folder)
     (code,) = blocks("python", "On the device")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
+
+
+def test_the_commands_for_lower_precision_run(
+    tmp_path: Path, calm_run: Path, micro_pictures: Path
+) -> None:
+    shutil.copytree(calm_run, tmp_path / "runs" / "grocery")
+    shutil.copytree(micro_pictures, tmp_path / "grocery")
+    (shell,) = blocks("sh", "Lower precision")
+    commands = shell.splitlines()
+    assert [shlex.split(line)[1] for line in commands] == [
+        "export", "compare", "sensitivity", "export", "export",
+    ]  # fmt: skip
+    for command in commands:
+        execute(command, tmp_path)
+    assert (tmp_path / "pictures" / "compare.png").is_file()
+    assert (tmp_path / "sensitivity.png").is_file()
+
+
+def execute(command: str, folder: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
