@@ -39,7 +39,9 @@ def sensitivity_chart(
     panels[0].set_xlabel("score noise (variance, relative)")
     if stages:
         panels[0].legend(loc="lower right", fontsize=7)
-    panels[1].barh(places, [max(row.cosine_drop, 0) or NOTHING for row in ranking], 0.8, color="grey")
+    panels[1].barh(
+        places, [max(row.cosine_drop, 0) or NOTHING for row in ranking], 0.8, color="grey"
+    )
     panels[1].set_xscale("log")
     panels[1].set_xlabel("logit cosine lost")
     panels[0].set_yticks(list(places), [row.layer for row in ranking], fontsize=6)

@@ -170,6 +170,11 @@ def _graph(work: Workbench, request: ExportRequest) -> tuple[Path, Quantization 
 def _compiled(work: Workbench, request: ExportRequest, graph: Path, folder: Path) -> Artifact:
     backend = backend_for(request.target)
     name = f"build for {backend.TARGET}"
+    if backend.TARGET == "tensorrt" and backend.version() == "absent":
+        work.say(
+            "no TensorRT library is installed here: its parser has not read the graph "
+            "(pip install tensorrt-rtx adds one that needs no GPU)"
+        )
     with work.stage(name):
         artifact = backend.build(
             graph,

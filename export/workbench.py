@@ -42,6 +42,8 @@ TOOLS = (
     "onnxruntime",
     "openvino",
     "nncf",
+    "tensorrt",
+    "tensorrt-rtx",
 )
 
 

@@ -15,9 +15,9 @@ from gft_edge.specs import Artifact
 TARGET = "tensorrt"
 PRECISIONS = ("fp32", "fp16", "int8")
 
-# The desktop library and the one for RTX GPUs have nearly the same Python interface; the latter
-# parses and builds without a GPU.
-_LIBRARIES = ("tensorrt", "tensorrt_rtx")
+# Nearly the same Python interface; the one for RTX GPUs parses and builds without a GPU, where the
+# other has no builder.
+_LIBRARIES = ("tensorrt_rtx", "tensorrt")
 
 
 def missing() -> str | None:

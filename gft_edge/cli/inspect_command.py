@@ -120,7 +120,7 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
         ("what", "value"),
         [
             ("target", content["target"]),
-            ("precision", f"{content['precision']}, computed in {content['runtime_precision']}"),
+            ("precision", f"{content['precision']}, {_computed(content['runtime_precision'])}"),
             ("input", f"{given['dtype']}, batch {given['batch']}, {size}x{size}"),
             ("network", f"{model['name']}, score {model['score']}, gala {model['gala']}"),
             ("stages", stages),
@@ -142,6 +142,11 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
                 for c in manifest.candidates
             ],
         )  # fmt: skip
+
+
+def _computed(runtime_precision: str) -> str:
+    typed = runtime_precision == "typed"
+    return "computed as the graph is typed" if typed else f"computed in {runtime_precision}"
 
 
 def _onnx(path: Path) -> dict[str, Any]:

@@ -71,9 +71,7 @@ def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> Ver
         half = manifest.precision == "fp16" or (
             manifest.target == "tensorrt" and manifest.precision == "int8"
         )
-        check_structure(
-            path, manifest.model, expected_casts(manifest.model, manifest.input, half)
-        )
+        check_structure(path, manifest.model, expected_casts(manifest.model, manifest.input, half))
     except PipelineError as error:
         failures = (*result.failures, f"graph structure: {error}")
         return dataclasses.replace(result, verdict="fail", failures=failures)
