@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from gft_edge.bundle import (
 )
 from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
-from gft_edge.errors import UsageError
+from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
@@ -44,8 +45,8 @@ from gft_edge.specs import (
     Tolerance,
 )
 
-# Below it the scales of INT8 layers in an FP16 graph cannot be FP16.
-LOWEST_INT8_OPSET = 19
+# The first with Gelu as one node, which FP16 needs whole; INT8 scales can be FP16 from 19 on.
+TYPED_OPSET = 20
 
 # A graph for TensorRT is computed here by ONNX Runtime.
 _VERIFIED_ON = {"tensorrt": "onnx"}
@@ -101,17 +102,20 @@ def check_request(request: ExportRequest) -> None:
     if not 0 <= request.max_drop < 1:
         raise UsageError(f"--max-drop is {request.max_drop:g}: give a fraction from 0 up to 1")
     check_opset(request.opset)
+    typed = request.precision != "fp32" and backend.TARGET != "openvino"
+    if typed and request.opset < TYPED_OPSET:
+        raise UsageError(f"--precision {request.precision} needs --opset {TYPED_OPSET}")
     if request.precision == "int8":
         if request.calibration is None:
             raise UsageError("--precision int8 needs --calibration-data FOLDER of real images")
+        if backend.TARGET == "openvino" and find_spec("nncf") is None:
+            raise MissingDependencyError("NNCF", "export")
         methods = OPENVINO_METHODS if backend.TARGET == "openvino" else ONNX_METHODS
         if request.calibration.method not in methods:
             raise UsageError(
                 f"--calibration-method {request.calibration.method} is not available for "
                 f"{backend.TARGET}: choose from {', '.join(methods)}"
             )
-        if request.opset < LOWEST_INT8_OPSET and backend.TARGET != "openvino":
-            raise UsageError(f"--opset {request.opset} has no INT8 in FP16: give 19 or 20")
     elif request.calibration is not None:
         raise UsageError("--calibration-data is for --precision int8: leave it out")
     engine = backend_for(_VERIFIED_ON.get(backend.TARGET, backend.TARGET))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -248,7 +249,8 @@ def test_a_layer_named_by_the_user_is_left_alone(
         (["--int8", "--calibration-data", "DATA/test"], "of the run's test split"),
         (["--int8", "--calibration-data", "DATA", "--calibration-method", "magic"],
          "choose from minmax, percentile, entropy, mse"),
-        (["--int8", "--calibration-data", "DATA", "--opset", "18"], "give 19 or 20"),
+        (["--int8", "--calibration-data", "DATA", "--opset", "19"], "int8 needs --opset 20"),
+        (["--half", "--opset", "18"], "fp16 needs --opset 20"),
         (["--int8", "--calibration-data", "DATA", "--keep-high-precision", "blocks.0.mlp.fc1"],
          "did you mean backbone.blocks.0.mlp.fc1"),
     ],
@@ -269,6 +271,17 @@ def test_entropy_is_refused_where_nncf_would_have_to_estimate_it(
         quantized(calm_run, data, tmp_path / "x", "openvino", "--calibration-method", "entropy")
     )
     assert "choose from minmax, percentile, mse" in line
+
+
+def test_int8_for_openvino_without_nncf_gives_the_install_line(
+    tmp_path: Path, calm_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "gft_edge.export.recipe.find_spec", lambda name: None if name == "nncf" else real(name)
+    )
+    line = refusal(quantized(calm_run, data, tmp_path / "x", "openvino"))
+    assert line == "Error: NNCF is not installed here: pip install 'gft-edge[export]'"
 
 
 def test_a_bundle_is_not_exported_again(tmp_path: Path, micro_bundles: dict[str, Path]) -> None:
