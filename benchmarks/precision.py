@@ -31,10 +31,10 @@ from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.sensitivity import sensitivity
 from gft_edge.classifier import Classifier, load_pixels, open_request, session_outputs
 from gft_edge.export.graphs import finished_graph, verified_graph
-from gft_edge.export.int8 import NO_BOUND, normalised_batches
+from gft_edge.export.int8 import normalised_batches
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity import TOLERANCES, Outputs, compare
+from gft_edge.fidelity import NO_BOUND, TOLERANCES, Outputs, compare
 from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.latency import interleaved_medians_ms

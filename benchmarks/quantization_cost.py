@@ -3,8 +3,9 @@
 python benchmarks/quantization_cost.py --data DATA [--model gft_base] [--images 300] --target onnx|openvino
 
 DATA is a class folder with train/. The weights are random: what is measured is the work of quantizing all
-layers, not accuracy; the ranking of the layers and the search, which run only where the bounds are
-missed, are timed apart. Absolute times are those of one machine: run it beside what you compare with.
+layers, not accuracy. An export adds the ranking of the layers, timed here with --ranking, and the
+verification of each graph on its engine. Absolute times are those of one machine: run it beside what
+you compare with.
 """
 
 from __future__ import annotations

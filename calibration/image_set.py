@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections import defaultdict
@@ -95,6 +96,29 @@ def draw_calibration_set(
             f"({missing[0]}, ...)"
         )
     return images, remarks
+
+
+def without_images(split: Split, images: ImageSet) -> Split:
+    """A split without the images of a set: what is calibrated on must not be the judge as well.
+
+    Raises DataError when nothing else is left.
+    """
+    taken = {Path(path).resolve() for path in images.paths}
+    left = [
+        (path, target)
+        for path, target in zip(split.paths, split.targets, strict=True)
+        if path.resolve() not in taken
+    ]
+    if not left:
+        raise DataError(
+            f"every image of {split.name} is calibrated on, none is left to verify on: "
+            "give --split another, or calibrate on fewer"
+        )
+    return dataclasses.replace(
+        split,
+        paths=tuple(path for path, _ in left),
+        targets=tuple(target for _, target in left),
+    )
 
 
 def refuse_unfit_pixels(pixels: npt.NDArray[np.uint8], paths: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from gft_edge.errors import MissingDependencyError, PipelineError
 
-# Activations of these stay in high precision: residual sums, LayerNormalization, GELU and softmax
-# read what they write. Quantized residual sums are what makes a ViT in INT8 collapse.
+# What these write stays in high precision: residual sums, LayerNormalization, GELU and softmax
+# read it. Quantized residual sums are what makes a ViT in INT8 collapse.
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 
 

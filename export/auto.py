@@ -17,6 +17,7 @@ from gft_edge.export.recipe import ExportRequest, check_request, export
 from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import GFT
 from gft_edge.profiling.latency import interleaved_medians_ms
+from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import Candidate, ImageSet, ModelSpec, Progress, Say
 
 AUTO = "auto"
@@ -39,8 +40,9 @@ def export_fastest(
     """Export every precision that this machine can run, time them in turn, keep one; why is recorded.
 
     Arguments as in `export`; without `request.calibration` int8 is left out. A lower precision is
-    kept when it holds its bounds and is faster than every higher one by LEAST_GAIN. Raises UsageError
-    for a target whose engine is not on this machine.
+    kept when it holds its bounds and is faster by LEAST_GAIN than what would be kept without it.
+    Raises UsageError for a target whose engine is not on this machine, and what `export` raises for
+    unfit images.
     """
     backend = backend_for(request.target)
     if backend.TARGET == "tensorrt" or backend.missing():
@@ -49,29 +51,32 @@ def export_fastest(
             f"choose one of {', '.join(backend.PRECISIONS)}"
         )
     check_request(_of(request, "fp32"))
+    if request.calibration is not None:
+        check_request(_of(request, "int8"))
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
         built: dict[str, Bundle] = {}
         left_out: dict[str, str] = {}
         for precision in backend.PRECISIONS:
-            try:
-                one = _of(request, precision)
-                check_request(one)
+            if precision == "int8" and request.calibration is None:
+                left_out[precision] = "no --calibration-data"
+            elif reason := backend.unsupported(precision):
+                left_out[precision] = reason
+            else:
                 say(f"auto: {precision}")
-                at = Path(scratch) / precision
-                built[precision] = export(model, spec, images, one, at, progress, say, weights)
-            except (FailedError, UsageError) as error:
-                if precision == "fp32":
-                    raise
-                left_out[precision] = str(error)
+                one, at = _of(request, precision), Path(scratch) / precision
+                try:
+                    built[precision] = export(model, spec, images, one, at, progress, say, weights)
+                except FailedError as error:
+                    if precision == "fp32":
+                        raise
+                    left_out[precision] = str(error).partition(" Nothing was written")[0]
         medians_ms = _medians_ms(built, images, spec)
-        candidates = _judge(built, left_out, medians_ms, backend.PRECISIONS)
+        kept = _fastest(medians_ms)
+        candidates = _candidates(backend.PRECISIONS, built, left_out, medians_ms, kept)
         for candidate in candidates:
             say(f"auto: {candidate.precision}: {candidate.reason}")
-        kept = next(c.precision for c in candidates if c.reason.startswith("kept"))
         shutil.copytree(built[kept].folder, folder, dirs_exist_ok=True)
-        write_manifest(
-            folder, dataclasses.replace(built[kept].manifest, candidates=tuple(candidates))
-        )
+        write_manifest(folder, dataclasses.replace(built[kept].manifest, candidates=candidates))
     return read_bundle(out)
 
 
@@ -92,29 +97,36 @@ def _medians_ms(built: dict[str, Bundle], images: ImageSet, spec: ModelSpec) -> 
         return interleaved_medians_ms(calls, ROUNDS)
 
 
-def _judge(
+def _fastest(medians_ms: dict[str, float]) -> str:
+    """From high precision to low: the next is kept where it gains LEAST_GAIN on the one kept so far."""
+    kept = next(iter(medians_ms))
+    for precision, median_ms in medians_ms.items():
+        if median_ms < medians_ms[kept] * (1 - LEAST_GAIN):
+            kept = precision
+    return kept
+
+
+def _candidates(
+    order: tuple[str, ...],
     built: dict[str, Bundle],
     left_out: dict[str, str],
     medians_ms: dict[str, float],
-    order: tuple[str, ...],
-) -> list[Candidate]:
-    kept = "fp32"
-    for precision in order:
-        if precision in built and medians_ms[precision] < medians_ms[kept] * (1 - LEAST_GAIN):
-            kept = precision
+    kept: str,
+) -> tuple[Candidate, ...]:
+    machine = summary(this_machine())
     candidates = []
     for precision in order:
         if precision in left_out:
-            candidates.append(Candidate(precision, None, None, None, left_out[precision]))
+            candidates.append(Candidate(precision, None, None, None, left_out[precision], machine))
             continue
         report = built[precision].manifest.reports[-1]
         ratio = medians_ms[precision] / medians_ms[kept]
         if precision == kept:
-            others = [medians_ms[p] for p in built if p != kept]
-            gain = f", {min(others) / medians_ms[kept]:.2f}x as fast as the next" if others else ""
-            reason = f"kept: {medians_ms[kept]:.2f} ms{gain}"
+            reason = f"kept: {medians_ms[kept]:.2f} ms"
+        elif ratio < 1:
+            reason = f"not kept: faster than {kept} by less than {LEAST_GAIN:.0%}"
         else:
-            reason = f"not kept: {medians_ms[precision]:.2f} ms, {ratio:.2f} times that of {kept}"
+            reason = f"not kept: {ratio:.2f} times the time of {kept}"
         candidates.append(
             Candidate(
                 precision,
@@ -122,6 +134,7 @@ def _judge(
                 report.top1_agreement,
                 medians_ms[precision],
                 reason,
+                machine,
             )
         )
-    return candidates
+    return tuple(candidates)

@@ -30,7 +30,7 @@ from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.search import fewest_high_precision, with_reserve
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity import TOLERANCES, compare
+from gft_edge.fidelity import NO_BOUND, TOLERANCES, compare
 from gft_edge.model.gft import GFT
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.specs import (
@@ -40,7 +40,6 @@ from gft_edge.specs import (
     Preprocessing,
     Quantization,
     Say,
-    Tolerance,
 )
 
 # None is off. NNCF's default is 0.95, its own conformance tests of ViTs use the others.
@@ -54,8 +53,6 @@ BATCH = 16
 # Of the share of verification images that FP32 recognises: calibration images below are not of the
 # network's classes, whatever they look like.
 LEAST_KNOWN = 0.5
-
-NO_BOUND = Tolerance(top1_agreement=0, kept_overlap=(0,), cosine=-1)
 
 
 @dataclass(frozen=True)
@@ -160,6 +157,11 @@ def _ranking(
     work: Workbench, network: GFT, batches: list[Tensor], request: CalibrationRequest
 ) -> list[LayerSensitivity]:
     layers = quantizable_layers(network)
+    if set(layers) <= set(request.keep_high_precision):
+        raise UsageError(
+            f"--keep-high-precision names all {len(layers)} layers: leave some to INT8, or use "
+            "another --precision"
+        )
     unknown = sorted(set(request.keep_high_precision) - set(layers))
     if unknown:
         close = difflib.get_close_matches(unknown[0], layers, n=1)

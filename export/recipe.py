@@ -176,7 +176,7 @@ def _compiled(work: Workbench, request: ExportRequest, graph: Path, folder: Path
     name = f"build for {backend.TARGET}"
     if backend.TARGET == "tensorrt" and backend.version() == "absent":
         work.say(
-            "no TensorRT library is installed here: its parser has not read the graph "
+            "no TensorRT library can parse here: the graph has not been read by its parser "
             "(pip install tensorrt-rtx adds one that needs no GPU)"
         )
     with work.stage(name):
@@ -225,6 +225,7 @@ def _write_rest(
     )
     names = (artifact.path, *artifact.companions, LABELS_FILE, GOLDEN_FILE)
     images = work.images
+    parsed = {"tensorrt parser": backend.version()} if backend.TARGET == "tensorrt" else {}
     write_manifest(
         folder,
         Manifest(
@@ -239,7 +240,7 @@ def _write_rest(
             lineage=tuple(work.lineage),
             verified_on=ImageRecord(len(images.paths), images.seed, images.digest),
             files={name: sha256_of(folder / name) for name in names},
-            tools=tool_versions(),
+            tools=tool_versions() | parsed,
             reports=tuple(work.reports),
             quantization=quantization,
         ),

@@ -26,7 +26,7 @@ def fewest_high_precision(
     """The shortest beginning of `ranking`, after `always`, whose graph passes, and its verdict.
 
     Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
-    what was tried when not even a single layer in INT8 passes, UsageError when `always` leaves none.
+    what was tried when the last final graph misses its bounds, UsageError when `always` leaves none.
     """
     order = [row.layer for row in ranking if row.layer not in always]
     if not order:
@@ -59,8 +59,9 @@ def fewest_high_precision(
         fewest += max(1, len(order) // 20)
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(
-        f"INT8 does not hold its bounds (layers in high precision: verdict: {lines}). Nothing was "
-        "written: calibrate on more images, allow more with --max-drop, or use another --precision"
+        f"INT8 does not hold its bounds with {len(always) + max(tried)} of {len(ranking)} layers in "
+        f"high precision (tried: {lines}). Nothing was written: calibrate on more images, allow "
+        "more with --max-drop, or use another --precision"
     )
 
 

@@ -10,14 +10,13 @@ from PIL import Image
 
 from gft_edge.classifier import Advance, Classifier, load_pixels
 from gft_edge.errors import FailedError
-from gft_edge.fidelity import Outputs, compare, grid_positions, image_overlaps
+from gft_edge.fidelity import NO_BOUND, Outputs, compare, grid_positions, image_overlaps
 from gft_edge.image_folder import Split
 from gft_edge.pictures import kept_patches, sheet
-from gft_edge.specs import FidelityReport, ModelSpec, Tolerance
+from gft_edge.specs import FidelityReport, ModelSpec
 from gft_edge.verification import Reference, split_outputs
 
 # A comparison reports and does not judge.
-NO_BOUND = Tolerance(top1_agreement=0, kept_overlap=(0,), cosine=-1)
 
 PICTURED = 12
 PICTURED_WHERE_ALL_AGREE = 4

@@ -16,10 +16,13 @@ FP32_TOLERANCE = Tolerance(top1_agreement=1.0, kept_overlap=(0.999,), cosine=0.9
 # gft_tiny_edge on 256 photographs 99.6 %, 0.999 / 0.996 / 0.985 and 0.9996.
 FP16_WEIGHTS_TOLERANCE = Tolerance(top1_agreement=0.99, kept_overlap=(0.98,), cosine=0.999)
 # Errors compound: a patch that stage 1 drops cannot come back, so later stages have lower bounds.
-# About half of what plain INT8 loses on photographs (benchmarks/precision.py).
 FP16_TOLERANCE = Tolerance(0.99, kept_overlap=(0.995, 0.99, 0.97), cosine=0.999, max_drop=0.01)
+# About half of what plain INT8 loses on photographs (benchmarks/precision.py).
 BF16_TOLERANCE = Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
 INT8_TOLERANCE = Tolerance(0.99, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
+
+# For comparisons that report and do not judge.
+NO_BOUND = Tolerance(top1_agreement=0, kept_overlap=(0,), cosine=-1)
 
 TOLERANCES = {
     "fp32": FP32_TOLERANCE,

@@ -189,9 +189,9 @@ class Prediction:
 class Quantization:
     """How a bundle's INT8 graph came about.
 
-    `high_precision` names the layers that stay unquantized because their INT8 form cost too much,
-    in the order they were given up; `int8_macs` is the share of the linear layers' work that is
-    quantized. `smooth_quant` is the strength (alpha), None for off.
+    `high_precision` names the layers that stay unquantized: those the user named, then those whose
+    INT8 form cost too much, in the order they were given up. `int8_macs` is the quantized share of
+    the work of all layers with weights but the head. `smooth_quant` is the strength (alpha), None for off.
     """
 
     method: str
@@ -206,7 +206,8 @@ class Quantization:
 class Candidate:
     """One precision that `--precision auto` tried: None for what could not be measured, and why.
 
-    `median_ms` is the engine's at the bundle's batch, measured in turn with the other candidates.
+    `median_ms` is the engine's at the bundle's batch, measured in turn with the other candidates on
+    `machine`.
     """
 
     precision: str
@@ -214,6 +215,7 @@ class Candidate:
     top1_agreement: float | None
     median_ms: float | None
     reason: str
+    machine: str
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
 
 
 def read_golden(bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Outputs]:
-    """The golden images and what PyTorch gave for them. Raises BundleError."""
+    """The golden images and what the export measured for them. Raises BundleError."""
     path = bundle.folder / GOLDEN_FILE
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -172,7 +172,7 @@ def _judge(
         if expected is not None:
             reference_top1 = float((expected.logits.argmax(axis=1) == targets).mean())
             bound = export_tolerance(classifier.bundle.manifest)
-            fidelity = compare("reference", expected, outputs, bound)
+            fidelity = compare("reference", expected, outputs, bound, split.targets)
             failures += [f"against the reference: {failure}" for failure in fidelity.failures]
     return VerifyReport(
         verdict="fail" if failures else "pass",

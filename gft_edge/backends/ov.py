@@ -131,7 +131,8 @@ class OpenVinoSession:
 
         core = openvino.Core()
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": request.runtime_precision,
+            # A graph typed for another engine is computed as it stands, not lowered further.
+            "INFERENCE_PRECISION_HINT": request.runtime_precision.replace("typed", "f32"),
             "PERFORMANCE_HINT": "LATENCY",
         }
         if request.threads is not None:

@@ -1,7 +1,8 @@
-"""TensorRT: a strongly typed ONNX graph that its parser has accepted; engines are built from it."""
+"""TensorRT: a strongly typed ONNX graph, read by its parser where one is; engines are built from it."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shutil
 from pathlib import Path
@@ -89,10 +90,15 @@ def open_session(path: Path, request: OpenRequest) -> Session:
     )
 
 
+@functools.cache
 def _library() -> Any:
+    """The first that is installed and can parse here."""
     for name in _LIBRARIES:
         try:
-            return importlib.import_module(name)
-        except ImportError:
+            library: Any = importlib.import_module(name)
+            library.Builder(library.Logger(library.Logger.ERROR))
+        # TypeError: the desktop library has no builder where there is no GPU.
+        except (ImportError, TypeError, RuntimeError):
             continue
+        return library
     return None

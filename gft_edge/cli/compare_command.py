@@ -22,7 +22,7 @@ from gft_edge.cli.output import (
     progress,
     shown,
 )
-from gft_edge.cli.references import open_reference
+from gft_edge.cli.references import engine_of, open_reference
 from gft_edge.comparison import Comparison, compare_on_split
 from gft_edge.errors import UsageError
 from gft_edge.image_folder import read_split
@@ -64,7 +64,8 @@ def command(
     images = read_split(data, split, model.labels)
     with ExitStack() as stack:
         reference = open_reference(a, b, model, stack, backend)
-        candidate = stack.enter_context(Classifier.load(bundle, backend, kept=True))
+        engine = engine_of(bundle, backend)
+        candidate = stack.enter_context(Classifier.load(bundle, engine, kept=True))
         picture = _picture_path(out, model) if out else None
         report = stack.enter_context(progress())
         count = advance(report, f"compare on {split}", len(images.paths))

@@ -20,6 +20,8 @@ HOST_PACKAGES = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxsim": "export",
+    "nncf": "export",
+    "matplotlib": "export",
 }
 
 

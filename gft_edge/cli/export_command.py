@@ -22,12 +22,14 @@ from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.image_folder import read_split
 from gft_edge.specs import ImageSet, InputSpec, ModelSpec, to_json
 
+SUBSET_SIZE = 300
+
 
 @click.command("export")
 @click.argument("run", type=PATH)
 @click.option("--target", "--format", required=True, help=f"One of {', '.join(backends())}.")
-@click.option("--precision", default="fp32", show_default=True,
-              help="fp32, fp16, bf16, int8, or auto: the fastest here within --max-drop.")  # fmt: skip
+@click.option("--precision",
+              help="fp32 (default), fp16, bf16, int8; auto: the fastest here within bounds.")  # fmt: skip
 @click.option("--half", is_flag=True, hidden=True)
 @click.option("--int8", is_flag=True, hidden=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Static batch size.")
@@ -44,10 +46,10 @@ from gft_edge.specs import ImageSet, InputSpec, ModelSpec, to_json
               help="Accuracy that a precision under fp32 may cost on those images.")  # fmt: skip
 @click.option("--calibration-data", type=PATH,
               help="int8: class folders of real images, or a folder whose train/ holds them.")  # fmt: skip
-@click.option("--subset-size", type=int, default=300, show_default=True,
-              help="int8: images to calibrate on.")  # fmt: skip
-@click.option("--calibration-method", default="minmax", show_default=True,
-              help="int8: minmax, percentile, entropy or mse.")  # fmt: skip
+@click.option("--subset-size", type=int,
+              help="int8: images to calibrate on [default: 300].")  # fmt: skip
+@click.option("--calibration-method",
+              help="int8: minmax (default), percentile, entropy or mse.")  # fmt: skip
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
               help="int8: layers to leave alone; sensitivity suggests them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
@@ -68,7 +70,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     if is_bundle(run):
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
     spec, model = load_run(run)
-    precision = "fp16" if options["half"] else "int8" if options["int8"] else options["precision"]
+    precision = _precision(options)
     request = ExportRequest(
         target,
         precision,
@@ -81,7 +83,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     )
     if precision != AUTO:
         check_request(request)
-    images = _images(run, spec, options)
+    images = _images(run, spec, options, request.calibration)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
@@ -98,6 +100,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                     "stages": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
                 },
                 "quantization": to_json(manifest.quantization),
+                "candidates": to_json(manifest.candidates),
             }
         )
         return
@@ -110,16 +113,17 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     next_line(f"gft-edge verify {out}{backend}")
 
 
-def _images(run: Path, spec: ModelSpec, options: dict[str, Any]) -> ImageSet:
-    from gft_edge.calibration.image_set import draw_image_set
+def _images(run: Path, spec: ModelSpec, options: dict[str, Any], calibration: Any) -> ImageSet:
+    from gft_edge.calibration.image_set import draw_image_set, without_images
 
     data = _run_data(run, options)
     if not data.is_dir():
         raise UsageError(f"{data}, the data of this run, is not here: give --data FOLDER")
     split = options["split"] or next((s for s in ("val", "test") if (data / s).is_dir()), "train")
-    images = draw_image_set(
-        read_split(data, split, spec.labels), options["images"], options["seed"]
-    )
+    available = read_split(data, split, spec.labels)
+    if calibration is not None:
+        available = without_images(available, calibration.images)
+    images = draw_image_set(available, options["images"], options["seed"])
     if len(images.paths) < options["images"]:
         say(f"{data / split} has {len(images.paths)} images: verifying on all of them")
     return images
@@ -131,20 +135,35 @@ def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
 
     folder = options["calibration_data"]
     if folder is None:
+        for name in ("subset_size", "calibration_method", "keep_high_precision"):
+            if options[name] is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is for int8: give --calibration-data FOLDER too")
         return None
     test = _run_data(run, options)
     known = read_split(test, "test", spec.labels) if (test / "test").is_dir() else None
     images, remarks = draw_calibration_set(
-        read_calibration_folder(folder, spec.labels), options["subset_size"], options["seed"], known
+        read_calibration_folder(folder, spec.labels),
+        options["subset_size"] or SUBSET_SIZE,
+        options["seed"],
+        known,
     )
     for remark in remarks:
         say(remark)
     keep = options["keep_high_precision"] or ""
     return CalibrationRequest(
         images,
-        options["calibration_method"],
+        options["calibration_method"] or "minmax",
         tuple(name.strip() for name in keep.split(",") if name.strip()),
     )
+
+
+def _precision(options: dict[str, Any]) -> str:
+    short = [name for name, flag in (("fp16", "half"), ("int8", "int8")) if options[flag]]
+    asked = {*short, *filter(None, [options["precision"]])}
+    if len(asked) > 1:
+        raise UsageError(f"more than one precision is asked for: {', '.join(sorted(asked))}")
+    return asked.pop() if asked else "fp32"
 
 
 def _run_data(run: Path, options: dict[str, Any]) -> Path:

@@ -134,7 +134,7 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
         print_quantization(manifest.quantization)
     if manifest.candidates:
         print_table(
-            "Precisions tried",
+            f"Precisions tried on {manifest.candidates[0].machine}",
             ("precision", "accuracy", "agreement", "median ms", "why"),
             [
                 (c.precision, percent(c.accuracy), percent(c.top1_agreement),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from gft_edge.bundle import MANIFEST_FILE, is_bundle, read_bundle
+from gft_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.classifier import Classifier
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import ModelSpec
@@ -26,7 +26,8 @@ def open_reference(
     if is_bundle(path):
         other = read_bundle(path)
         _check_same_network(path, other.manifest.model, bundle, model)
-        return stack.enter_context(Classifier.load(other, backend, kept=True)).outputs
+        engine = engine_of(other, backend)
+        return stack.enter_context(Classifier.load(other, engine, kept=True)).outputs
     try:
         from gft_edge.export.verify import torch_outputs
         from gft_edge.model.checkpoint import SPEC_FILE, load_run
@@ -40,6 +41,11 @@ def open_reference(
     spec, network = load_run(path)
     _check_same_network(path, spec, bundle, model)
     return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
+
+
+def engine_of(bundle: Bundle, backend: str | None) -> str | None:
+    """The engine that a comparison runs a bundle on: ONNX Runtime for one without an engine here."""
+    return backend or ("onnx" if bundle.manifest.target == "tensorrt" else None)
 
 
 def _check_same_network(path: Path, reference: ModelSpec, bundle: Path, model: ModelSpec) -> None:

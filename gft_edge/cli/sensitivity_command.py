@@ -64,6 +64,8 @@ def command(
         raise MissingDependencyError(error.name or "torch", "export") from error
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} is no .png file")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: no such folder {out.parent}")
     spec, model = load_run(run)
     model.eval()
     folder = data or Path(read_run_config(run)[1].data)
@@ -88,7 +90,7 @@ def command(
     try:
         suggested, verdict = fewest_high_precision(ranking, (), build, lambda text: None)
     except GateError:
-        suggested, verdict = tuple(row.layer for row in ranking), None
+        suggested, verdict = (), None
     if out is not None:
         from gft_edge.calibration.charts import sensitivity_chart
 
@@ -119,6 +121,10 @@ def command(
         say(
             f"with the layers below in high precision: kept patches {overlaps(verdict.kept_overlap)}"
         )
+    if verdict is None:
+        say("not even one layer in INT8 holds the bounds on these images")
+        next_line(f"gft-edge export {run} --target tensorrt --precision fp16 --out BUNDLE")
+        return
     keep = f" --keep-high-precision {','.join(suggested)}" if suggested else ""
     next_line(
         f"gft-edge export {run} --target tensorrt --precision int8 --calibration-data {folder} "
