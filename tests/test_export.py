@@ -21,6 +21,7 @@ from gft_edge.bundle import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier
 from gft_edge.errors import BundleError, GateError, PipelineError, UsageError
+from gft_edge.export import graphs as graphs_module
 from gft_edge.export import recipe as recipe_module
 from gft_edge.export import simplify as simplify_module
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
@@ -234,7 +235,7 @@ def test_a_graph_that_decides_otherwise_fails_its_gate_and_replaces_nothing(
         next(a for a in node.attribute if a.name == "largest").i = 0
         onnx.save(graph, path)
 
-    monkeypatch.setattr(recipe_module, "simplify", damaging)
+    monkeypatch.setattr(graphs_module, "simplify", damaging)
     with pytest.raises(GateError, match=r"stage 'simplify' differs.*stage 1 keeps 0\.\d+"):
         export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
     assert contents(tmp_path / "bundle") == before
@@ -266,7 +267,7 @@ def test_a_failing_stage_names_itself_and_what_ran_before(
     def failing(source: Path, path: Path) -> None:
         raise RuntimeError("no such operator\nand a long story")
 
-    monkeypatch.setattr(recipe_module, "simplify", failing)
+    monkeypatch.setattr(graphs_module, "simplify", failing)
     message = (
         r"stage 'simplify' failed \(finished before it: reference in PyTorch, onnx_from_torch\): "
         r"no such operator$"

@@ -101,7 +101,7 @@ def test_a_final_graph_that_keeps_missing_ends_the_search() -> None:
 def test_when_nothing_passes_it_says_what_was_tried() -> None:
     build = Builder(99)
     message = (
-        r"layers in high precision: verdict: "
+        r"with 7 of 8 layers in high precision \(tried: "
         r"0: fail, accuracy -0\.1000, agreement 0\.5000, kept patches 0\.9900 / 0\.9500; "
         r"4: fail.*; 6: fail.*; 7: fail.*\)\. Nothing was written: calibrate on more images"
     )
@@ -112,7 +112,10 @@ def test_when_nothing_passes_it_says_what_was_tried() -> None:
 
 def test_the_attempts_are_counted_with_the_layers_named_by_the_user() -> None:
     always = ("layer 0", "layer 3")
-    with pytest.raises(GateError, match=r"verdict: 2: fail.*; 4: fail.*; 5: fail"):
+    with pytest.raises(
+        GateError,
+        match=r"with 5 of 6 layers in high precision \(tried: 2: fail.*; 4: fail.*; 5: fail",
+    ):
         fewest_high_precision(ranked(6), always, Builder(99), silent)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import shutil
 from pathlib import Path
@@ -90,7 +89,6 @@ def open_session(path: Path, request: OpenRequest) -> Session:
     )
 
 
-@functools.cache
 def _library() -> Any:
     """The first that is installed and can parse here."""
     for name in _LIBRARIES:
