@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gft_edge.errors import FailedError
 from gft_edge.model.gft import GFT
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
@@ -64,3 +65,14 @@ def reading(layers: dict[str, Layer], read: Read) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def finite_peak(name: str, read: Tensor) -> float:
+    """The largest magnitude of what layer `name` reads. Raises FailedError where it is not finite."""
+    peak = float(read.abs().max())
+    if not peak < float("inf"):
+        raise FailedError(
+            f"layer {name} reads NaN or infinity on the calibration images: "
+            "quantization needs a sound FP32 network"
+        )
+    return peak

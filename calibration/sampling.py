@@ -9,7 +9,7 @@ from io import StringIO
 import torch
 from torch import Tensor, nn
 
-from gft_edge.calibration.layers import quantizable_layers, reading
+from gft_edge.calibration.layers import finite_peak, quantizable_layers, reading
 from gft_edge.errors import FailedError, MissingDependencyError
 from gft_edge.model.gft import GFT
 
@@ -36,7 +36,7 @@ def activation_peaks(
     estimators = {name: _estimator(method) for name in layers}
 
     def note(name: str, read: Tensor) -> None:
-        peaks[name] = max(peaks[name], _finite_peak(name, read))
+        peaks[name] = max(peaks[name], finite_peak(name, read))
         estimators[name].collect(read)
 
     with torch.inference_mode(), reading(layers, note):
@@ -51,16 +51,6 @@ def activation_peaks(
                 "there is no range to quantize"
             )
     return {name: min(peaks[name], estimators[name].peak(peaks[name])) for name in layers}
-
-
-def _finite_peak(name: str, read: Tensor) -> float:
-    peak = float(read.abs().max())
-    if not peak < float("inf"):
-        raise FailedError(
-            f"layer {name} reads NaN or infinity on the calibration images: "
-            "quantization needs a sound FP32 network"
-        )
-    return peak
 
 
 class _Extreme:

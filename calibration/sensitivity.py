@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from gft_edge.calibration.layers import Layer, layer_macs, quantizable_layers, reading
+from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantizable_layers, reading
 from gft_edge.errors import FailedError
 from gft_edge.fidelity import Outputs, concatenate, kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
@@ -113,13 +113,7 @@ def tensor_peaks(
     peaks: dict[str, float] = dict.fromkeys(layers, 0.0)
 
     def note(name: str, read: Tensor) -> None:
-        here = float(read.abs().max())
-        if not here < float("inf"):
-            raise FailedError(
-                f"layer {name} reads NaN or infinity on the calibration images: "
-                "quantization needs a sound FP32 network"
-            )
-        peaks[name] = max(peaks[name], here)
+        peaks[name] = max(peaks[name], finite_peak(name, read))
 
     with torch.inference_mode(), reading(layers, note):
         for batch in batches:

@@ -16,8 +16,6 @@ from gft_edge.pictures import kept_patches, sheet
 from gft_edge.specs import FidelityReport, ModelSpec
 from gft_edge.verification import Reference, split_outputs
 
-# A comparison reports and does not judge.
-
 PICTURED = 12
 PICTURED_WHERE_ALL_AGREE = 4
 PICTURE_PX = 192

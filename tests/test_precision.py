@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -18,6 +19,7 @@ from PIL import Image
 
 from gft_edge.bundle import read_bundle
 from gft_edge.cli import main
+from gft_edge.fidelity import TOLERANCES
 
 MICRO_LABELS = ("apple", "brown bread", "café", "dill")
 
@@ -172,6 +174,20 @@ def test_a_network_that_calls_everything_the_same_has_no_low_precision(
     line = refusal(quantized(altered, data, tmp_path / "out", "onnx"), 1)
     assert "the FP32 network calls all 48 images 'café'" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_int8_that_cannot_hold_its_bounds_exits_1_and_leaves_the_bundle_that_stood_there(
+    tmp_path: Path, calm_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    assert export(calm_run, data, out, "--target", "onnx").exit_code == 0
+    before = (out / "manifest.json").read_bytes()
+    # More than all of the patches: what no graph keeps.
+    bound = dataclasses.replace(TOLERANCES["int8"], kept_overlap=(1.1,))
+    monkeypatch.setitem(TOLERANCES, "int8", bound)
+    line = refusal(quantized(calm_run, data, out, "onnx"), 1)
+    assert "INT8 does not hold its bounds with 22 of 23 layers in high precision (tried: 0:" in line
+    assert (out / "manifest.json").read_bytes() == before
 
 
 def test_auto_keeps_the_fastest_that_holds_and_says_why(
