@@ -7,10 +7,12 @@ GftEdgeError
 │   ├── CheckpointError            weights that cannot be read or do not fit the network
 │   ├── ImageError                 an image that cannot be decoded
 │   ├── BundleError                a bundle that is incomplete, altered or from another version
+│   ├── NoGpuError                 a GPU that does not answer, or a driver absent or too old
 │   └── MissingDependencyError     a package this machine lacks, with the line that installs it
 └── FailedError           exit 1   the request was right and the work did not succeed
     ├── GateError                  a measured result missed its bound
     ├── PipelineError              an export stage failed; names it and the stages that ran before
+    ├── CudaError                  a call that the CUDA runtime refused, with its code
     └── TrainingError              training cannot go on
 """
 
@@ -49,6 +51,10 @@ class BundleError(UsageError):
     """A bundle that is incomplete, altered or from another version."""
 
 
+class NoGpuError(UsageError):
+    """A GPU that does not answer, or a driver that is absent or too old."""
+
+
 class MissingDependencyError(UsageError):
     """A package that this machine lacks."""
 
@@ -66,6 +72,16 @@ class GateError(FailedError):
 
 class PipelineError(FailedError):
     """An export stage failed."""
+
+
+class CudaError(FailedError):
+    """A call that the CUDA runtime refused: `call`, and the error's `name` and `code`."""
+
+    def __init__(self, call: str, name: str, code: int, detail: str) -> None:
+        super().__init__(f"{call} failed: {name} ({code}): {detail}")
+        self.call = call
+        self.name = name
+        self.code = code
 
 
 class TrainingError(FailedError):
