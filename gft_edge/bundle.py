@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from gft_edge.errors import BundleError, SpecError
 from gft_edge.specs import Manifest, check_preprocessing, from_json, to_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
+LOCK_FILE = ".lock"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden.npz"
 GOLDEN_IMAGES = 8
@@ -42,8 +44,9 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Open a bundle whose every file matches its manifest.
+    """Open a bundle whose every file but its engines matches its manifest.
 
+    An engine is checked when it is loaded: a damaged one is built again, the bundle is not lost.
     Raises BundleError when a file is missing, truncated or altered, when a path leaves the folder,
     and when the manifest is unreadable or of another schema version.
     """
@@ -110,7 +113,8 @@ def read_manifest(folder: Path) -> Manifest:
         check_preprocessing(manifest.model.preprocessing)
     except SpecError as error:
         raise BundleError(f"{path}: {error}") from error
-    for name in (*manifest.files, manifest.artifact.path, *manifest.artifact.companions):
+    engines = [engine.path for engine in manifest.engines]
+    for name in (*manifest.files, manifest.artifact.path, *manifest.artifact.companions, *engines):
         _check_inside(folder, name)
     return manifest
 
@@ -132,10 +136,56 @@ def _check_inside(folder: Path, name: str) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json, the last file of a bundle, sealed."""
+    """Write manifest.json, the last file of a bundle, sealed; one that is there is replaced whole."""
     manifest = dataclasses.replace(manifest, seal=_seal(manifest))
     text = json.dumps(to_json(manifest), indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    write_whole(folder / MANIFEST_FILE, text.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, whatever interrupts."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a bundle that is written to. Raises BundleError when it cannot be, or another holds it."""
+    try:
+        file = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise BundleError(
+            f"{folder} cannot be written ({error.strerror}): copy the bundle to a folder that can"
+        ) from error
+    with file:
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            raise BundleError(
+                f"{folder} is being written by another gft-edge: wait until it is done"
+            ) from error
+        yield
+
+
+def _lock(handle: int) -> None:
+    # Both locks go with the process that holds them.
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _seal(manifest: Manifest) -> str:
@@ -208,6 +258,6 @@ def sha256_of(path: Path) -> str:
 
 
 def size_bytes(bundle: Bundle) -> int:
-    """The size of the model files, without golden outputs and manifest."""
+    """The size of the model files, without engines, golden outputs and manifest."""
     names = (bundle.manifest.artifact.path, *bundle.manifest.artifact.companions)
     return sum((bundle.folder / name).stat().st_size for name in names)

@@ -8,6 +8,7 @@ GftEdgeError
 │   ├── ImageError                 an image that cannot be decoded
 │   ├── BundleError                a bundle that is incomplete, altered or from another version
 │   ├── NoGpuError                 a GPU that does not answer, or a driver absent or too old
+│   ├── KeptPatchesError           an engine that does not return the patches it keeps
 │   └── MissingDependencyError     a package this machine lacks, with the line that installs it
 └── FailedError           exit 1   the request was right and the work did not succeed
     ├── GateError                  a measured result missed its bound
@@ -53,6 +54,10 @@ class BundleError(UsageError):
 
 class NoGpuError(UsageError):
     """A GPU that does not answer, or a driver that is absent or too old."""
+
+
+class KeptPatchesError(UsageError):
+    """An engine that does not return the patches it keeps."""
 
 
 class MissingDependencyError(UsageError):

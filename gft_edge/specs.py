@@ -18,6 +18,8 @@ Score = Literal["gala", "class", "random"]
 CropMode = Literal["center", "squash"]
 InputDtype = Literal["uint8", "float32"]
 Verdict = Literal["pass", "fail"]
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere+", "sameComputeCapability"]
 
 T = TypeVar("T")
 
@@ -219,12 +221,55 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class EngineRecipe:
+    """How an engine is built from a bundle's graph, in trtexec's terms.
+
+    `flavor` None takes what the machine has. `workspace_gib` bounds the builder's scratch memory,
+    None leaves it TensorRT's whole device; so does None for the level (0 quick to 5 thorough).
+    """
+
+    flavor: Flavor | None = None
+    workspace_gib: float | None = None
+    builder_optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine file of a bundle, and everything that decides where it loads.
+
+    `path` is relative to the bundle and holds plain plan bytes. `graph_sha256` is of the ONNX file
+    it was built from, `outputs` its output tensors. `gpu` and `cuda` are None where it was built
+    ahead of time without a GPU; `compute_capabilities` are those it was built for. `driver` and
+    `l4t` (Jetson Linux) are what the machine said. `timing_cache` is the file beside it.
+    """
+
+    path: str
+    sha256: str
+    graph_sha256: str
+    outputs: tuple[str, ...]
+    recipe: EngineRecipe
+    flavor: Flavor
+    version: str
+    platform: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    cuda: str | None
+    driver: str | None
+    l4t: str | None
+    timing_cache: str | None
+    build_seconds: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A bundle's manifest.json: everything about the bundle that is not in the model files.
 
     `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches;
     `files` maps every other file of the bundle to its sha256, `seal` is the manifest's own, taken
-    with an empty seal. `runtime_precision` is what the engine is told to compute in.
+    with an empty seal. `runtime_precision` is what the engine is told to compute in. `recipe` and
+    `engines` are of bundles for TensorRT, whose artifact is the graph that engines are built from.
     """
 
     schema_version: int
@@ -242,6 +287,8 @@ class Manifest:
     reports: tuple[FidelityReport, ...] = ()
     quantization: Quantization | None = None
     candidates: tuple[Candidate, ...] = ()
+    recipe: EngineRecipe | None = None
+    engines: tuple[Engine, ...] = ()
     seal: str = ""
 
 
