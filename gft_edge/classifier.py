@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,29 +49,37 @@ class Classifier:
         threads: int | None = None,
         *,
         kept: bool = False,
+        cuda_graph: bool = False,
     ) -> Classifier:
         """Open a bundle folder.
 
         `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
         `threads` is the engine's, all cores unless given. With `kept`, `outputs` also returns the
-        kept patches. Raises BundleError, MissingDependencyError and UsageError.
+        kept patches. With `cuda_graph` TensorRT replays its launches from one recording. Raises
+        BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         cores = os.cpu_count() or 1
         if threads is not None and not 1 <= threads <= cores:
             raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
         manifest = opened.manifest
-        session = backend_for(backend or manifest.target).open_session(
-            opened.artifact_path,
-            open_request(
-                manifest.model,
-                manifest.input,
-                manifest.runtime_precision,
-                manifest.kept_outputs if kept else (),
-                threads,
-            ),
+        engine = backend_for(backend or manifest.target)
+        if cuda_graph and engine.TARGET != "tensorrt":
+            raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
+        request = open_request(
+            manifest.model,
+            manifest.input,
+            manifest.runtime_precision,
+            manifest.kept_outputs if kept else (),
+            threads,
         )
-        return cls(opened, session)
+        request = dataclasses.replace(
+            request,
+            graph_sha256=manifest.artifact.sha256,
+            engines=manifest.engines,
+            cuda_graph=cuda_graph,
+        )
+        return cls(opened, engine.open_session(opened.artifact_path, request))
 
     @property
     def labels(self) -> tuple[str, ...]:

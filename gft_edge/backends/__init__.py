@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import BundleError, UsageError
-from gft_edge.specs import Artifact
+from gft_edge.specs import Artifact, Engine
 
 ALIASES = {
     "ort": "onnx",
@@ -50,13 +50,20 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """How to load. `kept_outputs` are tensors inside the graph to return after the logits."""
+    """How to load. `kept_outputs` are tensors inside the graph to return after the logits.
+
+    `engines` are those built from the graph of `graph_sha256`, where the target has any;
+    `cuda_graph` records their launches once and replays them.
+    """
 
     input_shape: tuple[int, ...]
     classes: int
     runtime_precision: str
     threads: int | None = None
     kept_outputs: tuple[str, ...] = ()
+    graph_sha256: str = ""
+    engines: tuple[Engine, ...] = ()
+    cuda_graph: bool = False
 
 
 class Session(Protocol):
@@ -111,6 +118,11 @@ def _all() -> dict[str, Backend]:
 
 def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
     """Raise UsageError for a batch of another shape: engines word it in paragraphs, or not at all."""
+    if images.shape[1:] == expected[1:] and images.shape[0] > expected[0]:
+        raise UsageError(
+            f"a batch of {images.shape[0]} is over the static batch of {expected[0]}: "
+            f"give {expected[0]} at a time, or export with --batch {images.shape[0]}"
+        )
     if images.shape != expected:
         raise UsageError(f"images are {images.shape}, expected {expected}")
 

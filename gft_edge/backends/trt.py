@@ -1,30 +1,52 @@
-"""TensorRT: a strongly typed ONNX graph, read by its parser where one is; engines are built from it."""
+"""TensorRT: a strongly typed ONNX graph as the artifact, and the engines built from it as sessions."""
 
 from __future__ import annotations
 
-import importlib
+import itertools
 import shutil
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.backends import BuildRequest, OpenRequest, Session
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.backends import (
+    BuildRequest,
+    OpenRequest,
+    check_images,
+    check_signature,
+    ordered_outputs,
+)
 from gft_edge.bundle import sha256_of
-from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.errors import (
+    BundleError,
+    FailedError,
+    GftEdgeError,
+    MissingDependencyError,
+    UsageError,
+)
+from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
+from gft_edge.nvidia.engines import engine_for, host_of, read_engine
+from gft_edge.nvidia.library import Library, builder_library, installed, log_end, log_of, parse
 from gft_edge.specs import Artifact
 
 TARGET = "tensorrt"
 PRECISIONS = ("fp32", "fp16", "int8")
 
-# Nearly the same Python interface; the one for RTX GPUs parses and builds without a GPU, where the
-# other has no builder.
-_LIBRARIES = ("tensorrt_rtx", "tensorrt")
-
 
 def missing() -> str | None:
-    """The install line, or where TensorRT is here, that it only reads graphs."""
-    if _library() is None:
+    """The install line, or why no engine runs here; its graph is still written and read."""
+    libraries = installed()
+    if not libraries:
         return str(MissingDependencyError("TensorRT", "tensorrt"))
-    return f"{version()} reads graphs at export and runs none: --backend onnx runs them"
+    try:
+        open_cuda()
+    except GftEdgeError as error:
+        return f"{version()} reads and builds graphs here, and no engine runs: {error}"
+    return None
 
 
 def unsupported(precision: str) -> str | None:
@@ -38,65 +60,263 @@ def runtime_precision(precision: str) -> str:
 
 
 def version() -> str:
-    """Of the library that is here."""
-    library = _library()
-    return f"{library.__name__} {library.__version__}" if library else "absent"
+    """Of every library that is here."""
+    return ", ".join(library.name for library in installed()) or "absent"
 
 
 def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
-    """Copy the ONNX file, after NVIDIA's parser has read it where a TensorRT library is installed.
+    """Copy the ONNX file, after NVIDIA's parser has read it where one works.
 
-    Raises PipelineError with the parser's first error.
+    The engine is another step, on the machine that runs it: gft_edge.nvidia.build. Raises
+    PipelineError with the parser's first error.
     """
-    library = _library()
-    if library is not None:
-        parse(library, graph)
+    try:
+        library = builder_library()
+    except UsageError:
+        pass
+    else:
+        parse(library, graph.read_bytes(), graph)
     path = folder / "model.onnx"
     shutil.copyfile(graph, path)
     return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
 
 
-def parse(library: Any, graph: Path) -> tuple[Any, Any]:
-    """A strongly typed network and its builder, from an ONNX file. Raises PipelineError in one line.
+def open_session(path: Path, request: OpenRequest) -> TrtSession:
+    """Load the engine of the graph at `path` that fits this machine.
 
-    Every TensorRT from 10.0 on has strongly typed networks; 11 has no other
-    (docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/).
+    Raises UsageError without driver, GPU or fitting engine, BundleError for an altered engine,
+    FailedError when memory runs out.
     """
-    logger = library.Logger(library.Logger.ERROR)
-    builder = library.Builder(logger)
-    # The flag is 1 in 10.3 and 0 in 11: only its name is stable.
-    strongly_typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly_typed)
-    parser = library.OnnxParser(network, logger)
-    if not parser.parse(graph.read_bytes()):
-        error = parser.get_error(0)
-        # No node where the file itself cannot be read.
-        what = f"node {error.node_name()!r}" if error.node_name() else graph
-        # The cause stands on the second line; what follows is how it was found.
-        reason = ": ".join(error.desc().splitlines()[:2])
-        raise PipelineError(f"TensorRT's parser refuses {what}: {reason}")
-    # An empty file parses: every field of an ONNX model is optional.
-    if not network.num_outputs:
-        raise PipelineError(f"TensorRT's parser finds no output in {graph}")
-    return network, builder
-
-
-def open_session(path: Path, request: OpenRequest) -> Session:
-    """Raises UsageError: this bundle holds no engine."""
-    raise UsageError(
-        f"{path.parent} holds a graph for TensorRT and no engine yet: ONNX Runtime runs the graph "
-        "with --backend onnx"
+    folder = path.parent
+    try:
+        cuda = open_cuda()
+    except UsageError as error:
+        raise UsageError(
+            f"{error}. ONNX Runtime runs the graph on a CPU: --backend onnx"
+        ) from error
+    outputs = ("logits", *request.kept_outputs)
+    engine, library = engine_for(
+        folder, request.engines, request.graph_sha256, outputs, installed(), host_of(cuda)
     )
+    plan = read_engine(folder, engine)
+    host_code = engine.recipe.version_compatible
+    return TrtSession(folder / engine.path, plan, library, cuda, request, host_code)
 
 
-def _library() -> Any:
-    """The first that is installed and can parse here."""
-    for name in _LIBRARIES:
+@dataclass(frozen=True)
+class Split:
+    """Where the time of one run went, by CUDA events on its stream. Zero where memory is shared."""
+
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+
+
+class TrtSession:
+    """One engine with its buffers and stream; `run` may be called from several threads.
+
+    Where CPU and GPU share memory (Jetson) the buffers are mapped and nothing is copied. With
+    `cuda_graph` the launches are recorded once and replayed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plan: bytes,
+        library: Library,
+        cuda: Cuda,
+        request: OpenRequest,
+        host_code: bool = False,
+    ):
+        self._cuda = cuda
+        self._shape = request.input_shape
+        self._wanted = ["logits", *request.kept_outputs]
+        self._graph_wanted = request.cuda_graph
+        self._graph: int | None = None
+        self._graph_addresses: tuple[int, ...] = ()
+        self._arrays: dict[str, npt.NDArray[Any]] = {}  # over pinned memory
+        self._hosts: dict[str, int] = {}
+        self._addresses: dict[str, int] = {}
+        self._shared = cuda.gpu().integrated
+        self._context: Any = None
+        self._stream = 0
+        self._lock = threading.Lock()
+        self._log = log_of(library)
+        self._held = ExitStack()
         try:
-            library: Any = importlib.import_module(name)
-            library.Builder(library.Logger(library.Logger.ERROR))
-        # TypeError: the desktop library has no builder where there is no GPU.
-        except (ImportError, TypeError, RuntimeError):
-            continue
-        return library
-    return None
+            self._load(path, plan, library, request, host_code)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See Session."""
+        with self._lock:
+            self._accept(images)
+            self._enqueue([])
+            return self._outputs()
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """As `run`, with the time that each part took on the GPU."""
+        with self._lock, ExitStack() as events:
+            marks = []
+            for _ in range(4):
+                marks.append(self._cuda.event())
+                events.callback(self._cuda.destroy_event, marks[-1])
+            self._accept(images)
+            self._enqueue(marks)
+            times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
+            return self._outputs(), Split(*times)
+
+    def run_at(self, address: int) -> list[npt.NDArray[Any]]:
+        """As `run`, for images that already lie on the GPU, in the input's shape and type.
+
+        `address` is device memory of the caller's, a camera's frame for example, which stays his.
+        """
+        with self._lock:
+            self._check_open()
+            own = self._addresses["images"]
+            self._bind("images", address)
+            try:
+                self._enqueue([], copy_input=False)
+                return self._outputs()
+            finally:
+                self._bind("images", own)
+
+    def close(self) -> None:
+        """Release everything. Closing twice is harmless."""
+        with self._lock:
+            self._held.close()
+            self._context = None
+
+    def _load(
+        self, path: Path, plan: bytes, library: Library, request: OpenRequest, host_code: bool
+    ) -> None:
+        cuda, module, held = self._cuda, library.module, self._held
+        runtime = module.Runtime(self._log)
+        if host_code:
+            # A version-compatible plan carries the code of its own runtime.
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            reason = log_end(self._log, "it gives no reason")
+            raise BundleError(
+                f"{library.name} does not load {path}: {reason}. "
+                f"Build it again: gft-edge build {path.parent.parent.parent} --force"
+            )
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            free, total = cuda.memory()
+            raise FailedError(
+                f"no memory on the GPU for {path}: it needs "
+                f"{engine.device_memory_size_v2 / 2**20:.0f} MiB and {free / 2**20:.0f} of "
+                f"{total / 2**20:.0f} MiB are free ({log_end(self._log, 'no reason given')}). "
+                "Close other programs, or export with a smaller --batch"
+            )
+        held.callback(self._drop_context)
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        if set(names) != {"images", *self._wanted}:
+            raise BundleError(f"{path} has the tensors {', '.join(names)}: build it again")
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        check_signature(path, request, shapes["images"], shapes["logits"])
+        self._stream = cuda.stream()
+        held.callback(cuda.destroy_stream, self._stream)
+        for name, shape in shapes.items():
+            dtype = np.dtype(module.nptype(engine.get_tensor_dtype(name)))
+            self._take_buffers(name, shape, dtype)
+            self._bind(name, self._addresses[name])
+        held.callback(self._drop_graph)
+
+    def _take_buffers(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        cuda, size = self._cuda, int(np.prod(shape)) * dtype.itemsize
+        host = cuda.pinned_buffer(size, mapped=self._shared)
+        self._held.callback(cuda.free_pinned, host)
+        if self._shared:
+            address = cuda.device_address(host)
+        else:
+            address = cuda.device_buffer(size)
+            self._held.callback(cuda.free_device, address)
+        self._hosts[name], self._addresses[name] = host, address
+        self._arrays[name] = host_view(host, size).view(dtype).reshape(shape)
+
+    def _bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise FailedError(f"TensorRT does not take the address of {name}")
+
+    def _accept(self, images: npt.NDArray[Any]) -> None:
+        self._check_open()
+        check_images(images, self._shape)
+        given = self._arrays["images"]
+        if images.dtype != given.dtype:
+            raise UsageError(f"images are {images.dtype}, the engine takes {given.dtype}")
+        np.copyto(given, images)
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise UsageError("this session is closed: open the bundle again")
+
+    def _enqueue(self, marks: list[int], copy_input: bool = True) -> None:
+        """Copy in, compute, copy out, wait. `marks` are four events around the three parts."""
+        cuda, stream = self._cuda, self._stream
+        cuda.use_device()
+
+        def mark(number: int) -> None:
+            if marks:
+                cuda.record(marks[number], stream)
+
+        mark(0)
+        if copy_input and not self._shared:
+            given = self._arrays["images"]
+            cuda.copy_to_device(
+                self._addresses["images"], self._hosts["images"], given.nbytes, stream
+            )
+        mark(1)
+        self._compute()
+        mark(2)
+        if not self._shared:
+            for name in self._wanted:
+                size = self._arrays[name].nbytes
+                cuda.copy_to_host(self._hosts[name], self._addresses[name], size, stream)
+        mark(3)
+        cuda.synchronize(stream)
+
+    def _compute(self) -> None:
+        if not self._graph_wanted:
+            self._execute()
+            return
+        addresses = tuple(self._context.get_tensor_address(name) for name in self._addresses)
+        if self._graph is None or addresses != self._graph_addresses:
+            self._capture(addresses)
+            return
+        self._cuda.launch(self._graph, self._stream)
+
+    def _capture(self, addresses: tuple[int, ...]) -> None:
+        """Run once plainly, which also settles what TensorRT allocates late, then record."""
+        self._drop_graph()
+        self._execute()
+        self._cuda.synchronize(self._stream)
+        self._cuda.begin_capture(self._stream)
+        try:
+            self._execute()
+        except BaseException:
+            with suppress(FailedError):
+                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+            raise
+        self._graph = self._cuda.end_capture(self._stream)
+        self._graph_addresses = addresses
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise FailedError(f"TensorRT did not run: {log_end(self._log, 'it gives no reason')}")
+
+    def _outputs(self) -> list[npt.NDArray[Any]]:
+        # Copies: the buffers are written again by the next run.
+        return ordered_outputs([self._arrays[name].copy() for name in self._wanted])
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self._cuda.destroy_graph(graph)
+
+    def _drop_context(self) -> None:
+        self._context = None

@@ -61,12 +61,12 @@ def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> Ver
     """The report with the graph's own structure checked, where this machine can read the graph."""
     if path.suffix != ".onnx":
         reason = f"graph structure: checked at export, onnx does not read {path.name}"
-        return dataclasses.replace(result, skipped=(reason,))
+        return dataclasses.replace(result, skipped=(*result.skipped, reason))
     try:
         from gft_edge.export.structure import check_structure, expected_casts
     except ImportError as error:
         reason = f"graph structure: {error.name} is not installed here"
-        return dataclasses.replace(result, skipped=(reason,))
+        return dataclasses.replace(result, skipped=(*result.skipped, reason))
     try:
         half = manifest.precision == "fp16" or (
             manifest.target == "tensorrt" and manifest.precision == "int8"

@@ -1,0 +1,341 @@
+"""From a bundle's graph to an engine of this machine: checks, build, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge.bundle import Bundle, locked, read_bundle, sha256_of, write_manifest, write_whole
+from gft_edge.errors import PipelineError, UsageError
+from gft_edge.nvidia.cuda import open_cuda
+from gft_edge.nvidia.engines import (
+    ENGINE_FILE,
+    EXPLAIN_FILE,
+    FOLDER,
+    TIMING_CACHE_FILE,
+    Host,
+    capabilities,
+    fingerprint,
+    host_of,
+)
+from gft_edge.nvidia.library import Library, installed, log_end, log_of, parse
+from gft_edge.onnx_bytes import graph_output
+from gft_edge.specs import Engine, EngineRecipe, Manifest, Progress, Say
+
+PARTS = 1000
+
+# What a build takes in memory: TensorRT itself, and some copies of the graph's weights.
+BASE_BYTES = 300 * 2**20
+GRAPH_COPIES = 6
+
+# By their names in TensorRT.
+_COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CAPABILITY"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine of the bundle in `folder`; `made` is False where a fresh one was there already."""
+
+    folder: Path
+    engine: Engine
+    made: bool
+
+
+def build_engine(
+    folder: Path,
+    recipe: EngineRecipe | None = None,
+    explain: bool = False,
+    timing_cache: Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda text, done, total: None,
+    say: Say = lambda text: None,
+) -> Built:
+    """Build the engine of a bundle for this machine, unless a fresh one is there, and record it.
+
+    `recipe` is the bundle's own unless given. With `explain` the engine also returns the kept
+    patches. `timing_cache` is a file that is read, if it exists, and written. An interrupted build
+    leaves the bundle as it was. Raises UsageError where nothing can be built here, BundleError when
+    the bundle is damaged, read-only or being written, PipelineError with TensorRT's reason.
+    """
+    bundle = read_bundle(folder)
+    if bundle.manifest.target != "tensorrt":
+        raise UsageError(
+            f"{folder} is a bundle for {bundle.manifest.target}, which loads as it is: "
+            "engines are built from bundles of --target tensorrt"
+        )
+    recipe = recipe or bundle.manifest.recipe or EngineRecipe()
+    library, host = builder_here(recipe)
+    recipe = dataclasses.replace(recipe, flavor=library.flavor)
+    if timing_cache is not None and not library.has("create_timing_cache"):
+        raise UsageError(f"{library.name} keeps no timing cache: leave --timing-cache out")
+    outputs = ("logits", *bundle.manifest.kept_outputs) if explain else ("logits",)
+    name = EXPLAIN_FILE if explain else ENGINE_FILE
+    path = f"{FOLDER}/{fingerprint(recipe, library, host)}/{name}"
+    fresh = fresh_engine(bundle, path, recipe, outputs, library)
+    if fresh is not None and not force:
+        return Built(folder, fresh, made=False)
+    with locked(folder):
+        # Another build may have added its engine while this one waited for nothing but the disk.
+        bundle = read_bundle(folder)
+        place = folder / path
+        cache = timing_cache or place.with_name(TIMING_CACHE_FILE)
+        started = time.monotonic()
+        plan, timings = _plan(bundle, recipe, library, host, outputs, cache, progress, say)
+        seconds = time.monotonic() - started
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, plan)
+        if timings is not None:
+            write_whole(cache, timings)
+            write_whole(place.with_name(TIMING_CACHE_FILE), timings)
+        engine = Engine(
+            path=path,
+            sha256=sha256_of(place),
+            graph_sha256=bundle.manifest.artifact.sha256,
+            outputs=outputs,
+            recipe=recipe,
+            flavor=library.flavor,
+            version=library.version,
+            platform=host.platform,
+            gpu=host.gpu.name if host.gpu else None,
+            compute_capabilities=capabilities(recipe, library, host),
+            cuda=host.cuda,
+            driver=host.driver,
+            l4t=host.l4t,
+            timing_cache=None if timings is None else f"{Path(path).parent}/{TIMING_CACHE_FILE}",
+            build_seconds=round(seconds, 2),
+        )
+        write_manifest(folder, with_engine(bundle.manifest, engine))
+    return Built(folder, engine, made=True)
+
+
+def builder_here(recipe: EngineRecipe) -> tuple[Library, Host]:
+    """The library that builds a recipe on this machine. Raises UsageError with every reason."""
+    try:
+        host = host_of(open_cuda())
+        no_gpu = None
+    except UsageError as error:
+        host = host_of(None)
+        no_gpu = str(error)
+    reasons = []
+    for library in installed(recipe.flavor):
+        reason = unsupported(recipe, library, host)
+        if reason is None and library.flavor == "tensorrt":
+            reason = no_gpu
+        if reason is None:
+            try:
+                library.builder(log_of(library))
+            except UsageError as error:
+                reason = str(error)
+        if reason is None:
+            return library, host
+        reasons.append(f"{library.name}: {reason}")
+    if not reasons:
+        wanted = "TensorRT-RTX" if recipe.flavor == "tensorrt-rtx" else "TensorRT"
+        how = {
+            "TensorRT": "pip install 'gft-edge[tensorrt]', on a Jetson sudo apt install tensorrt",
+            "TensorRT-RTX": "pip install tensorrt-rtx",
+        }[wanted]
+        reasons.append(f"{wanted} is not installed here: {how}")
+    raise UsageError("; ".join(reasons))
+
+
+def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | None:
+    """Why a library has no such recipe on this machine, or None."""
+    if recipe.version_compatible and not library.has("VERSION_COMPATIBLE"):
+        return "has no version-compatible engines: leave --version-compatible out"
+    level = recipe.hardware_compatibility
+    if level != "none":
+        # docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
+        if host.l4t:
+            return "builds for the Jetson at hand alone: leave --hardware-compatibility-level out"
+        if not library.has(_COMPATIBILITY[level]):
+            return f"has no --hardware-compatibility-level {level}: choose another, or leave it out"
+    return None
+
+
+def check_recipe(recipe: EngineRecipe) -> None:
+    """Raise UsageError for numbers that no library takes."""
+    if recipe.workspace_gib is not None and not 0 < recipe.workspace_gib <= 1024:
+        raise UsageError(
+            f"--workspace is {recipe.workspace_gib:g}: give GiB above 0, for example 2"
+        )
+    level = recipe.builder_optimization_level
+    if level is not None and not 0 <= level <= 5:
+        raise UsageError(f"--builder-optimization-level is {level}: give 0 (quick) to 5 (thorough)")
+
+
+def fresh_engine(
+    bundle: Bundle, path: str, recipe: EngineRecipe, outputs: tuple[str, ...], library: Library
+) -> Engine | None:
+    """The recorded engine at `path`, if recipe, graph and file are what they were."""
+    for engine in bundle.manifest.engines:
+        file = bundle.folder / engine.path
+        if (
+            (engine.path, engine.recipe, engine.outputs) == (path, recipe, outputs)
+            and engine.graph_sha256 == bundle.manifest.artifact.sha256
+            and engine.version == library.version
+            and file.is_file()
+            and sha256_of(file) == engine.sha256
+        ):
+            return engine
+    return None
+
+
+def with_engine(manifest: Manifest, engine: Engine) -> Manifest:
+    """The manifest with an engine added, in place of the one at the same path."""
+    others = tuple(other for other in manifest.engines if other.path != engine.path)
+    return dataclasses.replace(manifest, engines=(*others, engine))
+
+
+def _plan(
+    bundle: Bundle,
+    recipe: EngineRecipe,
+    library: Library,
+    host: Host,
+    outputs: Iterable[str],
+    cache: Path,
+    progress: Progress,
+    say: Say,
+) -> tuple[Any, Any]:
+    """The plan and the timing cache, both as buffers of bytes; None for a library that times nothing."""
+    _, *kept = outputs
+    graph = bundle.artifact_path.read_bytes() + b"".join(map(graph_output, kept))
+    network, builder, logger = parse(library, graph, bundle.artifact_path)
+    _say_memory(len(graph), recipe, say)
+    module = library.module
+    config = builder.create_builder_config()
+    _configure(config, recipe, library)
+    timings = _timing_cache(config, library, cache, say)
+    monitor = _monitor_of(module, progress)
+    config.progress_monitor = monitor
+    plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+    if plan is None:
+        raise PipelineError(_failure(library, log_end(logger, "it gives no reason")))
+    progress("build engine", PARTS, PARTS)
+    return plan, timings.serialize() if timings is not None else None
+
+
+def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
+    module = library.module
+    # On by default, it computes FP32 products with FP16's 10 bits of mantissa: patches are ranked
+    # in FP32, and `--precision fp32` says FP32.
+    config.clear_flag(module.BuilderFlag.TF32)
+    # What inspect --engine reads.
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if recipe.workspace_gib is not None:
+        limit = int(recipe.workspace_gib * 2**30)
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, limit)
+    if recipe.builder_optimization_level is not None:
+        config.builder_optimization_level = recipe.builder_optimization_level
+    if recipe.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if recipe.hardware_compatibility != "none":
+        level = _COMPATIBILITY[recipe.hardware_compatibility]
+        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+
+
+def _timing_cache(config: Any, library: Library, path: Path, say: Say) -> Any:
+    if not library.has("create_timing_cache"):
+        return None
+    known = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        say(f"{path} holds no timings of this TensorRT and GPU: timing anew")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _say_memory(graph_bytes: int, recipe: EngineRecipe, say: Say) -> None:
+    # Measured by benchmarks/engine_build.py.
+    needed = BASE_BYTES + GRAPH_COPIES * graph_bytes
+    workspace = (
+        f" and up to {recipe.workspace_gib:g} GiB of workspace" if recipe.workspace_gib else ""
+    )
+    free = _available_bytes()
+    text = f"the build takes about {needed / 2**20:.0f} MiB of memory{workspace}"
+    if free is not None:
+        text += f", {free / 2**20:.0f} MiB are free"
+        if free < needed:
+            text += ": close other programs, add swap, or give --workspace"
+    say(text)
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
+
+
+@dataclass
+class Phase:
+    """One of the builder's phases under way."""
+
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+def _monitor_of(module: Any, progress: Progress) -> Any:
+    """TensorRT's progress monitor: nested phases as one fraction. `cancelled` ends the build."""
+    base: Any = module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.cancelled = False
+            self.phases: dict[str, Phase] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.phases[name] = Phase(parent, max(steps, 1))
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if name in self.phases:
+                self.phases[name].done = step + 1
+                done = min(int(PARTS * self.fraction(name)), PARTS - 1)
+                progress(f"build engine  {name}", done, PARTS)
+            return not self.cancelled
+
+        def phase_finish(self, name: str) -> None:
+            self.phases.pop(name, None)
+
+        def fraction(self, name: str) -> float:
+            """Of the whole build: a phase fills one step of its parent."""
+            inner = 0.0
+            at: str | None = name
+            while at is not None and at in self.phases:
+                phase = self.phases[at]
+                inner = min((phase.done + inner) / phase.steps, 1.0)
+                at = phase.parent
+            return inner
+
+    return Monitor()
+
+
+def _interruptible(work: Callable[[], Any], monitor: Any) -> Any:
+    """Run the builder beside the main thread: it hears no Ctrl-C, but asks its monitor each step."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            monitor.cancelled = True
+            raise
+
+
+def _failure(library: Library, reason: str) -> str:
+    memory = any(word in reason.lower() for word in ("out of memory", "outofmemory", "memalloc"))
+    workspace = "workspace" in reason.lower()
+    advice = "report the line"
+    if memory or workspace:
+        advice = "close other programs, add swap" if memory else "the scratch memory is too small"
+        advice += ", or give another --workspace"
+    return f"{library.name} built no engine: {reason} ({advice})"

@@ -1,0 +1,181 @@
+"""A bundle's engines: what an engine is bound to, and which of them this machine loads."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gft_edge.bundle import sha256_of
+from gft_edge.errors import BundleError, KeptPatchesError, UsageError
+from gft_edge.nvidia.cuda import Cuda, Gpu
+from gft_edge.nvidia.library import MODULES, Library, version_of
+from gft_edge.specs import Engine, EngineRecipe, HardwareCompatibility
+
+FOLDER = "engines"
+ENGINE_FILE = "model.engine"
+EXPLAIN_FILE = "explain.engine"
+TIMING_CACHE_FILE = "timing.cache"
+
+# TensorRT-RTX's default, which needs no GPU
+# (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0+")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What decides which engines load here; without a GPU, only what can be built ahead of time."""
+
+    platform: str
+    gpu: Gpu | None
+    cuda: str | None
+    driver: str | None
+    l4t: str | None
+
+    @property
+    def text(self) -> str:
+        """For errors: what this machine is."""
+        gpu = self.gpu
+        return f"{self.platform}, " + (
+            f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else "no GPU"
+        )
+
+
+def host_of(cuda: Cuda | None) -> Host:
+    """This machine, as the CUDA runtime and the system files show it."""
+    return Host(
+        f"{platform.system()}-{platform.machine()}".lower(),
+        cuda.gpu() if cuda else None,
+        cuda.runtime_version if cuda else None,
+        _first_match("/proc/driver/nvidia/version", r"\s(\d+\.\d+(?:\.\d+)?)\s"),
+        l4t(),
+    )
+
+
+def l4t() -> str | None:
+    """Jetson Linux, R36.4.0, or None on another machine."""
+    release = _first_match("/etc/nv_tegra_release", r"R(\d+) \(release\)")
+    revision = _first_match("/etc/nv_tegra_release", r"REVISION: ([\d.]+)")
+    return f"R{release}.{revision}" if release and revision else None
+
+
+def capabilities(recipe: EngineRecipe, library: Library, host: Host) -> tuple[str, ...]:
+    """The compute capabilities that an engine built here loads on; `+` stands for all above."""
+    if library.flavor == "tensorrt-rtx":
+        return RTX_CAPABILITIES
+    if recipe.hardware_compatibility == "ampere+":
+        return ("8.0+",)
+    return (host.gpu.compute_capability,) if host.gpu else ()
+
+
+def fingerprint(recipe: EngineRecipe, library: Library, host: Host) -> str:
+    """The folder of the engines that are bound to the same library and hardware.
+
+    tensorrt-10.3.0-linux-aarch64-orin-sm87; tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+.
+    """
+    parts = [library.name]
+    if library.flavor == "tensorrt":
+        parts.append(host.platform)
+        if recipe.hardware_compatibility == "none" and host.gpu:
+            parts.append(host.gpu.name.replace("NVIDIA", ""))
+    parts += [f"sm{c.replace('.', '')}" for c in capabilities(recipe, library, host)]
+    return "-".join(re.sub(r"[^a-z0-9.+_]+", "-", part.lower()).strip("-") for part in parts)
+
+
+def engine_for(
+    folder: Path,
+    engines: Sequence[Engine],
+    graph_sha256: str,
+    outputs: tuple[str, ...],
+    libraries: Sequence[Library],
+    host: Host,
+) -> tuple[Engine, Library]:
+    """The engine that fits this machine, and its library.
+
+    Raises UsageError that lists those there are, why none fits, and the command that builds one;
+    for an engine with more outputs than the logits its KeptPatchesError.
+    """
+    explain = len(outputs) > 1
+    command = f"gft-edge build {folder}" + (" --explain" if explain else "")
+    error = KeptPatchesError if explain else UsageError
+    candidates = [engine for engine in engines if engine.outputs == outputs]
+    if not candidates:
+        raise error(
+            f"{folder} holds no engine{' that returns the kept patches' if explain else ''} yet: "
+            f"{command} makes one on the machine that runs it"
+        )
+    here = {library.flavor: library for library in libraries}
+    reasons = {}
+    for engine in sorted(candidates, key=lambda engine: list(MODULES).index(engine.flavor)):
+        library = here.get(engine.flavor)
+        reason = misfit(engine, graph_sha256, library, host)
+        if reason is None and library is not None:
+            return engine, library
+        reasons[Path(engine.path).parent.name] = reason
+    listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    raise error(
+        f"no engine of {folder} fits this machine ({host.text}): {listed}. Build one here: {command}"
+    )
+
+
+def misfit(engine: Engine, graph_sha256: str, library: Library | None, host: Host) -> str | None:
+    """Why an engine cannot be loaded here, or None. `library` is the installed one of its flavor."""
+    if engine.graph_sha256 != graph_sha256:
+        return "was built from another graph"
+    if library is None:
+        return f"needs {engine.flavor} {engine.version}, which is not installed here"
+    if not _runs(engine, library):
+        return f"was built by {engine.flavor} {engine.version}, here is {library.version}"
+    if engine.flavor == "tensorrt" and engine.platform != host.platform:
+        return f"was built on {engine.platform}"
+    if host.gpu is None:
+        return "needs a GPU"
+    here = host.gpu.compute_capability
+    if not any(_covers(built, here) for built in engine.compute_capabilities):
+        built_for = ", ".join(engine.compute_capabilities)
+        return f"was built for compute capability {built_for}, this GPU has {here}"
+    bound: HardwareCompatibility = engine.recipe.hardware_compatibility
+    # NVIDIA advises against another model of the same capability: its kernels were timed elsewhere.
+    if engine.flavor == "tensorrt" and bound == "none" and engine.gpu != host.gpu.name:
+        return f"was built on {engine.gpu}, this is {host.gpu.name}"
+    return None
+
+
+def read_engine(folder: Path, engine: Engine) -> bytes:
+    """The plan's bytes. An engine is code: only the file whose sha256 the manifest has is loaded.
+
+    Raises BundleError.
+    """
+    path = folder / engine.path
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: gft-edge build {folder} makes it again")
+    if sha256_of(path) != engine.sha256:
+        raise BundleError(
+            f"{path} is not the engine the manifest describes (sha256 differs) and is not loaded: "
+            f"gft-edge build {folder} makes it again"
+        )
+    return path.read_bytes()
+
+
+def _runs(engine: Engine, library: Library) -> bool:
+    # A plan is bound to the whole version, build number included, unless it carries its own runtime:
+    # docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
+    if engine.recipe.version_compatible:
+        return version_of(library.version) >= version_of(engine.version)
+    return library.version == engine.version
+
+
+def _covers(built: str, here: str) -> bool:
+    if built.endswith("+"):
+        return version_of(here) >= version_of(built[:-1])
+    return built == here
+
+
+def _first_match(path: str, pattern: str) -> str | None:
+    try:
+        found = re.search(pattern, Path(path).read_text(errors="replace"))
+    except OSError:
+        return None
+    return found.group(1) if found else None

@@ -1,0 +1,174 @@
+"""TensorRT's libraries, and the few names in which their versions differ."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.specs import Flavor
+
+MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+Version = tuple[int, ...]
+
+# What is not the same call from TensorRT 10.3 to 11.4 and in TensorRT-RTX: the first version of
+# each library that has a name, None where it has none or the call does nothing. All other names
+# that this package uses are in each (tests/test_library.py reads them in the bindings of each).
+# RTX compiles at load, so it times nothing and caches no timings; its engines are portable by
+# themselves (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
+SINCE: dict[str, dict[Flavor, Version | None]] = {
+    "create_timing_cache": {"tensorrt": (10, 3), "tensorrt-rtx": None},
+    "VERSION_COMPATIBLE": {"tensorrt": (10, 3), "tensorrt-rtx": None},
+    "AMPERE_PLUS": {"tensorrt": (10, 3), "tensorrt-rtx": None},
+    "SAME_COMPUTE_CAPABILITY": {"tensorrt": (10, 9), "tensorrt-rtx": None},
+    "num_compute_capabilities": {"tensorrt": None, "tensorrt-rtx": (1, 0)},
+    "get_engine_validity": {"tensorrt": None, "tensorrt-rtx": (1, 2)},
+}
+
+# STRONGLY_TYPED is 1 in 10.3 and 0 in 11: values change, so every constant is taken by its name.
+
+
+@dataclass(frozen=True)
+class Library:
+    """One installed TensorRT."""
+
+    module: Any
+    flavor: Flavor
+
+    @property
+    def version(self) -> str:
+        """As the library says it: 10.3.0."""
+        return str(self.module.__version__)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.flavor} {self.version}"
+
+    def has(self, name: str) -> bool:
+        """Whether a name of SINCE is in this version."""
+        first = SINCE[name][self.flavor]
+        return first is not None and version_of(self.version) >= first
+
+    def builder(self, logger: Any) -> Any:
+        """A Builder, or UsageError: but for TensorRT-RTX building needs a GPU."""
+        try:
+            return self.module.Builder(logger)
+        # pybind raises TypeError where the constructor gives no object.
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"{self.name} builds only where an NVIDIA GPU answers: {log_end(logger, error)}"
+            ) from error
+
+
+def installed(flavor: Flavor | None = None) -> list[Library]:
+    """The libraries that import here, TensorRT before TensorRT-RTX."""
+    found = []
+    for name in [flavor] if flavor else MODULES:
+        try:
+            module = importlib.import_module(MODULES[name])
+        # OSError: bindings without the library they bind.
+        except (ImportError, OSError):
+            continue
+        # A package without its libraries imports as an empty one.
+        if hasattr(module, "Builder"):
+            found.append(Library(module, name))
+    return found
+
+
+def builder_library(flavor: Flavor | None = None) -> Library:
+    """The first installed library that can parse and build here. Raises UsageError why none can."""
+    reasons = []
+    for library in installed(flavor):
+        try:
+            library.builder(log_of(library))
+        except UsageError as error:
+            reasons.append(str(error))
+        else:
+            return library
+    if reasons:
+        raise UsageError("; ".join(reasons))
+    if flavor == "tensorrt-rtx":
+        raise UsageError("TensorRT-RTX is not installed here: pip install tensorrt-rtx")
+    raise MissingDependencyError("TensorRT", "tensorrt")
+
+
+def version_of(text: str) -> Version:
+    """10.13.3.9.post1 -> (10, 13, 3, 9)."""
+    parts = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+def log_of(library: Library) -> Any:
+    """A logger that keeps warnings and errors in `.lines` and prints nothing."""
+    base: Any = library.module.ILogger
+
+    class Log(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            levels = base.Severity
+            if severity in (levels.INTERNAL_ERROR, levels.ERROR, levels.WARNING):
+                self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def log_end(logger: Any, otherwise: object) -> str:
+    """The first error that a logger of log_of has kept, on one line: what follows is its echo."""
+    errors = [message for severity, message in logger.lines if severity != "WARNING"]
+    text = errors[0] if errors else str(otherwise)
+    return text.strip().splitlines()[0]
+
+
+def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, Any]:
+    """A strongly typed network of an ONNX model, its builder and their logger.
+
+    `source` names the model in errors. Raises PipelineError in one line: the node, the parser's
+    reason, and what to do.
+    Every TensorRT from 10.0 on has strongly typed networks; 11 has no other
+    (docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/).
+    """
+    logger = log_of(library)
+    builder = library.builder(logger)
+    flag = library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = builder.create_network(1 << int(flag))
+    parser = library.module.OnnxParser(network, logger)
+    with warnings.catch_warnings():
+        # Each parser warns of what a later version will drop.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        parsed = parser.parse(graph)
+    if not parsed:
+        raise PipelineError(_refusal(library, parser, source))
+    # An empty file parses: every field of an ONNX model is optional.
+    if not network.num_outputs:
+        raise PipelineError(f"TensorRT's parser finds no output in {source}")
+    return network, builder, logger
+
+
+def _refusal(library: Library, parser: Any, source: Path) -> str:
+    error = parser.get_error(0)
+    # No node where the file itself cannot be read.
+    what = f"node {error.node_name()!r}" if error.node_name() else str(source)
+    # The cause stands on the second line; what follows is how it was found.
+    reason = ": ".join(error.desc().splitlines()[:2])
+    return f"TensorRT's parser refuses {what}: {reason} ({library.name}). {_advice(reason)}"
+
+
+def _advice(reason: str) -> str:
+    # TensorRT 10.3 parses opsets up to 20; a newer operator names itself as unknown.
+    if "not found" in reason or "No importer" in reason or "opset" in reason.lower():
+        return "Export with --opset 20, or update TensorRT"
+    if "parse" in reason.lower() and "model" in reason.lower():
+        return "Copy the bundle again, or export it anew"
+    return "Export the bundle anew with this version of gft-edge, or report the node"
