@@ -32,8 +32,10 @@ from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.export.workbench import Workbench, tool_versions
 from gft_edge.fidelity import TOLERANCES
 from gft_edge.model.gft import GFT
+from gft_edge.nvidia.build import check_recipe
 from gft_edge.specs import (
     Artifact,
+    EngineRecipe,
     ImageRecord,
     ImageSet,
     InputSpec,
@@ -68,6 +70,7 @@ class ExportRequest:
     compress_weights: bool = False
     max_drop: float = 0.01
     calibration: CalibrationRequest | None = None
+    recipe: EngineRecipe | None = None
 
     @property
     def artifact_precision(self) -> str:
@@ -101,6 +104,13 @@ def check_request(request: ExportRequest) -> None:
         raise UsageError(f"--batch is {request.input.batch}: give 1 or more")
     if not 0 <= request.max_drop < 1:
         raise UsageError(f"--max-drop is {request.max_drop:g}: give a fraction from 0 up to 1")
+    if request.recipe is not None:
+        if backend.TARGET != "tensorrt":
+            raise UsageError(
+                f"{backend.TARGET} builds no engine: leave --flavor, --workspace and the other "
+                "options of an engine out"
+            )
+        check_recipe(request.recipe)
     check_opset(request.opset)
     typed = request.precision != "fp32" and backend.TARGET != "openvino"
     if typed and request.opset < TYPED_OPSET:
@@ -243,5 +253,6 @@ def _write_rest(
             tools=tool_versions() | parsed,
             reports=tuple(work.reports),
             quantization=quantization,
+            recipe=(request.recipe or EngineRecipe()) if backend.TARGET == "tensorrt" else None,
         ),
     )

@@ -9,9 +9,17 @@ import click
 
 from gft_edge.backends import backends
 from gft_edge.bundle import is_bundle
-from gft_edge.cli.options import PATH, data_option, json_option, split_option
+from gft_edge.cli.options import (
+    PATH,
+    data_option,
+    engine_recipe,
+    json_option,
+    recipe_options,
+    split_option,
+)
 from gft_edge.cli.output import (
     next_line,
+    print_engine,
     print_fidelity,
     print_json,
     print_quantization,
@@ -20,7 +28,8 @@ from gft_edge.cli.output import (
 )
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.image_folder import read_split
-from gft_edge.specs import ImageSet, InputSpec, ModelSpec, to_json
+from gft_edge.nvidia.build import Built, build_engine, builder_here
+from gft_edge.specs import EngineRecipe, ImageSet, InputSpec, ModelSpec, Progress, to_json
 
 SUBSET_SIZE = 300
 
@@ -53,6 +62,7 @@ SUBSET_SIZE = 300
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
               help="int8: layers to leave alone; sensitivity suggests them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
+@recipe_options
 @click.option("--out", type=PATH, required=True, help="Bundle folder to write.")
 @json_option
 def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -60,6 +70,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
 
     The images come from the run's data, its val split unless --split names another. In int8 layers
     go back to high precision until accuracy, decisions and kept patches hold their bounds.
+    For TensorRT the bundle holds the graph, and an engine where this machine can build one.
     """
     try:
         from gft_edge.export.auto import AUTO, export_fastest
@@ -80,6 +91,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         options["compress_weights"],
         options["max_drop"],
         _calibration(run, spec, options),
+        engine_recipe(options),
     )
     if precision != AUTO:
         check_request(request)
@@ -87,6 +99,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
+        built = _build(out, options, report) if bundle.manifest.target == "tensorrt" else None
     manifest = bundle.manifest
     if as_json:
         print_json(
@@ -101,6 +114,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                 },
                 "quantization": to_json(manifest.quantization),
                 "candidates": to_json(manifest.candidates),
+                "engine": to_json(built.engine) if built else None,
             }
         )
         return
@@ -109,8 +123,24 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     )
     if manifest.quantization is not None:
         print_quantization(manifest.quantization)
-    backend = " --backend onnx" if manifest.target == "tensorrt" else ""
-    next_line(f"gft-edge verify {out}{backend}")
+    if built is not None:
+        print_engine(out, built.engine)
+    if manifest.target == "tensorrt" and not (built and built.engine.gpu):
+        # On the device; an engine built without a GPU is for others, or for none.
+        next_line(f"gft-edge build {out}")
+    else:
+        next_line(f"gft-edge verify {out}")
+
+
+def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None:
+    """The engine, where this machine can build one; elsewhere the reason is said."""
+    recipe = engine_recipe(options) or EngineRecipe()
+    try:
+        builder_here(recipe)
+    except UsageError as error:
+        say(f"no engine is built here: {error}. {out} holds the graph to build it from")
+        return None
+    return build_engine(out, recipe, False, options["timing_cache"], False, report, say)
 
 
 def _images(run: Path, spec: ModelSpec, options: dict[str, Any], calibration: Any) -> ImageSet:

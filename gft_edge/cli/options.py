@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from gft_edge.nvidia.build import check_recipe
+from gft_edge.specs import EngineRecipe, Flavor, HardwareCompatibility
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,3 +52,39 @@ def threads_option(command: F) -> F:
     return click.option("--threads", type=int, help="Threads of the engine [default: all cores].")(
         command
     )
+
+
+def recipe_options(command: F) -> F:
+    """How an engine is built, in trtexec's names: --flavor, --workspace and their like."""
+    options = (
+        click.option("--flavor", type=click.Choice(["auto", *get_args(Flavor)]),
+                     help="TensorRT, or TensorRT-RTX for desktop GPUs [default: what is there]."),
+        click.option("--workspace", type=float, metavar="GIB",
+                     help="Scratch memory of the builder [default: all there is]."),
+        click.option("--builder-optimization-level", type=int, metavar="0..5",
+                     help="0 builds quickly, 5 searches longest [default: TensorRT's, 3]."),
+        click.option("--timing-cache", type=PATH, metavar="FILE",
+                     help="Read if it exists, and written [default: beside the engine]."),
+        click.option("--version-compatible", is_flag=True,
+                     help="An engine that later TensorRT versions load too; slower."),
+        click.option("--hardware-compatibility-level",
+                     type=click.Choice(get_args(HardwareCompatibility)),
+                     help="GPUs that load the engine; not on a Jetson [default: none but its own]."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def engine_recipe(options: dict[str, Any]) -> EngineRecipe | None:
+    """What was asked for of recipe_options, None when nothing was. Raises UsageError."""
+    flavor = options["flavor"]
+    recipe = EngineRecipe(
+        None if flavor == "auto" else flavor,
+        options["workspace"],
+        options["builder_optimization_level"],
+        options["version_compatible"],
+        options["hardware_compatibility_level"] or "none",
+    )
+    check_recipe(recipe)
+    return None if recipe == EngineRecipe() and flavor is None else recipe

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from gft_edge.specs import FidelityReport, Progress, Quantization
+from gft_edge.specs import Engine, FidelityReport, Progress, Quantization
 
 
 def print_json(content: Any, lines: bool = False) -> None:
@@ -84,6 +85,24 @@ def print_quantization(quantization: Quantization) -> None:
             ("in high precision", ", ".join(high) or "none"),
         ],
     )  # fmt: skip
+
+
+def print_engine(bundle: Path, engine: Engine) -> None:
+    """One engine of a bundle: where it is and where it loads."""
+    size = (bundle / engine.path).stat().st_size
+    where = ", ".join(engine.compute_capabilities)
+    print_table(
+        "Engine",
+        ("what", "value"),
+        [
+            ("file", bundle / engine.path),
+            ("size", f"{size / 2**20:.1f} MiB"),
+            ("library", f"{engine.flavor} {engine.version}"),
+            ("loads on", f"{engine.gpu or 'GPUs'} of compute capability {where}"),
+            ("outputs", ", ".join(engine.outputs)),
+            ("built in", f"{engine.build_seconds:.1f} s"),
+        ],
+    )
 
 
 def lost_patches(report: FidelityReport) -> str:

@@ -1,0 +1,45 @@
+"""gft-edge build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gft_edge.cli.options import PATH, engine_recipe, json_option, recipe_options
+from gft_edge.cli.output import next_line, print_engine, print_json, progress, say
+from gft_edge.nvidia.build import build_engine
+from gft_edge.specs import to_json
+
+
+@click.command("build")
+@click.argument("bundle", type=PATH)
+@click.option("--explain", is_flag=True,
+              help="Build the engine that also returns the kept patches, which verify compares.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Build although a fresh engine is there.")
+@recipe_options
+@json_option
+def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: Any) -> None:
+    """Build the TensorRT engine of a bundle on the machine that runs it.
+
+    It goes into the bundle beside those of other machines, and is built again only when the graph,
+    the options or the machine changed. Without options the recipe is the export's.
+    """
+    with progress() as report:
+        built = build_engine(
+            bundle,
+            engine_recipe(options),
+            explain,
+            options["timing_cache"],
+            force,
+            report,
+            say,
+        )
+    if as_json:
+        print_json({"bundle": str(bundle), "made": built.made, "engine": to_json(built.engine)})
+        return
+    if not built.made:
+        say("the graph, the recipe and this machine are those of this engine: not built again")
+    print_engine(bundle, built.engine)
+    next_line(f"gft-edge verify {bundle}")
