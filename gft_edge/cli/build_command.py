@@ -42,4 +42,5 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     if not built.made:
         say("the graph, the recipe and this machine are those of this engine: not built again")
     print_engine(bundle, built.engine)
-    next_line(f"gft-edge verify {bundle}")
+    # Without a GPU it was built for another machine.
+    next_line(f"gft-edge {'verify' if built.engine.gpu else 'inspect --engine'} {bundle}")
