@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types contracts unit test-slow clean
+.PHONY: demo test lint types contracts unit test-slow test-gpu clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -26,6 +26,9 @@ unit: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

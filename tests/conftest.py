@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.fake_cudart import FakeCudart
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -158,3 +163,21 @@ def micro_bundles(
     for target in ("onnx", "openvino"):
         export(model, spec, images, ExportRequest(target), folder / target)
     return {target: folder / target for target in ("onnx", "openvino")}
+
+
+@pytest.fixture
+def fake_cudart() -> FakeCudart:
+    """A CUDA runtime over host memory, fresh; its file says what it can do."""
+    fake: FakeCudart = _helper("fake_cudart").FakeCudart()
+    return fake
+
+
+def _helper(name: str) -> Any:
+    """A module of this folder that holds no tests: the folder is no package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -1,0 +1,448 @@
+"""A libcudart over host memory: C functions that run, record, count what lives and fail when told.
+
+A stream is lazy: its work is done when something waits for it, so that a forgotten wait shows.
+A function that destroys destroys even when told to fail, as CUDA does: its code is an earlier error's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterable
+from ctypes import c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from types import SimpleNamespace
+from typing import Any
+
+from gft_edge.nvidia.cuda import Cuda
+from gft_edge.nvidia.cudart import CudaPython, Libcudart
+
+ERRORS = {
+    0: "cudaSuccess",
+    1: "cudaErrorInvalidValue",
+    2: "cudaErrorMemoryAllocation",
+    34: "cudaErrorStubLibrary",
+    35: "cudaErrorInsufficientDriver",
+    100: "cudaErrorNoDevice",
+    400: "cudaErrorInvalidResourceHandle",
+    600: "cudaErrorNotReady",
+    700: "cudaErrorIllegalAddress",
+    719: "cudaErrorLaunchFailure",
+    900: "cudaErrorStreamCaptureUnsupported",
+    901: "cudaErrorStreamCaptureInvalidated",
+}
+INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 400, 600, 900, 901
+ATTRIBUTES = {75: 8, 76: 7, 18: 1}
+
+# What cuda-python wants as a member of an enum class: function -> input -> class.
+ENUM_INPUTS = {
+    "cudaGetErrorName": {0: "cudaError_t"},
+    "cudaGetErrorString": {0: "cudaError_t"},
+    "cudaDeviceGetAttribute": {0: "cudaDeviceAttr"},
+    "cudaMemcpyAsync": {3: "cudaMemcpyKind"},
+    "cudaStreamBeginCapture": {1: "cudaStreamCaptureMode"},
+}
+
+Work = Callable[[], object]
+Pointer = ctypes.POINTER(c_void_p)
+SIGNATURES: dict[str, tuple[Any, ...]] = {}
+
+
+def exported(name: str, *types: Any) -> Callable[[Any], Any]:
+    """Mark a method as the C function of that name and those parameters."""
+
+    def mark(method: Any) -> Any:
+        SIGNATURES[name] = (method, *types)
+        return method
+
+    return mark
+
+
+class FakeCudart:
+    """`live` counts objects by kind, `calls` are (name, inputs), `fail` makes a function fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.runtime_version = 13020
+        self.driver_version = 13020
+        self.free_bytes = self.total_bytes = 1 << 30
+        self.last_error = 0
+        self._codes: dict[str, int] = {}
+        self._clock_ms = 0
+        # High above 32 bits, where a truncated handle is none.
+        self._next_handle = 0x7ABC_0000_0010
+        self._memory: dict[int, tuple[str, Any]] = {}
+        self._streams: dict[int, list[Work]] = {}
+        self._captures: dict[int, list[Work] | None] = {}
+        self._events: dict[int, int | None] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
+        self._texts: list[Any] = []
+        # Kept: a C function dies with its Python object.
+        self._callbacks = {
+            name: self._callback(name, method, types)
+            for name, (method, *types) in SIGNATURES.items()
+        }
+
+    @property
+    def live(self) -> Counter[str]:
+        """Kind -> how many were made and not destroyed: {} when nothing leaks."""
+        kinds: dict[str, dict[int, Any]] = {
+            "stream": self._streams,
+            "event": self._events,
+            "graph": self._graphs,
+            "executable": self._executables,
+        }
+        live = Counter(kind for kind, _ in self._memory.values())
+        live.update({kind: len(made) for kind, made in kinds.items() if made})
+        return live
+
+    def fail(self, name: str, code: int) -> None:
+        """Make every later call of a function return this code; 0 makes it work again."""
+        assert name in SIGNATURES
+        assert code in ERRORS
+        self._codes[name] = code
+
+    def cuda(self, provider: str = "ctypes") -> Cuda:
+        """Opened over this fake, through one provider's own way of calling."""
+        return Cuda(CudaPython(self.module()) if provider == "cuda-python" else self.runtime())
+
+    def runtime(self) -> Libcudart:
+        """Over this fake as a shared library."""
+        return Libcudart(self.library())
+
+    def library(self) -> Any:
+        """Like a CDLL: functions of unknown types, so that an int goes in and out with 32 bits."""
+        make: Any = ctypes.CDLL(None)._FuncPtr
+        return SimpleNamespace(
+            **{
+                name: make(ctypes.cast(callback, c_void_p).value)
+                for name, callback in self._callbacks.items()
+            }
+        )
+
+    def module(self) -> Any:
+        """Like cuda.bindings.runtime: enum classes go in, (error, *outputs) comes out."""
+        make: Any = enum.IntEnum
+        values: dict[str, Iterable[int]] = {
+            "cudaError_t": ERRORS,
+            "cudaDeviceAttr": ATTRIBUTES,
+            "cudaMemcpyKind": (1, 2),
+            "cudaStreamCaptureMode": (1,),
+        }
+        classes = {
+            name: make(name, {f"value_{number}": number for number in numbers})
+            for name, numbers in values.items()
+        }
+        module = SimpleNamespace(**classes)
+        for name in SIGNATURES:
+            setattr(module, name, self._python_function(name, classes))
+        return module
+
+    def enqueue(self, stream: int, work: Work) -> None:
+        """Put work into a stream, as an engine does: into the graph while the stream is captured."""
+        if stream in self._captures:
+            captured = self._captures[stream]
+            if captured is not None:
+                captured.append(work)
+        else:
+            self._streams[stream].append(work)
+
+    def _python_function(self, name: str, classes: dict[str, Any]) -> Callable[..., Any]:
+        _, *types = SIGNATURES[name]
+        pointers = [kind for kind in types if _is_output(kind)]
+
+        def function(*inputs: Any) -> tuple[Any, ...]:
+            assert len(inputs) == len(types) - len(pointers), f"{name} got {inputs}"
+            plain = list(inputs)
+            for place, expected in ENUM_INPUTS.get(name, {}).items():
+                assert isinstance(inputs[place], classes[expected]), f"{name} got {inputs}"
+                plain[place] = inputs[place].value
+            outputs = [kind._type_() for kind in pointers]
+            given, made = iter(plain), iter(outputs)
+            arguments = [
+                ctypes.byref(next(made)) if kind in pointers else next(given) for kind in types
+            ]
+            result = self._callbacks[name](*arguments)
+            if name.startswith("cudaGetError"):
+                return classes["cudaError_t"](0), ctypes.string_at(result)
+            code = classes["cudaError_t"](result)
+            if code:
+                return (code, *[None] * len(outputs))
+            return (code, *map(_as_cuda_python, outputs))
+
+        return function
+
+    def _callback(self, name: str, method: Any, types: list[Any]) -> Any:
+        returns_text = name.startswith("cudaGetError")
+
+        def entry(*given: Any) -> int:
+            # A callback is given None for a null address.
+            arguments = [0 if value is None else value for value in given]
+            pairs = zip(arguments, types, strict=True)
+            self.calls.append((name, tuple(value for value, kind in pairs if not _is_output(kind))))
+            wanted = self._codes.get(name, 0)
+            if wanted and name == "cudaStreamEndCapture":
+                self._invalidate()
+            # What ends something ends it; any other failure does nothing.
+            if not wanted or any(word in name for word in ("Destroy", "Free", "EndCapture")):
+                code = method(self, *arguments)
+            code = wanted or code
+            if code and not returns_text and name != "cudaGetLastError":
+                self.last_error = code
+            return code
+
+        return ctypes.CFUNCTYPE(c_void_p if returns_text else c_int, *types)(entry)
+
+    def _handle(self) -> int:
+        self._next_handle += 0x10
+        return self._next_handle
+
+    def _allocate(self, kind: str, out: Any, size: int) -> int:
+        if self._captures:
+            return self._invalidate()
+        if size > self.free_bytes:
+            return OUT_OF_MEMORY
+        buffer = ctypes.create_string_buffer(b"\xa5" * size, max(size, 1))
+        out[0] = ctypes.addressof(buffer)
+        self._memory[out[0]] = (kind, buffer)
+        self.free_bytes -= size
+        return 0
+
+    def _release(self, kind: str, address: int) -> int:
+        if not address:
+            return 0
+        if self._memory.get(address, ("", None))[0] != kind:
+            return INVALID
+        for stream in self._streams:
+            self._run(stream)
+        self.free_bytes += len(self._memory.pop(address)[1])
+        return 0
+
+    def _invalidate(self) -> int:
+        self._captures = dict.fromkeys(self._captures)
+        return UNSUPPORTED
+
+    def _run(self, stream: int) -> None:
+        waiting, self._streams[stream] = self._streams[stream], []
+        for work in waiting:
+            self._clock_ms += 1
+            work()
+
+    def _on_device(self, address: int, size: int) -> bool:
+        return any(
+            start <= address and address + size <= start + len(buffer)
+            for start, (_, buffer) in self._memory.items()
+        )
+
+    @exported("cudaGetErrorName", c_int)
+    def _error_name(self, code: int) -> int:
+        return self._text(ERRORS.get(code, "unrecognized error code"))
+
+    @exported("cudaGetErrorString", c_int)
+    def _error_string(self, code: int) -> int:
+        return self._text(f"the fake's words for {code}")
+
+    def _text(self, text: str) -> int:
+        self._texts.append(ctypes.create_string_buffer(text.encode()))
+        return ctypes.addressof(self._texts[-1])
+
+    @exported("cudaGetLastError")
+    def _get_last_error(self) -> int:
+        code, self.last_error = self.last_error, 0
+        return code
+
+    @exported("cudaRuntimeGetVersion", ctypes.POINTER(c_int))
+    def _runtime_get_version(self, out: Any) -> int:
+        out[0] = self.runtime_version
+        return 0
+
+    @exported("cudaDriverGetVersion", ctypes.POINTER(c_int))
+    def _driver_get_version(self, out: Any) -> int:
+        out[0] = self.driver_version
+        return 0
+
+    @exported("cudaGetDeviceCount", ctypes.POINTER(c_int))
+    def _device_count(self, out: Any) -> int:
+        out[0] = 1
+        return 0
+
+    @exported("cudaSetDevice", c_int)
+    def _set_device(self, device: int) -> int:
+        return 0 if device == 0 else INVALID
+
+    @exported("cudaDeviceGetAttribute", ctypes.POINTER(c_int), c_int, c_int)
+    def _attribute(self, out: Any, attribute: int, device: int) -> int:
+        out[0] = ATTRIBUTES[attribute]
+        return 0
+
+    @exported("cudaGetDeviceProperties", ctypes.POINTER(ctypes.c_char * 1032), c_int)
+    def _properties(self, out: Any, device: int) -> int:
+        ctypes.memset(out, 0x7F, 1032)  # sizeof(cudaDeviceProp) in CUDA 12
+        name = b"Fake Orin\0"
+        ctypes.memmove(out, name, len(name))
+        return 0
+
+    @exported("cudaMemGetInfo", ctypes.POINTER(c_size_t), ctypes.POINTER(c_size_t))
+    def _memory_info(self, free: Any, total: Any) -> int:
+        free[0], total[0] = self.free_bytes, self.total_bytes
+        return 0
+
+    @exported("cudaMalloc", Pointer, c_size_t)
+    def _malloc(self, out: Any, size: int) -> int:
+        return self._allocate("device", out, size)
+
+    @exported("cudaFree", c_void_p)
+    def _free(self, address: int) -> int:
+        return self._release("device", address)
+
+    @exported("cudaHostAlloc", Pointer, c_size_t, c_uint)
+    def _host_alloc(self, out: Any, size: int, flags: int) -> int:
+        return self._allocate("mapped" if flags & 2 else "pinned", out, size)
+
+    @exported("cudaFreeHost", c_void_p)
+    def _free_host(self, address: int) -> int:
+        kind = self._memory.get(address, ("pinned", None))[0]
+        return INVALID if kind == "device" else self._release(kind, address)
+
+    @exported("cudaHostGetDevicePointer", Pointer, c_void_p, c_uint)
+    def _host_pointer(self, out: Any, host: int, flags: int) -> int:
+        if flags or self._memory.get(host, ("", None))[0] != "mapped":
+            return INVALID
+        out[0] = host
+        return 0
+
+    @exported("cudaMemcpyAsync", c_void_p, c_void_p, c_size_t, c_int, c_void_p)
+    def _memcpy(self, to: int, source: int, size: int, kind: int, stream: int) -> int:
+        if stream not in self._streams:
+            return BAD_HANDLE
+        if not self._on_device(to if kind == 1 else source, size):
+            return INVALID
+        self.enqueue(stream, lambda: ctypes.memmove(to, source, size))
+        return 0
+
+    @exported("cudaStreamCreateWithFlags", Pointer, c_uint)
+    def _stream_create(self, out: Any, flags: int) -> int:
+        out[0] = self._handle()
+        self._streams[out[0]] = []
+        return 0
+
+    @exported("cudaStreamSynchronize", c_void_p)
+    def _synchronize(self, stream: int) -> int:
+        if stream not in self._streams:
+            return BAD_HANDLE
+        if stream in self._captures:
+            return self._invalidate()
+        self._run(stream)
+        return 0
+
+    @exported("cudaStreamDestroy", c_void_p)
+    def _stream_destroy(self, stream: int) -> int:
+        if stream not in self._streams:
+            return BAD_HANDLE
+        self._run(stream)
+        del self._streams[stream]
+        self._captures.pop(stream, None)
+        return 0
+
+    @exported("cudaEventCreate", Pointer)
+    def _event_create(self, out: Any) -> int:
+        out[0] = self._handle()
+        self._events[out[0]] = None
+        return 0
+
+    @exported("cudaEventRecord", c_void_p, c_void_p)
+    def _event_record(self, event: int, stream: int) -> int:
+        if event not in self._events or stream not in self._streams:
+            return BAD_HANDLE
+        self._events[event] = None
+
+        def reached() -> None:
+            if event in self._events:
+                self._events[event] = self._clock_ms
+
+        self.enqueue(stream, reached)
+        return 0
+
+    @exported("cudaEventElapsedTime", ctypes.POINTER(c_float), c_void_p, c_void_p)
+    def _elapsed(self, out: Any, start: int, end: int) -> int:
+        if start not in self._events or end not in self._events:
+            return BAD_HANDLE
+        began, ended = self._events[start], self._events[end]
+        if began is None or ended is None:
+            return NOT_READY
+        out[0] = ended - began
+        return 0
+
+    @exported("cudaEventDestroy", c_void_p)
+    def _event_destroy(self, event: int) -> int:
+        if event not in self._events:
+            return BAD_HANDLE
+        del self._events[event]
+        return 0
+
+    @exported("cudaStreamBeginCapture", c_void_p, c_int)
+    def _begin_capture(self, stream: int, mode: int) -> int:
+        if stream not in self._streams:
+            return BAD_HANDLE
+        if stream in self._captures:
+            return INVALID
+        self._captures[stream] = []
+        return 0
+
+    @exported("cudaStreamEndCapture", c_void_p, Pointer)
+    def _end_capture(self, stream: int, out: Any) -> int:
+        if stream not in self._captures:
+            return INVALID
+        captured = self._captures.pop(stream)
+        if captured is None:
+            out[0] = None
+            return INVALIDATED
+        out[0] = self._handle()
+        self._graphs[out[0]] = captured
+        return 0
+
+    @exported("cudaGraphInstantiate", Pointer, c_void_p, c_ulonglong)
+    def _instantiate(self, out: Any, graph: int, flags: int) -> int:
+        if graph not in self._graphs:
+            return INVALID
+        out[0] = self._handle()
+        self._executables[out[0]] = list(self._graphs[graph])
+        return 0
+
+    @exported("cudaGraphDestroy", c_void_p)
+    def _graph_destroy(self, graph: int) -> int:
+        return INVALID if self._graphs.pop(graph, None) is None else 0
+
+    @exported("cudaGraphLaunch", c_void_p, c_void_p)
+    def _launch(self, executable: int, stream: int) -> int:
+        if executable not in self._executables or stream not in self._streams:
+            return INVALID
+        for work in self._executables[executable]:
+            self.enqueue(stream, work)
+        return 0
+
+    @exported("cudaGraphExecDestroy", c_void_p)
+    def _executable_destroy(self, executable: int) -> int:
+        return INVALID if self._executables.pop(executable, None) is None else 0
+
+
+def _is_output(kind: Any) -> bool:
+    return hasattr(kind, "contents")
+
+
+def _as_cuda_python(output: Any) -> Any:
+    """A struct with a name, an object that int() reads, or a number."""
+    if isinstance(output, ctypes.Array):
+        return SimpleNamespace(name=output.value)
+    if isinstance(output, c_void_p):
+        return _Handle(output.value or 0)
+    return output.value
+
+
+class _Handle:
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __int__(self) -> int:
+        return self._address
