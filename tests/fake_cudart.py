@@ -68,6 +68,7 @@ class FakeCudart:
         self.free_bytes = self.total_bytes = 1 << 30
         self.last_error = 0
         self._codes: dict[str, int] = {}
+        self._code_of_call: dict[int, int] = {}
         self._clock_ms = 0
         # High above 32 bits, where a truncated handle is none.
         self._next_handle = 0x7ABC_0000_0010
@@ -102,6 +103,12 @@ class FakeCudart:
         assert name in SIGNATURES
         assert code in ERRORS
         self._codes[name] = code
+
+    def fail_call(self, index: int, code: int) -> None:
+        """Make one call fail, the one that becomes `calls[index]`."""
+        assert index >= len(self.calls)
+        assert code in ERRORS
+        self._code_of_call[index] = code
 
     def cuda(self, provider: str = "ctypes") -> Cuda:
         """Opened over this fake, through one provider's own way of calling."""
@@ -181,7 +188,7 @@ class FakeCudart:
             arguments = [0 if value is None else value for value in given]
             pairs = zip(arguments, types, strict=True)
             self.calls.append((name, tuple(value for value, kind in pairs if not _is_output(kind))))
-            wanted = self._codes.get(name, 0)
+            wanted = self._codes.get(name) or self._code_of_call.get(len(self.calls) - 1, 0)
             if wanted and name == "cudaStreamEndCapture":
                 self._invalidate()
             # What ends something ends it; any other failure does nothing.

@@ -107,6 +107,23 @@ def test_a_failure_of_any_call_is_named_and_leaks_nothing(
 
 
 @both_providers
+@pytest.mark.parametrize("code", [2, 719])
+def test_a_failure_at_any_moment_leaks_nothing(
+    fake_cudart: FakeCudart, provider: str, code: int
+) -> None:
+    round_trip(fake_cudart.cuda(provider))
+    for index, (name, _) in enumerate(fake_cudart.calls):
+        fake = type(fake_cudart)()
+        fake.fail_call(index, code)
+        refused = contextlib.nullcontext() if name in TOLERATED else pytest.raises(CudaError)
+        with refused as caught:
+            round_trip(fake.cuda(provider))
+        assert caught is None or caught.value.call == name
+        assert fake.live == {}, f"{name}, call {index}"
+        assert fake.last_error == 0
+
+
+@both_providers
 @pytest.mark.parametrize("name", sorted(TOLERATED))
 def test_a_failure_beside_the_work_does_not_stop_it(
     fake_cudart: FakeCudart, provider: str, name: str
