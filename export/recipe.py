@@ -224,6 +224,7 @@ def _write_rest(
 ) -> None:
     backend = backend_for(request.target)
     write_labels(folder, work.spec.labels)
+    (folder / GOLDEN_FILE).parent.mkdir()
     some = slice(0, GOLDEN_IMAGES)
     # What this artifact gave here, not what PyTorch gives: another machine is asked for the same.
     chosen = zip(work.kept, work.shipped.kept, strict=True)

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 LABELS_FILE = "labels.txt"
-GOLDEN_FILE = "golden.npz"
+GOLDEN_FILE = "golden/golden.npz"
 GOLDEN_IMAGES = 8
 
 

@@ -67,10 +67,10 @@ def alter_weights(bundle: Path, change: Callable[[npt.NDArray[Any]], npt.NDArray
 
 
 def alter_golden(bundle: Path, **changes: npt.NDArray[Any]) -> None:
-    with np.load(bundle / "golden.npz") as arrays:
+    with np.load(bundle / "golden/golden.npz") as arrays:
         content = {**arrays, **changes}
-    np.savez(bundle / "golden.npz", **content)
-    sign(bundle, "golden.npz")
+    np.savez(bundle / "golden/golden.npz", **content)
+    sign(bundle, "golden/golden.npz")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -201,8 +201,8 @@ def test_golden_patches_that_differ_are_named_by_stage(bundle: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
 def test_a_golden_file_that_is_none_is_a_failed_verdict(bundle: Path, content: bytes) -> None:
-    (bundle / "golden.npz").write_bytes(content)
-    sign(bundle, "golden.npz")
+    (bundle / "golden/golden.npz").write_bytes(content)
+    sign(bundle, "golden/golden.npz")
     report = verify(bundle)
     assert report.verdict == "fail"
     assert "golden.npz holds no golden outputs" in report.failures[0]
@@ -210,10 +210,10 @@ def test_a_golden_file_that_is_none_is_a_failed_verdict(bundle: Path, content: b
 
 
 def test_a_golden_file_that_lacks_a_stage_is_a_failed_verdict(bundle: Path) -> None:
-    with np.load(bundle / "golden.npz") as arrays:
+    with np.load(bundle / "golden/golden.npz") as arrays:
         content = {name: arrays[name] for name in arrays if name != "kept_2"}
-    np.savez(bundle / "golden.npz", **content)
-    sign(bundle, "golden.npz")
+    np.savez(bundle / "golden/golden.npz", **content)
+    sign(bundle, "golden/golden.npz")
     assert "kept_2" in verify(bundle).failures[0]
 
 
