@@ -8,12 +8,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from gft_edge.backends import BuildRequest, backend_for, backends
 from gft_edge.bundle import (
-    GOLDEN_FILE,
-    GOLDEN_IMAGES,
     LABELS_FILE,
     SCHEMA_VERSION,
     Bundle,
@@ -26,6 +22,7 @@ from gft_edge.bundle import (
 from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.export.golden import write_check, write_golden
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
@@ -224,17 +221,9 @@ def _write_rest(
 ) -> None:
     backend = backend_for(request.target)
     write_labels(folder, work.spec.labels)
-    (folder / GOLDEN_FILE).parent.mkdir()
-    some = slice(0, GOLDEN_IMAGES)
-    # What this artifact gave here, not what PyTorch gives: another machine is asked for the same.
-    chosen = zip(work.kept, work.shipped.kept, strict=True)
-    np.savez(
-        folder / GOLDEN_FILE,
-        images=work.pixels[some],
-        logits=work.shipped.logits[some],
-        **{name: indices[some] for name, indices in chosen},  # type: ignore[arg-type]
-    )
-    names = (artifact.path, *artifact.companions, LABELS_FILE, GOLDEN_FILE)
+    names = (artifact.path, *artifact.companions, LABELS_FILE, *write_golden(work, folder))
+    if backend.TARGET == "tensorrt":
+        names += write_check(work, artifact, folder)
     images = work.images
     parsed = {"tensorrt parser": backend.version()} if backend.TARGET == "tensorrt" else {}
     write_manifest(

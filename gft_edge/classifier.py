@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -197,18 +197,27 @@ def session_outputs(
     preprocessing: Preprocessing,
     advance: Advance | None = None,
 ) -> Outputs:
-    """Run uint8 (images,S,S,3) through a session in its static batch, the last one padded."""
+    """Run uint8 (images,S,S,3) through a session in its static batch."""
     results: list[Outputs] = []
+    for batch, count in static_batches(pixels, given, preprocessing):
+        outputs = session.run(batch)
+        results.append(Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:])))
+        if advance is not None:
+            advance(count)
+    return results[0] if len(results) == 1 else concatenate(results)
+
+
+def static_batches(
+    pixels: npt.NDArray[np.uint8], given: InputSpec, preprocessing: Preprocessing
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """uint8 (images,S,S,3) -> what the graph takes, and how many images each batch holds.
+
+    The last batch is padded with its last image.
+    """
     for start in range(0, len(pixels), given.batch):
         part = pixels[start : start + given.batch]
         batch: npt.NDArray[Any] = batch_from_pixels(part, preprocessing, given.dtype)
         short = given.batch - len(part)
         if short:
             batch = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)])
-        outputs = session.run(batch)
-        results.append(
-            Outputs(outputs[0][: len(part)], tuple(kept[: len(part)] for kept in outputs[1:]))
-        )
-        if advance is not None:
-            advance(len(part))
-    return results[0] if len(results) == 1 else concatenate(results)
+        yield batch, len(part)

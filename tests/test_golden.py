@@ -1,0 +1,530 @@
+"""The golden pack checks an engine where there is no Python: check.sh, run on a stand-in for trtexec."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from gft_edge.bundle import read_bundle
+from gft_edge.calibration.image_set import draw_image_set
+from gft_edge.errors import BundleError
+from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.fidelity import NO_BOUND, Outputs, compare
+from gft_edge.image_folder import read_split
+from gft_edge.model.checkpoint import load_run
+from gft_edge.preprocess import batch_from_pixels
+from gft_edge.specs import InputSpec
+from gft_edge.verification import golden_tolerance, read_golden
+
+# All that check.sh may use besides trtexec.
+TOOLS = (
+    "awk", "cat", "dirname", "head", "mktemp", "mv", "od", "paste", "readlink", "rm", "sha256sum",
+    "tail", "wc",
+)  # fmt: skip
+
+INPUTS = {
+    "single": InputSpec("uint8", 1),
+    # Eight images do not fill three batches of three.
+    "padded": InputSpec("uint8", 3),
+    "normalised": InputSpec("float32", 3),
+}
+
+JETSON_TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")
+
+# Takes the flags that trtexec of its major version takes, and no other. An engine is a copy of the
+# graph. {fault} is what it does wrong.
+STAND_IN = '''#!{python}
+import json, shutil, sys
+import numpy as np
+
+MAJOR, FAULT = {major}, {fault!r}
+HELP = {{
+    "--onnx": "ONNX model", "--saveEngine": "Save", "--loadEngine": "Load", "--noTF32": "Disable",
+    "--skipInference": "Exit after the build", "--loadInputs": "Load input values",
+    "--exportOutput": "Write the output tensors", "--iterations": "Run at least N",
+    "--warmUp": "milliseconds", "--duration": "seconds", "--help": "Print this message",
+}}
+if MAJOR == 10:
+    HELP |= {{"--stronglyTyped": "Create a strongly typed network. (default = disabled)"}}
+if MAJOR == 11:
+    HELP |= {{
+        "--stronglyTyped": "[Deprecated] This flag is a no-op.",
+        "--includeDataTransfers": "Enable DMA transfers", "--noCudaGraph": "Disable CUDA graph",
+    }}
+
+
+def help():
+    for flag, text in HELP.items():
+        print(f"  {{flag:34}} {{text}}")
+
+
+def fail(*lines):
+    for line in lines:
+        print(f"[11/05/2026-09:00:00] [E] {{line}}", file=sys.stderr)
+    print("&&&& FAILED TensorRT.trtexec", file=sys.stderr)
+    sys.exit(1)
+
+
+print(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{{MAJOR}}0300]")
+options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+unknown = options.keys() - HELP.keys()
+if unknown:
+    print(f"[E] Unknown option: {{unknown}}", file=sys.stderr)
+    help()
+    sys.exit(1)
+if "--help" in options:
+    help()
+    sys.exit(0)
+if "--onnx" in options:
+    assert "--skipInference" in options and ("--stronglyTyped" in options) == (MAJOR == 10)
+    if FAULT == "build":
+        fail("ModelImporter.cpp:836: While parsing node number 3", "Failed to parse onnx file")
+    if FAULT != "no engine":
+        shutil.copyfile(options["--onnx"], options["--saveEngine"])
+    sys.exit(0)
+if FAULT == "run":
+    print("a line long before the end")
+    for number in range(20):
+        print(f"line {{number}}")
+    sys.exit(139)
+
+import onnxruntime
+
+assert options["--iterations"] == "1"
+session = onnxruntime.InferenceSession(options["--loadEngine"])
+given = session.get_inputs()[0]
+name, _, path = options["--loadInputs"].rpartition(":")
+if name != given.name:
+    fail(f"Cannot find input tensor with name {{name}}")
+values = np.fromfile(path, np.uint8 if given.type == "tensor(uint8)" else np.float32)
+if values.size not in (np.prod(given.shape), 2 * np.prod(given.shape)):
+    fail(f"Unexpected file size for input file: {{path}}")
+values = values[: np.prod(given.shape)].reshape(given.shape)
+if MAJOR == 11 and "--includeDataTransfers" not in options:
+    values = np.zeros_like(values)
+(logits,) = session.run(["logits"], {{name: values}})
+dimensions = "x".join(map(str, logits.shape))
+numbers = [f"{{value:.6g}}" for value in logits.ravel()]
+if FAULT == "short":
+    numbers.pop()
+text = f"""[
+  {{{{ "name" : "logits"
+  , "dimensions" : "{{dimensions}}"
+  , "values" : [ {{', '.join(numbers)}} ]
+  }}}}
+]
+"""
+if FAULT == "one line":
+    text = text.replace("\\n", "").replace(" ", "")
+if FAULT == "many lines":
+    text = text.replace(" ", "\\r\\n")
+if FAULT != "no outputs":
+    open(options["--exportOutput"], "w").write("[\\n]\\n" if FAULT == "no logits" else text)
+print("&&&& PASSED TensorRT.trtexec")
+'''
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine with check.sh's tools and a trtexec, and nowhere to write but `temporary`."""
+
+    tools: Path
+    temporary: Path
+
+    def trtexec(self, major: int = 10, fault: str = "", name: str = "trtexec") -> Path:
+        """Install a stand-in for trtexec."""
+        path = self.tools / name
+        path.write_text(STAND_IN.format(python=sys.executable, major=major, fault=fault))
+        path.chmod(0o755)
+        return path
+
+    def run(
+        self, *command: str | Path, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command here and see that it leaves nothing behind."""
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=cwd or self.tools,
+            env={"PATH": str(self.tools), "TMPDIR": str(self.temporary), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # ONNX Runtime leaves a file of its own there.
+        assert list(self.temporary.glob("gft-edge*")) == []
+        return done
+
+    def check(self, bundle: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """golden/check.sh, by the machine's sh."""
+        return self.run(shell("sh"), bundle / "golden" / "check.sh", *arguments)
+
+
+def shell(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} on this machine")
+    return path
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    """A machine without trtexec yet."""
+    tools, temporary = tmp_path / "tools", tmp_path / "temporary"
+    tools.mkdir()
+    temporary.mkdir()
+    for name in TOOLS:
+        (tools / name).symlink_to(shell(name))
+    return Device(tools, temporary)
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path
+) -> dict[str, Path]:
+    """The micro run exported for TensorRT with each of INPUTS. Copy one before altering it."""
+    spec, model = load_run(micro_run)
+    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
+    folder = tmp_path_factory.mktemp("golden")
+    for name, given in INPUTS.items():
+        export(model, spec, images, ExportRequest("tensorrt", input=given), folder / name)
+    return {name: folder / name for name in INPUTS}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, bundles: dict[str, Path]) -> Path:
+    """A copy of the padded bundle, under a name with a space, to damage."""
+    return Path(shutil.copytree(bundles["padded"], tmp_path / "my bundle"))
+
+
+def wrong_engine(bundle: Path, path: Path, change: Callable[[Any], Any]) -> Path:
+    """The bundle's graph with other weights in the classifier, (4 classes, 48)."""
+    model = onnx.load(bundle / "model.onnx")
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("head.weight"))
+    altered = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(altered, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_raw_files_hold_what_golden_npz_holds(name: str, bundles: dict[str, Path]) -> None:
+    bundle, given = read_bundle(bundles[name]), INPUTS[name]
+    pixels, expected = read_golden(bundle)
+    golden = bundle.folder / "golden"
+    inputs = batch_from_pixels(pixels, bundle.manifest.model.preprocessing, given.dtype)
+    size = -(-len(pixels) // given.batch)
+    batches = [
+        np.fromfile(golden / f"images_{number}.bin", given.dtype).reshape(
+            given.batch, *inputs.shape[1:]
+        )
+        for number in range(size)
+    ]
+    logits = [np.fromfile(golden / f"logits_{number}.bin", "<f4") for number in range(size)]
+    flat = np.concatenate(batches)
+    assert np.array_equal(flat[: len(pixels)], inputs)
+    assert all(np.array_equal(image, inputs[-1]) for image in flat[len(pixels) :])
+    assert np.array_equal(np.concatenate(logits), expected.logits.ravel())
+    assert {path.name for path in golden.iterdir()} == {
+        "check.sh", "golden.npz",
+        *(f"{kind}_{number}.bin" for kind in ("images", "logits") for number in range(size)),
+    }  # fmt: skip
+
+
+def test_every_file_of_the_pack_is_in_the_manifest(bundle: Path) -> None:
+    listed = read_bundle(bundle).manifest.files
+    written = {f"golden/{path.name}" for path in (bundle / "golden").iterdir()}
+    assert written < set(listed)
+    assert len(written) == 8
+    (bundle / "golden" / "check.sh").write_text("exit 0\n")
+    with pytest.raises(BundleError, match=r"golden/check\.sh is not the file"):
+        read_bundle(bundle)
+
+
+def test_a_target_without_trtexec_gets_no_script(micro_bundles: dict[str, Path]) -> None:
+    for folder in micro_bundles.values():
+        assert [path.name for path in (folder / "golden").iterdir()] == ["golden.npz"]
+
+
+@pytest.mark.parametrize("major", [10, 11])
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_engine_of_the_bundle_s_graph_passes(
+    name: str, major: int, bundles: dict[str, Path], device: Device
+) -> None:
+    device.trtexec(major)
+    done = device.check(bundles[name])
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[-2].startswith(
+        "PASS: 8 images, top-1 agreement 1.0000 (at least 1), logit cosine 1.000000 (at least 0.9999)"
+    )
+    assert "patches were kept is not checked here: gft-edge verify" in lines[-1]
+    _, expected = read_golden(read_bundle(bundles[name]))
+    images = [line for line in lines if line.startswith("image ")]
+    assert [tuple(map(int, re.findall(r"\d+", line)[:3])) for line in images] == [
+        (number, best, best) for number, best in enumerate(expected.logits.argmax(axis=1), start=1)
+    ]
+
+
+@pytest.mark.parametrize("major", [10, 11])
+def test_the_lines_that_are_run_are_those_that_the_script_names(
+    major: int, bundles: dict[str, Path], device: Device
+) -> None:
+    trtexec = device.trtexec(major)
+    done = device.check(bundles["single"])
+    script = (bundles["single"] / "golden" / "check.sh").read_text()
+    named = script.split(f"\n# TensorRT {major}.x")[1].split("\n#\n")[0]
+    expected = [line.lstrip("# ") for line in named.splitlines() if "--" in line]
+    work = rf"{device.temporary}/gft-edge-check\.\w+/"
+    run = [
+        re.sub(work, "", line.removeprefix("+ ")).replace(str(trtexec), "trtexec")
+        for line in done.stdout.splitlines()
+        if line.startswith("+ ")
+    ]
+    assert run == [
+        "trtexec --help",
+        expected[0],
+        *(expected[1].replace("_N.", f"_{number}.") for number in range(8)),
+    ]
+
+
+def test_a_given_engine_is_checked_and_none_is_built(bundle: Path, device: Device) -> None:
+    device.trtexec(fault="build")
+    engine = wrong_engine(bundle, device.tools / "my engine.plan", lambda weights: weights)
+    # The graph is not needed where the engine is.
+    (bundle / "model.onnx").unlink()
+    assert device.check(bundle, engine).returncode == 0
+    # A relative path starts where the user stands.
+    done = device.check(bundle, engine.name)
+    assert done.returncode == 0
+    assert f"--loadEngine={engine}" in done.stdout
+    assert "--onnx" not in done.stdout
+
+
+def test_an_engine_of_other_weights_fails(bundle: Path, device: Device) -> None:
+    device.trtexec()
+    engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights[::-1])
+    done = device.check(bundle, engine)
+    assert done.returncode == 1
+    assert "<- another class" in done.stdout
+    assert re.search(
+        r"^FAIL: top-1 agreement 0\.\d{4} is under 1; logit cosine -?0\.\d{6} is under 0\.9999$",
+        done.stdout,
+        flags=re.MULTILINE,
+    )
+    assert "PASS" not in done.stdout
+
+
+def test_the_figures_are_those_of_verify(bundle: Path, device: Device) -> None:
+    device.trtexec()
+    noise = np.random.default_rng(0).normal(0, 0.02, (4, 48))
+    engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights + noise)
+    pixels, expected = read_golden(read_bundle(bundle))
+    session = onnxruntime.InferenceSession(engine)
+    padded = np.concatenate([pixels, pixels[-1:]]).reshape(3, 3, *pixels.shape[1:])
+    logits = np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in padded])[:8]
+    report = compare("", Outputs(expected.logits, ()), Outputs(logits, ()), NO_BOUND)
+    done = device.check(bundle, engine)
+    assert 0 < report.top1_agreement < 1
+    agreement, cosine = re.findall(r"(?:agreement|cosine) (\S+) is under", done.stdout)
+    assert float(agreement) == report.top1_agreement
+    assert float(cosine) == pytest.approx(report.cosine, abs=2e-6)
+    worst = max(float(value) for value in re.findall(r"max abs (\S+)", done.stdout))
+    assert worst == pytest.approx(report.max_abs, rel=0.05)
+
+
+def test_an_engine_that_gives_no_numbers_fails(bundle: Path, device: Device) -> None:
+    device.trtexec()
+    engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights * np.nan)
+    done = device.check(bundle, engine)
+    assert done.returncode == 1
+    assert "FAIL: the logits hold NaN or infinity" in done.stdout
+
+
+def test_an_engine_of_another_batch_is_refused(
+    bundle: Path, bundles: dict[str, Path], device: Device
+) -> None:
+    device.trtexec()
+    done = device.check(bundle, bundles["single"] / "model.onnx")
+    assert done.returncode == 1
+    assert "Unexpected file size for input file: images_0.bin" in done.stderr
+
+
+def test_a_script_that_is_started_otherwise_finds_its_files(
+    bundle: Path, device: Device, tmp_path: Path
+) -> None:
+    device.trtexec()
+    script = bundle / "golden" / "check.sh"
+    (device.tools / "sh").symlink_to(shell("sh"))
+    (tmp_path / "link").symlink_to(script)
+    assert device.run(script, cwd=bundle / "golden").returncode == 0
+    assert device.run(shell("sh"), "check.sh", cwd=bundle / "golden").returncode == 0
+    assert device.run(shell("sh"), "golden/check.sh", cwd=bundle).returncode == 0
+    assert device.run(tmp_path / "link", cwd=tmp_path).returncode == 0
+
+
+def test_a_bundle_is_only_read(bundle: Path, device: Device) -> None:
+    device.trtexec(11)
+    before = {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]}
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert device.check(bundle).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["golden/images_1.bin", "golden/logits_2.bin", "model.onnx"],
+    ids=lambda name: name[-12:],
+)
+def test_a_truncated_file_is_named(name: str, bundle: Path, device: Device) -> None:
+    device.trtexec()
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[:-1])
+    done = device.check(bundle)
+    assert done.returncode == 1
+    shown = name.removeprefix("golden/") if name.startswith("golden") else f"../{name}"
+    assert done.stderr == (
+        f"check.sh: not as exported (sha256 differs): {shown}; copy the bundle again\n"
+    )
+
+
+def test_missing_files_are_named(bundle: Path, device: Device) -> None:
+    device.trtexec()
+    (bundle / "golden" / "images_0.bin").unlink()
+    (bundle / "golden" / "logits_1.bin").unlink()
+    assert "differs): images_0.bin, logits_1.bin; copy" in device.check(bundle).stderr
+
+
+def test_without_trtexec_it_says_where_it_looked_and_how_to_get_it(
+    bundle: Path, device: Device
+) -> None:
+    if JETSON_TRTEXEC.exists():
+        pytest.skip(f"{JETSON_TRTEXEC} is on this machine")
+    done = device.check(bundle)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "check.sh: no trtexec on PATH and none at /usr/src/tensorrt/bin/trtexec: it comes with "
+        "TensorRT (on Jetson: sudo apt install tensorrt, or libnvinfer-bin); if it lies elsewhere: "
+        "export PATH=FOLDER:$PATH\n"
+    )
+
+
+def test_trtexec_may_be_named(bundle: Path, device: Device) -> None:
+    script = bundle / "golden" / "check.sh"
+    trtexec = device.trtexec(name="my-trtexec")
+    for name in (str(trtexec), "./my-trtexec", "my-trtexec"):
+        assert device.run(shell("sh"), script, TRTEXEC=name).returncode == 0
+    trtexec.chmod(0o644)
+    for name in (str(trtexec), "/nowhere/trtexec", "nowhere", str(device.tools)):
+        done = device.run(shell("sh"), script, TRTEXEC=name)
+        assert done.returncode == 2
+        assert f"TRTEXEC is {name}, which is no program" in done.stderr
+
+
+def test_a_trtexec_before_tensorrt_10_is_refused(bundle: Path, device: Device) -> None:
+    device.trtexec(major=8)
+    done = device.check(bundle)
+    assert done.returncode == 2
+    assert "trtexec is older than TensorRT 10: take 10.3 or newer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        ("build", "[E] Failed to parse onnx file\ncheck.sh: trtexec failed with exit code 1;"),
+        ("run", "line 18\nline 19\ncheck.sh: trtexec failed with exit code 139;"),
+        ("no engine", "check.sh: trtexec wrote no engine: is there room in "),
+        ("no outputs", "check.sh: trtexec wrote no outputs: is there room in "),
+        ("no logits", "gives 0 logits for 3 images of 4 classes: build it from the graph of this"),
+        ("short", "gives 11 logits for 3 images of 4 classes: build it from the graph of this"),
+    ],
+)
+def test_a_failing_trtexec_is_reported(
+    fault: str, shown: str, bundle: Path, device: Device
+) -> None:
+    device.trtexec(fault=fault)
+    done = device.check(bundle)
+    assert done.returncode == 1
+    assert shown in done.stderr
+    assert "long before the end" not in done.stderr
+    assert "PASS" not in done.stdout
+
+
+@pytest.mark.parametrize("layout", ["one line", "many lines"])
+def test_outputs_are_read_wherever_their_lines_break(
+    layout: str, bundle: Path, device: Device
+) -> None:
+    device.trtexec(fault=layout)
+    assert device.check(bundle).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.engine",), "no such engine: nowhere.engine; without an argument one is built"),
+        (("",), "no such engine: ; without an argument one is built"),
+        (("a", "b"), "2 arguments: give one engine, or none"),
+        (("--fast",), "no such option: --fast"),
+    ],
+)
+def test_wrong_use_is_told_apart(
+    arguments: tuple[str, ...], message: str, bundle: Path, device: Device
+) -> None:
+    device.trtexec()
+    done = device.check(bundle, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"check.sh: {message}\n")
+
+
+def test_help_needs_no_trtexec(bundle: Path, device: Device) -> None:
+    done = device.check(bundle, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: golden/check.sh [ENGINE]\n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(bundle: Path, device: Device) -> None:
+    device.trtexec()
+    done = device.run(shell("sh"), bundle / "golden" / "check.sh", TMPDIR="/nowhere")
+    assert done.returncode == 1
+    assert "no temporary folder in /nowhere: set TMPDIR" in done.stderr
+
+
+def test_the_bounds_are_those_of_verify(bundle: Path) -> None:
+    bound = golden_tolerance(read_bundle(bundle).manifest, 8)
+    script = (bundle / "golden" / "check.sh").read_text()
+    assert f"\nagreement_bound={bound.top1_agreement:g}\ncosine_bound={bound.cosine:g}\n" in script
+    assert not re.search(r"@[A-Z]+@", script)
+
+
+@pytest.mark.parametrize("name", ["sh", "dash", "bash", "ksh", "busybox"])
+def test_every_shell_reads_the_script(name: str, bundle: Path, device: Device) -> None:
+    device.trtexec()
+    command = [shell(name), "sh"] if name == "busybox" else [shell(name)]
+    script = bundle / "golden" / "check.sh"
+    assert device.run(*command, "-n", script).stderr == ""
+    done = device.run(*command, script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["mawk", "gawk", "original-awk", "busybox"])
+def test_every_awk_reads_the_outputs(name: str, bundle: Path, device: Device) -> None:
+    device.trtexec()
+    (device.tools / "awk").unlink()
+    applet = "awk" if name == "busybox" else ""
+    (device.tools / "awk").write_text(f'#!{shell("sh")}\nexec {shell(name)} {applet} "$@"\n')
+    (device.tools / "awk").chmod(0o755)
+    assert device.check(bundle).returncode == 0
+    engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights[::-1])
+    assert device.check(bundle, engine).returncode == 1
