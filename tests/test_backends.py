@@ -140,7 +140,9 @@ def test_images_of_another_shape_are_refused(
 ) -> None:
     fake = backend_for("fake").open_session(Path(), OpenRequest((1, 64, 64, 3), 4, "f32"))
     session = {**sessions, "fake": fake}[target]
-    with pytest.raises(UsageError, match=r"images are \(.*\), expected \(1, 64, 64, 3\)|a batch of 2 is over"):
+    with pytest.raises(
+        UsageError, match=r"images are \(.*\), expected \(1, 64, 64, 3\)|a batch of 2 is over"
+    ):
         session.run(np.zeros(shape, dtype=np.uint8))
 
 
