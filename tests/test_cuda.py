@@ -289,6 +289,12 @@ def test_out_of_memory_without_a_size_or_a_count_still_says_what_to_do(
             "(cudaGetDeviceCount: cudaErrorInsufficientDriver)",
         ),
         (
+            35,
+            11040,
+            "the driver supports CUDA 11.4 and this runtime is CUDA 13.2: update the driver "
+            "(cudaGetDeviceCount: cudaErrorInsufficientDriver)",
+        ),
+        (
             100,
             13020,
             "the driver finds no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES "

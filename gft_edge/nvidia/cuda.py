@@ -29,6 +29,9 @@ _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
 
+# cudaGraphInstantiate took other parameters before.
+_OLDEST_CUDA = 12
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -200,10 +203,11 @@ class Cuda:
                 "no NVIDIA driver here: install it, or start the container with --gpus all "
                 "(on a Jetson --runtime nvidia)"
             )
+        major = driver // 1000
+        older = f", or install the runtime of CUDA {major}: pip install 'cuda-python<{major + 1}'"
         return (
             f"the driver supports CUDA {_version(driver)} and this runtime is CUDA "
-            f"{_version(runtime)}: update the driver, or install the runtime of CUDA "
-            f"{driver // 1000}: pip install 'cuda-python<{driver // 1000 + 1}'"
+            f"{_version(runtime)}: update the driver{older if major >= _OLDEST_CUDA else ''}"
         )
 
 
