@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gft_edge.backends import backends
+from gft_edge.backends import backend_for, backends
 from gft_edge.bundle import is_bundle
 from gft_edge.cli.options import (
     PATH,
@@ -28,7 +28,7 @@ from gft_edge.cli.output import (
 )
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.image_folder import read_split
-from gft_edge.nvidia.build import Built, build_engine, builder_here
+from gft_edge.nvidia.build import Built, build_engine, builder_here, check_timing_cache
 from gft_edge.specs import EngineRecipe, ImageSet, InputSpec, ModelSpec, Progress, to_json
 
 SUBSET_SIZE = 300
@@ -95,6 +95,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     )
     if precision != AUTO:
         check_request(request)
+    if options["timing_cache"] is not None:
+        _check_timing_cache(target, request.recipe)
     images = _images(run, spec, options, request.calibration)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
@@ -130,6 +132,14 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         next_line(f"gft-edge build {out}")
     else:
         next_line(f"gft-edge verify {out}")
+
+
+def _check_timing_cache(target: str, recipe: EngineRecipe | None) -> None:
+    # Before minutes of export, not after.
+    if backend_for(target).TARGET != "tensorrt":
+        raise UsageError(f"--timing-cache is for --target tensorrt: leave it out for {target}")
+    library, _ = builder_here(recipe or EngineRecipe())
+    check_timing_cache(library)
 
 
 def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None:

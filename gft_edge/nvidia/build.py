@@ -71,8 +71,8 @@ def build_engine(
     recipe = recipe or bundle.manifest.recipe or EngineRecipe()
     library, host = builder_here(recipe)
     recipe = dataclasses.replace(recipe, flavor=library.flavor)
-    if timing_cache is not None and not library.has("create_timing_cache"):
-        raise UsageError(f"{library.name} keeps no timing cache: leave --timing-cache out")
+    if timing_cache is not None:
+        check_timing_cache(library)
     outputs = ("logits", *bundle.manifest.kept_outputs) if explain else ("logits",)
     name = EXPLAIN_FILE if explain else ENGINE_FILE
     path = f"{FOLDER}/{fingerprint(recipe, library, host)}/{name}"
@@ -167,6 +167,12 @@ def check_recipe(recipe: EngineRecipe) -> None:
     level = recipe.builder_optimization_level
     if level is not None and not 0 <= level <= 5:
         raise UsageError(f"--builder-optimization-level is {level}: give 0 (quick) to 5 (thorough)")
+
+
+def check_timing_cache(library: Library) -> None:
+    """Raise UsageError for a library that times nothing."""
+    if not library.has("create_timing_cache"):
+        raise UsageError(f"{library.name} keeps no timing cache: leave --timing-cache out")
 
 
 def fresh_engine(
