@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from gft_edge.backends import backend_for
 from gft_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.classifier import Classifier
 from gft_edge.errors import MissingDependencyError, UsageError
@@ -44,8 +45,9 @@ def open_reference(
 
 
 def engine_of(bundle: Bundle, backend: str | None) -> str | None:
-    """The engine that a comparison runs a bundle on: ONNX Runtime for one without an engine here."""
-    return backend or ("onnx" if bundle.manifest.target == "tensorrt" else None)
+    """The engine that a comparison runs a bundle on: ONNX Runtime for TensorRT's where no GPU answers."""
+    tensorrt = bundle.manifest.target == "tensorrt"
+    return backend or ("onnx" if tensorrt and backend_for("tensorrt").missing() else None)
 
 
 def _check_same_network(path: Path, reference: ModelSpec, bundle: Path, model: ModelSpec) -> None:

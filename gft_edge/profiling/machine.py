@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from gft_edge.nvidia.engines import l4t
+
 # What decides the speed of low-precision inference, by the names Linux gives them.
 INSTRUCTION_SETS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -42,7 +44,7 @@ def this_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
         board=_text("/proc/device-tree/model"),
-        l4t=_text("/etc/nv_tegra_release"),
+        l4t=l4t(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
     )
