@@ -18,8 +18,12 @@ from gft_edge.cli.output import (
     print_json,
     print_quantization,
     print_table,
+    say,
 )
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.nvidia.layer_report import LayerReport, report_of
+from gft_edge.nvidia.layers import network_layers
+from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.specs import Manifest, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
@@ -31,23 +35,34 @@ DEFAULT_CLASSES = 100
 @click.option("--classes", type=click.IntRange(2), default=DEFAULT_CLASSES, show_default=True,
               help="Classes of a network given by name.")  # fmt: skip
 @click.option("--stages", help="Stages of a network given by name.")
+@click.option("--engine", is_flag=True,
+              help="Also what TensorRT makes of a bundle for it: precisions, attention.")  # fmt: skip
 @json_option
-def command(what: str, classes: int, stages: str | None, as_json: bool) -> None:
+def command(what: str, classes: int, stages: str | None, engine: bool, as_json: bool) -> None:
     """Show what is inside a network (by name), a run, a bundle or an ONNX file.
 
     A network or a run: parameters, tokens and GFLOPs per block, against the dense backbone.
     """
     path = Path(what)
+    if engine and not is_bundle(path):
+        raise UsageError(f"--engine reads a bundle exported with --target tensorrt: {what} is none")
     if path.is_file():
         content, show = _onnx(path), _show_onnx
     elif is_bundle(path):
         content, show = _bundle(path), functools.partial(_show_bundle, read_manifest(path))
     else:
         content, show = _network(what, path, classes, stages), _show_network
+    report = _engine(path) if engine else None
+    if report is not None:
+        content["engine"] = to_json(report)
     if as_json:
         print_json(content)
     else:
         show(content)
+        if report is not None:
+            _show_engine(report)
+    for warning in report.warnings if report is not None else ():
+        say(f"warning: {warning}")
 
 
 def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[str, Any]:
@@ -142,6 +157,51 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
                 for c in manifest.candidates
             ],
         )  # fmt: skip
+
+
+def _engine(path: Path) -> LayerReport:
+    """What TensorRT reads in a bundle's graph."""
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    if manifest.target != "tensorrt":
+        raise UsageError(
+            f"{path} is for {manifest.target}, and --engine shows what TensorRT makes of a graph: "
+            "export with --target tensorrt"
+        )
+    graph = bundle.artifact_path
+    # The builder owns the network.
+    network, _builder, _ = parse(builder_library(), graph.read_bytes(), graph)
+    return report_of(network_layers(network), manifest.model, "parsed network")
+
+
+def _show_engine(report: LayerReport) -> None:
+    fused = Counter(one.verdict for one in report.attention)
+    products = ", ".join(f"{count} in {name}" for name, count in report.products.items())
+    print_table(
+        f"TensorRT, {report.source}",
+        ("what", "value"),
+        [
+            ("INT8 layers", report.int8_layers),
+            ("FP16 layers", report.fp16_layers),
+            ("products", products),
+            ("attention", ", ".join(f"{count} {verdict}" for verdict, count in fused.items())),
+        ],
+    )
+    print_table(
+        "Layers by stage",
+        ("stage", "what lies there", "precisions", "TopK", "Gather", "Cast", "reformat"),
+        [
+            (row.stage, ", ".join(row.groups),
+             ", ".join(f"{count} {name}" for name, count in row.precisions.items()),
+             row.top_k, row.gather, row.cast, "-" if row.reformat is None else row.reformat)
+            for row in report.stages
+        ],
+    )  # fmt: skip
+    print_table(
+        "Attention",
+        ("where", "one kernel", "why not"),
+        [(one.group, one.verdict, one.reason or "-") for one in report.attention],
+    )
 
 
 def _computed(runtime_precision: str) -> str:
