@@ -25,8 +25,8 @@ export LC_ALL
 usage() {
     cat <<'END'
 usage: golden/check.sh [ENGINE]
-  ENGINE    an engine built on this device from the bundle's graph; without it one is built into a
-            temporary folder (in $TMPDIR, else /tmp), which takes minutes
+  ENGINE    an engine built on this device by the line at the head of this script; without it one is
+            built into a temporary folder (in $TMPDIR, else /tmp), which takes minutes
   $TRTEXEC  the trtexec to run, where it is not on PATH
 exit code: 0 the outputs agree; 1 they do not, or something failed; 2 wrong use, or no trtexec
 END
@@ -166,6 +166,12 @@ done
 # The verdict is that of gft_edge/fidelity.py, of the logits. trtexec prints six digits, so a tie for the
 # first place is no other decision.
 awk -v classes="$classes" -v agreement_bound="$agreement_bound" -v cosine_bound="$cosine_bound" '
+    # By Newton: the awk of a small BusyBox has no sqrt.
+    function root(square, value, n) {
+        value = square > 1 ? square : 1
+        for (n = 0; n < 100; n++) value = (value + square / value) / 2
+        return value
+    }
     {
         column = (NR - 1) % classes
         expected = $1 + 0
@@ -188,7 +194,7 @@ awk -v classes="$classes" -v agreement_bound="$agreement_bound" -v cosine_bound=
 
         images++
         if (values[top] == values[given_top]) given_top = top
-        norms = sqrt(expected_square) * sqrt(given_square)
+        norms = root(expected_square) * root(given_square)
         cosine = dot / (norms > 1e-30 ? norms : 1e-30)
         if (broken) {
             printf "image %d: the logits hold NaN or infinity\n", images

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from gft_edge.bundle import read_bundle
+from gft_edge.bundle import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.errors import BundleError
 from gft_edge.export.recipe import ExportRequest, export
@@ -26,7 +26,7 @@ from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.specs import InputSpec
-from gft_edge.verification import golden_tolerance, read_golden
+from gft_edge.verification import read_golden
 
 # All that check.sh may use besides trtexec.
 TOOLS = (
@@ -501,11 +501,8 @@ def test_a_folder_that_cannot_be_written_is_named(bundle: Path, device: Device) 
     assert "no temporary folder in /nowhere: set TMPDIR" in done.stderr
 
 
-def test_the_bounds_are_those_of_verify(bundle: Path) -> None:
-    bound = golden_tolerance(read_bundle(bundle).manifest, 8)
-    script = (bundle / "golden" / "check.sh").read_text()
-    assert f"\nagreement_bound={bound.top1_agreement:g}\ncosine_bound={bound.cosine:g}\n" in script
-    assert not re.search(r"@[A-Z]+@", script)
+def test_nothing_of_the_template_is_left(bundle: Path) -> None:
+    assert not re.search(r"@[A-Z]+@", (bundle / "golden" / "check.sh").read_text())
 
 
 @pytest.mark.parametrize("name", ["sh", "dash", "bash", "ksh", "busybox"])
@@ -513,7 +510,7 @@ def test_every_shell_reads_the_script(name: str, bundle: Path, device: Device) -
     device.trtexec()
     command = [shell(name), "sh"] if name == "busybox" else [shell(name)]
     script = bundle / "golden" / "check.sh"
-    assert device.run(*command, "-n", script).stderr == ""
+    assert device.run(*command, "-n", script).returncode == 0
     done = device.run(*command, script)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -521,10 +518,52 @@ def test_every_shell_reads_the_script(name: str, bundle: Path, device: Device) -
 @pytest.mark.parametrize("name", ["mawk", "gawk", "original-awk", "busybox"])
 def test_every_awk_reads_the_outputs(name: str, bundle: Path, device: Device) -> None:
     device.trtexec()
-    (device.tools / "awk").unlink()
-    applet = "awk" if name == "busybox" else ""
-    (device.tools / "awk").write_text(f'#!{shell("sh")}\nexec {shell(name)} {applet} "$@"\n')
-    (device.tools / "awk").chmod(0o755)
+    replaced = TOOLS if name == "busybox" else ("awk",)
+    for tool in replaced:
+        (device.tools / tool).unlink()
+        applet = tool if name == "busybox" else ""
+        (device.tools / tool).write_text(f'#!{shell("sh")}\nexec {shell(name)} {applet} "$@"\n')
+        (device.tools / tool).chmod(0o755)
     assert device.check(bundle).returncode == 0
     engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights[::-1])
     assert device.check(bundle, engine).returncode == 1
+    (bundle / "golden" / "images_1.bin").write_bytes(b"")
+    assert "differs): images_1.bin; copy" in device.check(bundle).stderr
+
+
+def test_logits_of_many_classes_and_ties_are_compared(bundle: Path, device: Device) -> None:
+    """Six printed digits can make two classes equal: the first of them is no other decision."""
+    generator = np.random.default_rng(0)
+    scale = 10.0 ** generator.integers(-9, 9, (3, 1))
+    logits = (generator.normal(0, 1, (3, 1000)) * scale).astype(np.float32)
+    best = np.maximum(logits.argmax(axis=1), 1)
+    # The class before the best is less by one part in ten million.
+    logits[range(3), best] = 2 * np.abs(logits).max(axis=1)
+    logits[range(3), best - 1] = np.nextafter(logits[range(3), best], np.float32(0))
+    golden = bundle / "golden"
+    for number in range(3):
+        (golden / f"images_{number}.bin").unlink()
+        (golden / f"logits_{number}.bin").unlink()
+    logits.tofile(golden / "logits_0.bin")
+    (golden / "images_0.bin").write_bytes(bytes(3))
+    script = (golden / "check.sh").read_text()
+    sums = "\n".join(f"{sha256_of(golden / n)}  {n}" for n in ("images_0.bin", "logits_0.bin"))
+    script = re.sub(r"\nsums='[^']*'", f"\nsums='{sums}'", script)
+    script = script.replace("\nimages=8\n", "\nimages=3\n").replace(
+        "\nclasses=4\n", "\nclasses=1000\n"
+    )
+    (golden / "check.sh").write_text(script)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Constant", [], ["logits"], value=numpy_helper.from_array(logits))],
+        "constant",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [3])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [3, 1000])],
+    )
+    model = onnx.helper.make_model(
+        graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    onnx.save(model, device.tools / "engine")
+    device.trtexec()
+    done = device.check(bundle, device.tools / "engine")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PASS: 3 images, top-1 agreement 1.0000" in done.stdout

@@ -40,7 +40,7 @@ from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.specs import InputSpec, ModelSpec
-from gft_edge.verification import verify
+from gft_edge.verification import golden_tolerance, verify
 
 VARIANTS = ("gft_tiny", "gft_tiny_edge")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -469,6 +469,13 @@ def test_a_bundle_for_tensorrt_is_verified_by_onnx_runtime(bundle: Path) -> None
     assert (report.verdict, report.failures) == ("pass", ())
     assert report.golden is not None
     assert len(report.golden.kept_overlap) == 3
+
+
+def test_the_golden_check_has_the_bounds_of_verify(bundle: Path) -> None:
+    bound = golden_tolerance(read_bundle(bundle).manifest, 8)
+    script = (bundle / "golden" / "check.sh").read_text(encoding="utf-8")
+    assert f"\nagreement_bound={bound.top1_agreement:g}\n" in script
+    assert f"\ncosine_bound={bound.cosine:g}\n" in script
 
 
 def test_without_a_backend_a_bundle_for_tensorrt_names_the_one_to_give(bundle: Path) -> None:
