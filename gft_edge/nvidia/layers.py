@@ -24,7 +24,8 @@ _OPERATORS = {"MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Conv": "C
               "TopK": "TOPK", "Gather": "GATHER"}  # fmt: skip
 # An engine's layers that carry the names of products which they only feed or finish.
 _NO_PRODUCT = frozenset({"KGEN", "SHUFFLE", "CONSTANT", "NOOP"})
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+# [ONNX Layer: name] or [ONNX Layer: name | what else the parser of that version knows]
+_NODE = re.compile(r"\[ONNX Layer: (.+?)(?: \||\])")
 _TYPE = re.compile(r"\b(u?int8|half|fp16|bfloat16|bf16|float|fp32|fp8|int32|int64|bool)\b", re.I)
 _TYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16"}
 

@@ -1,0 +1,567 @@
+"""What TensorRT reads in the project's graphs, and what an engine's inspector says became of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from gft_edge.backends import trt
+from gft_edge.calibration.image_set import draw_image_set
+from gft_edge.calibration.int8_onnx import quantize_onnx
+from gft_edge.calibration.layers import quantizable_layers
+from gft_edge.calibration.sampling import activation_peaks
+from gft_edge.cli import main
+from gft_edge.errors import PipelineError
+from gft_edge.export.fp16 import half
+from gft_edge.export.onnx_from_torch import onnx_from_torch
+from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.simplify import simplify
+from gft_edge.export.structure import finish
+from gft_edge.image_folder import read_split
+from gft_edge.model.checkpoint import load_run
+from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.variants import spec_from_name
+from gft_edge.nvidia.attention import attention_in_network
+from gft_edge.nvidia.layer_report import LayerReport, report_of
+from gft_edge.nvidia.layers import PRODUCTS, Layer, engine_layers, network_layers
+from gft_edge.specs import GalaMode, InputSpec, ModelSpec
+
+MODES: tuple[GalaMode, ...] = ("layer", "block")
+PRECISIONS = ("fp32", "fp16", "int8")
+STAGES = {"layer": "3:48,4:32,5:16", "block": "1:48,2:32,4:16"}
+BLOCKS = 6
+
+every_graph = pytest.mark.parametrize(
+    ("mode", "precision"), [(mode, precision) for mode in MODES for precision in PRECISIONS]
+)
+
+# (mode, precision, head size) -> an ONNX file.
+GraphOf = Callable[..., Path]
+
+
+@functools.cache
+def network(mode: GalaMode, head_size: int) -> tuple[ModelSpec, GFT]:
+    """Six blocks of three heads at 64 px; weights are moved, for fresh GALA layers project to zero."""
+    width = 3 * head_size
+    spec = spec_from_name(
+        "vit_tiny_patch16_224",
+        ("apple", "bread"),
+        image_size_px=64,
+        backbone_args={"patch_size": 8, "embed_dim": width, "depth": BLOCKS, "num_heads": 3},
+        stages=STAGES[mode],
+        gala=mode,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_gft(spec).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.add_(0.02 * torch.randn(parameter.shape))
+    return spec, model
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    """TensorRT for RTX GPUs, which parses without a GPU."""
+    reason = "tensorrt_rtx cannot be imported here: its wheels are for x86-64"
+    return pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
+    """Exports a graph for TensorRT, each once."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    @functools.cache
+    def graph(mode: GalaMode, precision: str, head_size: int = 16) -> Path:
+        spec, model = network(mode, head_size)
+        module = model if precision == "fp32" else half(model)
+        raw, path = folder / "raw.onnx", folder / f"{mode}-{precision}-{head_size}.onnx"
+        source = folder / "simplified.onnx"
+        centred = precision != "fp32"
+        kept = onnx_from_torch(module, spec, InputSpec("uint8", 1), 20, raw, centred=centred)
+        simplify(raw, source)
+        if precision == "int8":
+            images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+            peaks = activation_peaks(model, [images])
+            quantize_onnx(source, folder / "int8.onnx", peaks, list(peaks), pixels_centred=True)
+            source = folder / "int8.onnx"
+        finish(source, path, {}, kept)
+        return path
+
+    return graph
+
+
+def report_on(library: Any, path: Path, mode: GalaMode, head_size: int = 16) -> LayerReport:
+    """The report on a graph's parsed network."""
+    parsed, _builder = trt.parse(library, path)
+    return report_of(network_layers(parsed), network(mode, head_size)[0], "parsed network")
+
+
+@pytest.fixture(scope="module")
+def report_for(library: Any, graph_of: GraphOf) -> Callable[[GalaMode, str], LayerReport]:
+    """Reports on an exported graph, each once."""
+    return functools.cache(
+        lambda mode, precision: report_on(library, graph_of(mode, precision), mode)
+    )
+
+
+ReportFor = Callable[[GalaMode, str], LayerReport]
+
+
+@every_graph
+def test_each_weighted_layer_is_counted_in_the_precision_asked_for(
+    mode: GalaMode, precision: str, report_for: ReportFor
+) -> None:
+    report = report_for(mode, precision)
+    _, model = network(mode, 16)
+    attentions = BLOCKS + (3 if mode == "layer" else 0)
+    weighted = len(quantizable_layers(model))
+    # Two products an attention, and the head, are never quantized.
+    others = 2 * attentions + 1
+    assert report.source == "parsed network"
+    assert report.products == {
+        "fp32": {"fp32": weighted + others},
+        "fp16": {"fp16": weighted + others},
+        "int8": {"int8": weighted, "fp16": others},
+    }[precision]  # fmt: skip
+    assert report.int8_layers == (weighted if precision == "int8" else 0)
+    assert (report.fp16_layers == 0) == (precision == "fp32")
+    products = [layer for layer in report.layers if layer.kind in PRODUCTS]
+    quantized = {one.name.rpartition("/")[0] for one in products if one.precision == "int8"}
+    assert quantized == (set(quantizable_layers(model)) if precision == "int8" else set())
+
+
+@every_graph
+def test_each_stage_has_its_topk_its_gathers_and_its_casts(
+    mode: GalaMode, precision: str, report_for: ReportFor
+) -> None:
+    rows = report_for(mode, precision).stages
+    assert [row.stage for row in rows] == ["base", "stage 1", "stage 2", "stage 3"]
+    assert [row.top_k for row in rows] == [0, 1, 1, 1]
+    # A GALA layer gathers its q, k and v beside the tokens; the head takes the class token.
+    each = 4 if mode == "layer" else 1
+    assert [row.gather for row in rows] == [0, each, each, each + 1]
+    assert [row.cast for row in rows] == ([1, 0, 0, 0] if precision == "fp32" else [1, 2, 2, 3])
+    assert {row.reformat for row in rows} == {None}
+
+
+@every_graph
+def test_each_block_lies_behind_the_selections_before_it(
+    mode: GalaMode, precision: str, report_for: ReportFor
+) -> None:
+    groups = {row.stage: row.groups for row in report_for(mode, precision).stages}
+    assert {name: sorted(inside) for name, inside in groups.items()} == (
+        {
+            "base": ["block 0", "block 1", "block 2", "patch embedding"],
+            "stage 1": ["GALA layer 1", "block 3", "selection 1"],
+            "stage 2": ["GALA layer 2", "block 4", "selection 2"],
+            "stage 3": ["GALA layer 3", "block 5", "head", "selection 3"],
+        }
+        if mode == "layer"
+        else {
+            "base": ["block 0", "patch embedding"],
+            "stage 1": ["block 1", "selection 1"],
+            "stage 2": ["block 2", "block 3", "selection 2"],
+            "stage 3": ["block 4", "block 5", "head", "selection 3"],
+        }
+    )
+
+
+@every_graph
+def test_selections_hold_their_scores_topk_and_gathers(
+    mode: GalaMode, precision: str, report_for: ReportFor
+) -> None:
+    layers = report_for(mode, precision).layers
+    for number in (1, 2, 3):
+        inside = [layer for layer in layers if layer.group == f"selection {number}"]
+        assert {layer.kind for layer in inside} >= {"TOPK", "GATHER", "REDUCE"}
+        scores = next(layer for layer in inside if layer.kind == "TOPK")
+        assert scores.precision == "fp32"
+        assert not any(layer.kind in ("SOFTMAX", "MATRIX_MULTIPLY") for layer in inside)
+
+
+@every_graph
+def test_attention_is_fusable_unless_it_computes_in_fp32(
+    mode: GalaMode, precision: str, report_for: ReportFor
+) -> None:
+    report = report_for(mode, precision)
+    blocks = [f"block {number}" for number in range(BLOCKS)]
+    if mode == "layer":
+        for number in (1, 2, 3):
+            blocks.insert(blocks.index(f"block {number + 2}"), f"GALA layer {number}")
+    assert [one.group for one in report.attention] == blocks
+    if precision == "fp32":
+        reason = "it computes in FP32, and fused kernels in FP16, BF16 or INT8"
+        assert {(one.verdict, one.reason) for one in report.attention} == {("not fusable", reason)}
+        assert report.warnings == (f"attention is not fusable anywhere: {reason}",)
+    else:
+        assert {(one.verdict, one.reason) for one in report.attention} == {("fusable", "")}
+        assert report.warnings == ()
+
+
+def test_a_head_size_that_no_kernel_takes_is_the_reason(library: Any, graph_of: GraphOf) -> None:
+    report = report_on(library, graph_of("block", "fp16", 20), "block", 20)
+    assert {one.verdict for one in report.attention} == {"not fusable"}
+    assert report.warnings == (
+        "attention is not fusable anywhere: head size 20 is no multiple of 8 from 16 to 256",
+    )
+
+
+def test_a_second_reader_of_the_scores_is_the_reason(
+    library: Any, graph_of: GraphOf, tmp_path: Path
+) -> None:
+    model = onnx.load(graph_of("layer", "fp16"))
+    product = next(n for n in model.graph.node if n.name == "backbone.blocks.2.attn/MatMul")
+    model.graph.node.append(
+        helper.make_node("Identity", [product.output[0]], ["scores"], name="look/Identity")
+    )
+    model.graph.output.append(
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT16, [1, 3, 65, 65])
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    report = report_on(library, tmp_path / "model.onnx", "layer")
+    unfit = [one for one in report.attention if one.verdict != "fusable"]
+    reason = "Q K^T is read by backbone.blocks.2.attn/Softmax and look/Identity"
+    assert [(one.group, one.reason) for one in unfit] == [("block 2", reason)]
+    assert report.warnings == (f"attention is not fusable in block 2: {reason}",)
+
+
+def test_a_layer_quantized_on_one_side_falls_back(
+    library: Any, graph_of: GraphOf, report_for: ReportFor, tmp_path: Path
+) -> None:
+    model = onnx.load(graph_of("block", "int8"))
+    made = {output: node for node in model.graph.node for output in node.output}
+    name = "backbone.blocks.3.mlp.fc1/MatMul"
+    product = next(node for node in model.graph.node if node.name == name)
+    quantize = made[made[product.input[0]].input[0]]
+    assert quantize.op_type == "QuantizeLinear"
+    product.input[0] = quantize.input[0]
+    onnx.save(model, tmp_path / "model.onnx")
+    report = report_on(library, tmp_path / "model.onnx", "block")
+    assert report.warnings == (f"{name} falls back to fp16: only one of its two inputs has Q/DQ",)
+    assert report.int8_layers == report_for("block", "int8").int8_layers - 1
+
+
+def attention_layers(
+    size: int = 64,
+    tokens: int = 197,
+    precisions: tuple[str, str] = ("int8", "int8"),
+    behind: str = "QUANTIZE",
+) -> list[Layer]:
+    """Product, scale, softmax, Q, DQ, product, transpose, and a layer behind."""
+    square, tall = (1, 3, tokens, tokens), (1, 3, tokens, size)
+    chain = [
+        ("qk", "MATRIX_MULTIPLY", precisions[0], square),
+        ("scale", "ELEMENTWISE", "fp16", square),
+        ("softmax", "SOFTMAX", "fp16", square),
+        ("q", "QUANTIZE", "int8", square),
+        ("dq", "DEQUANTIZE", "fp16", square),
+        ("pv", "MATRIX_MULTIPLY", precisions[1], tall),
+        ("transpose", "SHUFFLE", "fp16", tall),
+        ("behind", behind, "fp16", tall),
+    ]
+    given = ["input", *(name for name, *_ in chain)]
+    return [
+        Layer(name, kind, precision, "block 0", (name,), (before,), (name,), shape)
+        for (name, kind, precision, shape), before in zip(chain, given, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        (attention_layers(), ""),
+        (attention_layers(size=48), "head size 48 is not 16, 32 or 64, as INT8 asks"),
+        (attention_layers(tokens=577), "577 tokens are more than the 512 that INT8 takes"),
+        (
+            attention_layers(behind="MATRIX_MULTIPLY"),
+            "no Q/DQ stands behind its second product, as INT8 asks",
+        ),
+        (
+            attention_layers(precisions=("int8", "fp16")),
+            "only one of its two products is quantized",
+        ),
+        (attention_layers(size=264, precisions=("fp16", "fp16")),
+         "head size 264 is no multiple of 8 from 16 to 256"),
+        (attention_layers(precisions=("fp16", "fp16"))[1:],
+         "its softmax reads no layer and not a matrix product"),
+        (attention_layers()[:3], "no matrix product reads its softmax"),
+        (attention_layers()[:2], "it has no softmax"),
+    ],
+)  # fmt: skip
+def test_quantized_attention_has_conditions_of_its_own(layers: list[Layer], reason: str) -> None:
+    (found,) = attention_in_network(layers)
+    assert (found.verdict, found.reason) == ("not fusable" if reason else "fusable", reason)
+
+
+# Shapes of an engine's layers as NVIDIA documents them: 10's "Format/Datatype" is two fields in 11.
+# docs.nvidia.com/deeplearning/tensorrt/10.16.1/inference-library/engine-tools.html
+# docs.nvidia.com/deeplearning/tensorrt/11.0.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
+def tensor(version: int, name: str, data_type: str) -> dict[str, Any]:
+    layout = {
+        "Int8": "Thirty-two wide channel vectorized row major Int8 format",
+        "Half": "Row major linear FP16 format",
+        "Float": "Row major linear FP32 format",
+    }[data_type]
+    if version == 10:
+        return {"Name": name, "Dimensions": [1, 197, 192], "Format/Datatype": layout}
+    return {"Name": name, "Dimensions": [1, 197, 192], "Format": layout, "DataType": data_type}
+
+
+def entry(
+    version: int, name: str, made: str, given: str, written: str, nodes: tuple[str, ...]
+) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "LayerType": made,
+        "Inputs": [tensor(version, "in", given)],
+        "Outputs": [tensor(version, "out", written)],
+        "TacticName": "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize32x32x64",
+        "StreamId": 0,
+        # The parser of some versions says more behind the name.
+        "Metadata": "\u001e".join(
+            f"[ONNX Layer: {node}{' | Local Function: f' if version == 10 else ''}]"
+            for node in nodes
+        ),
+    }
+
+
+def information(version: int, layers: list[Any]) -> str:
+    ends = (
+        {"Bindings": ["images", "logits"]}
+        if version == 10
+        else {"I/O Tensors": [{"Name": "images", "IOMode": "Input", "DataType": "UInt8"}]}
+    )
+    return json.dumps({"Layers": layers, **ends})
+
+
+both_versions = pytest.mark.parametrize("version", [10, 11])
+
+
+@both_versions
+def test_an_engine_s_layers_have_their_precision_and_place(version: int) -> None:
+    quantized = entry(
+        version, "backbone.blocks.0.attn.qkv/MatMul_myl0_3", "gemm", "Int8", "Half",
+        ("layer_norm_DequantizeLinear", "backbone.blocks.0.attn.qkv/MatMul"),
+    )  # fmt: skip
+    scores = entry(
+        version, "__myl_SubAbsMea_myl0_9", "kgen", "Float", "Float",
+        ("selections.0/Sub", "selections.0/Abs", "selections.0/ReduceMean"),
+    )  # fmt: skip
+    finishing = entry(
+        version, "__myl_MulAdd_myl0_4", "kgen", "Half", "Half",
+        ("backbone.blocks.1.mlp.fc2/MatMul", "backbone.blocks.1/Add_2"),
+    )  # fmt: skip
+    copy = entry(
+        version, "Reformatting CopyNode for Input Tensor 0 to backbone.patch_embed.proj/Conv",
+        "Reformat", "Half", "Int8", (),
+    )  # fmt: skip
+    top_k = entry(version, "selections.2/TopK", "TopK", "Float", "Float", ("selections.2/TopK",))
+    cast = entry(version, "__myl_Cast_myl0_1", "kgen", "Half", "Float", ("selections.2/Cast",))
+    layers = engine_layers(information(version, [quantized, scores, finishing, copy, top_k, cast]))
+    assert [(layer.kind, layer.precision, layer.group) for layer in layers] == [
+        ("MATRIX_MULTIPLY", "int8", "block 0"),
+        ("KGEN", "fp32", "selection 1"),
+        ("KGEN", "fp16", "block 1"),
+        ("REFORMAT", "int8", "other"),
+        ("TOPK", "fp32", "selection 3"),
+        ("CAST", "fp32", "selection 3"),
+    ]
+
+
+def kernels(version: int, report: LayerReport, **changed: str) -> list[Any]:
+    """An engine in which each product and each attention of a network is one kernel.
+
+    `changed` says of a block's attention, `block_0="apart"`, that its softmax is a kernel of its own.
+    """
+    inner = {node for one in report.attention for node in one.nodes}
+    made: list[Any] = []
+    for layer in report.layers:
+        if layer.kind in PRODUCTS and layer.nodes[0] not in inner:
+            given = "Int8" if layer.precision == "int8" else "Half"
+            made.append(entry(version, layer.name, "gemm", given, "Half", layer.nodes))
+    for number, one in enumerate(report.attention):
+        if changed.get(one.group.replace(" ", "_")) == "apart":
+            made += [entry(version, n, "kgen", "Half", "Half", (n,)) for n in one.nodes]
+        else:
+            name = f"_gemm_mha_v2_myl0_{number}"
+            made.append(entry(version, name, "kgen", "Half", "Half", one.nodes))
+    return made
+
+
+@both_versions
+def test_an_engine_is_compared_with_the_network_it_was_built_from(
+    version: int, report_for: ReportFor
+) -> None:
+    asked = report_for("layer", "int8")
+    layers = engine_layers(information(version, kernels(version, asked)))
+    report = report_of(layers, network("layer", 16)[0], "engine", asked.layers)
+    assert report.source == "engine"
+    assert report.int8_layers == asked.int8_layers
+    assert {one.verdict for one in report.attention} == {"fused"}
+    # Unnamed nodes find their GALA layer through the network.
+    assert [one.group for one in report.attention] == [one.group for one in asked.attention]
+    assert "other" not in {layer.group for layer in report.layers}
+    assert [row.reformat for row in report.stages] == [0, 0, 0, 0]
+    assert report.warnings == ()
+
+
+def test_attention_that_an_engine_left_apart_is_warned_of(report_for: ReportFor) -> None:
+    asked = report_for("layer", "fp16")
+    layers = engine_layers(information(10, kernels(10, asked, block_1="apart")))
+    report = report_of(layers, network("layer", 16)[0], "engine", asked.layers)
+    reason = "its network allows it, and TensorRT chose other kernels"
+    assert [one.group for one in report.attention if one.verdict != "fused"] == ["block 1"]
+    assert report.warnings == (f"attention is not fused in block 1: {reason}",)
+
+
+def test_attention_in_fp32_is_not_fused_for_the_reason_its_network_gives(
+    report_for: ReportFor,
+) -> None:
+    asked = report_for("block", "fp32")
+    apart = [
+        entry(10, node, "kgen", "Float", "Float", (node,))
+        for one in asked.attention
+        for node in one.nodes
+    ]
+    layers = engine_layers(information(10, apart))
+    report = report_of(layers, network("block", 16)[0], "engine", asked.layers)
+    assert report.warnings == (
+        "attention is not fused anywhere: "
+        "it computes in FP32, and fused kernels in FP16, BF16 or INT8",
+    )
+
+
+def test_a_quantized_layer_that_runs_in_half_is_warned_of(report_for: ReportFor) -> None:
+    asked = report_for("block", "int8")
+    made = kernels(11, asked)
+    name = "backbone.blocks.2.attn.proj/MatMul"
+    fallen = next(one for one in made if one["Name"] == name)
+    fallen["Inputs"] = [tensor(11, "in", "Half")]
+    report = report_of(
+        engine_layers(information(11, made)), network("block", 16)[0], "engine", asked.layers
+    )
+    assert report.int8_layers == asked.int8_layers - 1
+    assert report.warnings == (
+        f"{name} falls back to fp16: its network quantizes it, and TensorRT chose another kernel",
+    )
+
+
+def test_an_engine_of_names_alone_tells_fused_attention_by_its_count(
+    report_for: ReportFor,
+) -> None:
+    asked = report_for("block", "fp16")
+    names = [one["Name"] for one in kernels(10, asked)]
+    spec = network("block", 16)[0]
+    untold = "the engine tells no precisions: build it with detailed profiling verbosity"
+    report = report_of(engine_layers(information(10, names)), spec, "engine", asked.layers)
+    assert {one.verdict for one in report.attention} == {"fused"}
+    assert report.warnings == (untold,)
+    fewer = engine_layers(information(10, names[:-1]))
+    report = report_of(fewer, spec, "engine", asked.layers)
+    assert {(one.verdict, one.reason) for one in report.attention} == {
+        ("unknown", "5 fused kernels for 6 of them")
+    }
+
+
+def test_a_foreign_node_hides_what_is_in_it(report_for: ReportFor) -> None:
+    asked = report_for("block", "fp16")
+    box = "{ForeignNode[backbone.blocks.0.norm1/LayerNormalization...backbone.head/Gemm]}"
+    layers = engine_layers(information(10, [box]))
+    assert [(layer.kind, layer.precision) for layer in layers] == [("FOREIGN_NODE", "unknown")]
+    report = report_of(layers, network("block", 16)[0], "engine", asked.layers)
+    assert {(one.verdict, one.reason) for one in report.attention} == {
+        ("unknown", "a ForeignNode hides it")
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Layer(Reformat): a -> b", "[]", "{}", '{"Layers": 3}', '{"Layers": [3]}',
+     '{"Layers": [{"Name": "a", "Inputs": ["b"]}]}', '{"Layers": [{"LayerType": "Cast"}]}'],
+)  # fmt: skip
+def test_what_is_no_inspector_json_is_refused_in_one_line(text: str) -> None:
+    message = r"^TensorRT's engine inspector gave no list of layers .*LayerInformationFormat\.JSON$"
+    with pytest.raises(PipelineError, match=message) as caught:
+        engine_layers(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, calm_run: Path, micro_pictures: Path) -> Path:
+    """The calm run exported for TensorRT in FP32, whose attention no kernel fuses."""
+    spec, model = load_run(calm_run)
+    images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=32, seed=0)
+    folder = tmp_path_factory.mktemp("bundles") / "fp32"
+    export(model, spec, images, ExportRequest("trt", "fp32"), folder)
+    return folder
+
+
+@pytest.mark.usefixtures("library")
+def test_inspect_shows_what_tensorrt_makes_of_a_bundle(bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine"])
+    assert result.exit_code == 0
+    assert "TensorRT, parsed network" in result.stdout
+    assert "GALA layer 3, selection 3" in result.stdout
+    assert "not fusable" in result.stdout
+    assert result.stderr.startswith("warning: attention is not fusable anywhere: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("library")
+def test_inspect_gives_the_whole_report_as_json(bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine", "--json"])
+    content = json.loads(result.stdout)
+    assert content["kind"] == "bundle"
+    engine = content["engine"]
+    assert engine["source"] == "parsed network"
+    assert engine["int8_layers"] == 0
+    assert [row["top_k"] for row in engine["stages"]] == [0, 1, 1, 1]
+    assert len(engine["warnings"]) == 1
+    names = {layer["name"]: layer["precision"] for layer in engine["layers"]}
+    assert names["backbone.head/Gemm"] == "fp32"
+
+
+def test_inspect_without_engine_says_nothing_of_it(bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(bundle), "--json"])
+    assert "engine" not in json.loads(result.stdout)
+    assert result.stderr == ""
+
+
+def test_inspect_needs_tensorrt_for_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: TensorRT is not installed here: pip install 'gft-edge[tensorrt]'\n"
+    )
+
+
+def test_inspect_names_the_bundle_that_engine_needs(
+    micro_bundles: dict[str, Path], graph_of: GraphOf
+) -> None:
+    other = CliRunner().invoke(main, ["inspect", str(micro_bundles["onnx"]), "--engine"])
+    assert other.exit_code == 2
+    assert other.stderr == (
+        f"Error: {micro_bundles['onnx']} is for onnx, and --engine shows what TensorRT makes of a "
+        "graph: export with --target tensorrt\n"
+    )
+    for what in ("gft_tiny", str(graph_of("block", "fp32"))):
+        result = CliRunner().invoke(main, ["inspect", what, "--engine"])
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"Error: --engine reads a bundle exported with --target tensorrt: {what} is none\n"
+        )
