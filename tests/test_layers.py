@@ -370,7 +370,9 @@ def test_an_engine_s_layers_have_their_precision_and_place(version: int) -> None
     )  # fmt: skip
     top_k = entry(version, "selections.2/TopK", "TopK", "Float", "Float", ("selections.2/TopK",))
     cast = entry(version, "__myl_Cast_myl0_1", "kgen", "Half", "Float", ("selections.2/Cast",))
-    layers = engine_layers(information(version, [quantized, scores, finishing, copy, top_k, cast]))
+    quantize = entry(version, "q", "kgen", "Half", "Int8", ("layer_norm_QuantizeLinear",))
+    made = [quantized, scores, finishing, copy, top_k, cast, quantize]
+    layers = engine_layers(information(version, made))
     assert [(layer.kind, layer.precision, layer.group) for layer in layers] == [
         ("MATRIX_MULTIPLY", "int8", "block 0"),
         ("KGEN", "fp32", "selection 1"),
@@ -378,6 +380,7 @@ def test_an_engine_s_layers_have_their_precision_and_place(version: int) -> None
         ("REFORMAT", "int8", "other"),
         ("TOPK", "fp32", "selection 3"),
         ("CAST", "fp32", "selection 3"),
+        ("QUANTIZE", "int8", "other"),
     ]
 
 
