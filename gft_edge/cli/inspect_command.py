@@ -21,9 +21,11 @@ from gft_edge.cli.output import (
     say,
 )
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.nvidia.cuda import open_cuda
+from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
-from gft_edge.nvidia.layers import network_layers
-from gft_edge.nvidia.library import builder_library, parse
+from gft_edge.nvidia.layers import engine_layers, network_layers
+from gft_edge.nvidia.library import builder_library, installed, log_of, parse
 from gft_edge.specs import Manifest, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
@@ -160,7 +162,7 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
 
 
 def _engine(path: Path) -> LayerReport:
-    """What TensorRT reads in a bundle's graph."""
+    """What TensorRT made of a bundle's graph: its engine, where one loads here, else the parsed network."""
     bundle = read_bundle(path)
     manifest = bundle.manifest
     if manifest.target != "tensorrt":
@@ -171,7 +173,19 @@ def _engine(path: Path) -> LayerReport:
     graph = bundle.artifact_path
     # The builder owns the network.
     network, _builder, _ = parse(builder_library(), graph.read_bytes(), graph)
-    return report_of(network_layers(network), manifest.model, "parsed network")
+    asked = network_layers(network)
+    try:
+        host = host_of(open_cuda())
+        engine, library = engine_for(
+            path, manifest.engines, manifest.artifact.sha256, ("logits",), installed(), host
+        )
+    except UsageError as error:
+        say(f"shown is the network as TensorRT parses it, for no engine loads here: {error}")
+        return report_of(asked, manifest.model, "parsed network")
+    loaded = deserialized(path, engine, library, log_of(library))
+    form = library.module.LayerInformationFormat.JSON
+    text = loaded.create_engine_inspector().get_engine_information(form)
+    return report_of(engine_layers(text), manifest.model, "engine", asked)
 
 
 def _show_engine(report: LayerReport) -> None:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
-from gft_edge.nvidia.library import MODULES, Library, version_of
+from gft_edge.nvidia.library import MODULES, Library, log_end, version_of
 from gft_edge.specs import Engine, EngineRecipe, HardwareCompatibility
 
 FOLDER = "engines"
@@ -157,6 +158,22 @@ def read_engine(folder: Path, engine: Engine) -> bytes:
             f"gft-edge build {folder} makes it again"
         )
     return path.read_bytes()
+
+
+def deserialized(folder: Path, engine: Engine, library: Library, logger: Any) -> Any:
+    """TensorRT's ICudaEngine of an engine that fits. Raises BundleError when it is refused."""
+    plan = read_engine(folder, engine)
+    runtime = library.module.Runtime(logger)
+    if engine.recipe.version_compatible:
+        # Such a plan carries the code of its own runtime.
+        runtime.engine_host_code_allowed = True
+    loaded = runtime.deserialize_cuda_engine(plan)
+    if loaded is None:
+        raise BundleError(
+            f"{library.name} does not load {folder / engine.path}: "
+            f"{log_end(logger, 'it gives no reason')}. Build it again: gft-edge build {folder} --force"
+        )
+    return loaded
 
 
 def _runs(engine: Engine, library: Library) -> bool:
