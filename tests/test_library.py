@@ -1,0 +1,346 @@
+"""The table of TensorRT's versions says what is in the bindings of each."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.nvidia.library import (
+    SINCE,
+    Library,
+    builder_library,
+    installed,
+    log_end,
+    log_of,
+    parse,
+    version_of,
+)
+
+ROOT = Path(__file__).parent.parent / "gft_edge"
+SOURCES = (*sorted((ROOT / "nvidia").glob("*.py")), ROOT / "backends" / "trt.py")
+
+# JetPack 6 and 7, the first and last of 11; 10.8 and 10.9 stand around the one name that came later.
+VERSIONS = (
+    "10.3.0", "10.8.0.43", "10.9.0.34", "10.13.3.9", "10.16.1.11", "11.0.0.114", "11.4.0.106",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """The two files of TensorRT's Python package that define names."""
+
+    library: bytes
+    module: bytes
+
+
+@pytest.fixture(scope="session")
+def bindings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bindings]:
+    """Version -> its Python bindings, 1.2 MB each to fetch.
+
+    They cannot be imported without TensorRT's libraries, which are not in the package index. But
+    pybind keeps every name as a string that ends in NUL.
+    """
+    folder = tmp_path_factory.mktemp("bindings")
+    with ThreadPoolExecutor(4) as pool:
+        contents = pool.map(lambda version: bindings_of(version, folder / version), VERSIONS)
+    return dict(zip(VERSIONS, contents, strict=True))
+
+
+def bindings_of(version: str, folder: Path) -> Bindings:
+    platforms = [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", f"tensorrt-cu12-bindings=={version}", "--no-deps",
+         "--dest", str(folder), "--only-binary=:all:", "--python-version=3.11", *platforms,
+         "--quiet", "--disable-pip-version-check", "--retries=0", "--timeout=20"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["pip says nothing"]
+        pytest.skip(f"no package index gives the bindings of TensorRT {version}: {reason[0]}")
+    (wheel,) = folder.iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        names = ("tensorrt_bindings/tensorrt.so", "tensorrt_bindings/__init__.py")
+        return Bindings(*map(file.read, names))
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT for RTX GPUs, which imports, parses and builds without a GPU."""
+    reason = "tensorrt_rtx cannot be imported here: its wheels are for x86-64"
+    return pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
+
+
+def bound(name: str, bindings: Bindings) -> bool:
+    """Whether bindings have a name: at the end of a stored string, or in their Python part."""
+    # A compiler stores a string that ends a longer one within it: no NUL need stand in front.
+    if name.encode() + b"\0" in bindings.library:
+        return True
+    defined = rb"^(def |\w+\.)?%s(\(| = )" % name.encode()
+    return re.search(defined, bindings.module, re.MULTILINE) is not None
+
+
+def members(module: Any) -> set[str]:
+    """Every name in a module, its classes and its enums."""
+    names, classes = set(dir(module)), list(vars(module).values())
+    seen: set[int] = set()
+    while classes:
+        value = classes.pop()
+        if inspect.isclass(value) and id(value) not in seen:
+            seen.add(id(value))
+            names |= set(dir(value))
+            classes += [getattr(value, name, None) for name in dir(value) if name != "__class__"]
+    return names
+
+
+def used_names() -> set[str]:
+    """What stands behind a dot in the sources, and the methods that their classes define."""
+    nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    methods = [
+        method.name
+        for node in nodes
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef)
+    ]
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | set(methods)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", SINCE)
+def test_a_name_of_the_table_is_in_the_versions_that_it_gives(
+    name: str, version: str, bindings: dict[str, Bindings]
+) -> None:
+    assert Library(fake_module(version), "tensorrt").has(name) == bound(name, bindings[version])
+
+
+def test_the_table_says_which_names_tensorrt_rtx_has(rtx: Any) -> None:
+    library = Library(rtx, "tensorrt-rtx")
+    here = members(rtx)
+    assert {name for name in SINCE if library.has(name)} == {
+        "num_compute_capabilities", "get_engine_validity",
+    }  # fmt: skip
+    # The others are there too, and do nothing: see below.
+    assert set(SINCE) <= here
+
+
+def test_every_other_name_of_tensorrt_is_in_all_versions(
+    rtx: Any, bindings: dict[str, Bindings]
+) -> None:
+    names = (used_names() & members(rtx)) - set(SINCE)
+    # Dunders belong to Python.
+    names = {name for name in names if not name.startswith("__")} | {"__version__"}
+    assert {"STRONGLY_TYPED", "execute_async_v3", "nptype", "step_complete", "TF32"} <= names
+    lacking = {
+        version: sorted(name for name in names if not bound(name, content))
+        for version, content in bindings.items()
+    }
+    assert lacking == {version: [] for version in VERSIONS}
+
+
+def test_a_name_that_no_version_has_is_not_found(bindings: dict[str, Bindings]) -> None:
+    """The search itself: it would be worthless if it found everything."""
+    for content in bindings.values():
+        assert not bound("execute_async_v4", content)
+        assert not bound("deserialize_cuda_engin", content)
+
+
+# Relu, the least that builds.
+def relu() -> bytes:
+    images, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4])
+        for name in ("images", "logits")
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["images"], ["logits"], name="relu")], "g", [images], [logits]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    return bytes(model.SerializeToString())
+
+
+def test_tensorrt_rtx_keeps_no_timing_cache(rtx: Any) -> None:
+    _, builder, _ = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    config = builder.create_builder_config()
+    with pytest.warns(DeprecationWarning, match="Timing cache operations are no-ops"):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def test_tensorrt_rtx_builds_no_version_compatible_engine(rtx: Any) -> None:
+    network, builder, logger = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    config = builder.create_builder_config()
+    assert builder.build_serialized_network(network, config) is not None
+    config.set_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
+    assert builder.build_serialized_network(network, config) is None
+    assert "libnvinfer_lean" in log_end(logger, "it gives no reason")
+
+
+@pytest.mark.parametrize("level", ["AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"])
+def test_tensorrt_rtx_says_that_it_has_no_hardware_compatibility_level(
+    level: str, rtx: Any
+) -> None:
+    _, builder, logger = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    config = builder.create_builder_config()
+    config.hardware_compatibility_level = getattr(rtx.HardwareCompatibilityLevel, level)
+    assert any("unsupported in TensorRT-RTX" in message for _, message in logger.lines)
+
+
+class FakeLogger:
+    """As much of ILogger as log_of builds upon."""
+
+    class Severity(IntEnum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class FakeBuilder:
+    """Keeps the flags it was asked for; `refuses` stands for a machine without a GPU."""
+
+    refuses = False
+    flags = -1
+
+    def __init__(self, logger: Any) -> None:
+        if self.refuses:
+            message = "CUDA initialization failure with error: 35\nhelp"
+            logger.log(FakeLogger.Severity.ERROR, message)
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def create_network(self, flags: int) -> Any:
+        type(self).flags = flags
+        return SimpleNamespace(num_outputs=1)
+
+
+def fake_module(version: str = "10.3.0", **names: Any) -> Any:
+    """A TensorRT without a library, for what no machine of the tests has."""
+    return SimpleNamespace(__version__=version, ILogger=FakeLogger, **names)
+
+
+@pytest.mark.parametrize(("version", "value"), [("10.3.0", 1), ("11.0.0.114", 0)])
+def test_strong_typing_is_asked_for_by_the_value_that_its_name_has(
+    version: str, value: int
+) -> None:
+    class Builder(FakeBuilder):
+        pass
+
+    class OnnxParser:
+        def __init__(self, network: Any, logger: Any) -> None: ...
+
+        def parse(self, graph: bytes) -> bool:
+            # 10.3's and 11's warn of methods to come.
+            warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
+            return True
+
+    module = fake_module(version, Builder=Builder, OnnxParser=OnnxParser)
+    module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=value)
+    parse(Library(module, "tensorrt"), b"", Path("model.onnx"))
+    assert Builder.flags == 1 << value
+
+
+def test_the_flag_of_tensorrt_rtx_makes_strongly_typed_networks(rtx: Any) -> None:
+    network, _, _ = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def test_no_constant_of_tensorrt_is_written_as_a_number() -> None:
+    for path in SOURCES:
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                settings = ("set_flag", "clear_flag", "set_memory_pool_limit", "create_network")
+                if call.func.attr in settings:
+                    assert not isinstance(call.args[0], ast.Constant), ast.unparse(call)
+
+
+def test_versions_compare_as_numbers_up_to_what_is_none() -> None:
+    assert version_of("10.13.3.9.post1") == (10, 13, 3, 9)
+    assert version_of("10.13.3.9") > version_of("10.3.0")
+    assert version_of("10.9.0.34") >= (10, 9)
+    assert version_of("") == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("10.8.0.43", False), ("10.9.0.34", True), ("11.4.0.106", True)]
+)
+def test_a_name_is_there_from_its_first_version_on(version: str, level: bool) -> None:
+    assert Library(fake_module(version), "tensorrt").has("SAME_COMPUTE_CAPABILITY") == level
+
+
+def test_a_machine_without_a_gpu_is_told_so_on_one_line() -> None:
+    class Builder(FakeBuilder):
+        refuses = True
+
+    library = Library(fake_module(Builder=Builder), "tensorrt")
+    with pytest.raises(UsageError) as caught:
+        library.builder(log_of(library))
+    assert str(caught.value) == (
+        "tensorrt 10.3.0 builds only where an NVIDIA GPU answers: "
+        "CUDA initialization failure with error: 35"
+    )
+
+
+def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_module("10.3.0", Builder=FakeBuilder))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_module("1.7.1", Builder=FakeBuilder))
+    assert [library.name for library in installed()] == ["tensorrt 10.3.0", "tensorrt-rtx 1.7.1"]
+    assert [library.name for library in installed("tensorrt-rtx")] == ["tensorrt-rtx 1.7.1"]
+    assert builder_library().flavor == "tensorrt"
+
+
+def test_a_tensorrt_that_cannot_build_gives_way_to_one_that_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Builder(FakeBuilder):
+        refuses = True
+
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_module("10.3.0", Builder=Builder))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_module("1.7.1", Builder=FakeBuilder))
+    assert builder_library().flavor == "tensorrt-rtx"
+    with pytest.raises(UsageError, match=r"^tensorrt 10.3.0 builds only where an NVIDIA GPU"):
+        builder_library("tensorrt")
+
+
+def test_a_package_without_its_library_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `pip install tensorrt` leaves where NVIDIA's own index is out of reach."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt_rtx.py").write_text("raise OSError('libtensorrt_rtx.so: cannot open')")
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed() == []
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gft-edge\[tensorrt\]'"):
+        builder_library()
+    with pytest.raises(UsageError, match=r"^TensorRT-RTX is not installed here: pip install tens"):
+        builder_library("tensorrt-rtx")
+
+
+def test_the_first_error_is_the_reason_and_its_echo_is_not(rtx: Any) -> None:
+    library = Library(rtx, "tensorrt-rtx")
+    logger = log_of(library)
+    assert log_end(logger, "nothing said") == "nothing said"
+    levels = rtx.ILogger.Severity
+    for severity in (levels.VERBOSE, levels.INFO, levels.WARNING):
+        logger.log(severity, "beside the point")
+    assert log_end(logger, "nothing said") == "nothing said"
+    logger.log(levels.ERROR, "\nthe cause\nand more\n")
+    logger.log(levels.INTERNAL_ERROR, "its echo")
+    assert log_end(logger, "nothing said") == "the cause"
+
+
+def test_a_graph_without_an_output_is_refused_by_name(rtx: Any) -> None:
+    with pytest.raises(PipelineError, match=r"^TensorRT's parser finds no output in empty.onnx$"):
+        parse(Library(rtx, "tensorrt-rtx"), b"", Path("empty.onnx"))
