@@ -341,6 +341,14 @@ def test_the_first_error_is_the_reason_and_its_echo_is_not(rtx: Any) -> None:
     assert log_end(logger, "nothing said") == "the cause"
 
 
+@pytest.mark.parametrize("message", ["", "\n \n"])
+def test_an_empty_error_is_no_reason(message: str, rtx: Any) -> None:
+    logger = log_of(Library(rtx, "tensorrt-rtx"))
+    logger.log(rtx.ILogger.Severity.ERROR, message)
+    assert log_end(logger, "nothing said") == "nothing said"
+    assert log_end(logger, "") == ""
+
+
 def test_a_graph_without_an_output_is_refused_by_name(rtx: Any) -> None:
     with pytest.raises(PipelineError, match=r"^TensorRT's parser finds no output in empty.onnx$"):
         parse(Library(rtx, "tensorrt-rtx"), b"", Path("empty.onnx"))

@@ -126,9 +126,9 @@ def log_of(library: Library) -> Any:
 
 def log_end(logger: Any, otherwise: object) -> str:
     """The first error that a logger of log_of has kept, on one line: what follows is its echo."""
-    errors = [message for severity, message in logger.lines if severity != "WARNING"]
-    text = errors[0] if errors else str(otherwise)
-    return text.strip().splitlines()[0]
+    errors = [message.strip() for severity, message in logger.lines if severity != "WARNING"]
+    text = next(filter(None, errors), str(otherwise).strip())
+    return text.partition("\n")[0]
 
 
 def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, Any]:
