@@ -1,0 +1,435 @@
+"""An engine is loaded where it fits, and where none fits the reasons say why."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gft_edge.errors import BundleError, KeptPatchesError, UsageError
+from gft_edge.nvidia import engines
+from gft_edge.nvidia.cuda import Gpu
+from gft_edge.nvidia.engines import (
+    RTX_CAPABILITIES,
+    Host,
+    capabilities,
+    engine_for,
+    fingerprint,
+    host_of,
+    l4t,
+    misfit,
+    read_engine,
+)
+from gft_edge.nvidia.library import Library
+from gft_edge.specs import Engine, EngineRecipe, Flavor
+
+GRAPH = "a" * 64
+FOLDER = Path("bundles") / "grocery"
+LOGITS = ("logits",)
+KEPT = ("logits", "kept_1", "kept_2")
+
+ORIN = Gpu("Orin", "8.7", True, 8 * 2**30)
+DESKTOP = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30)
+JETSON = Host("linux-aarch64", ORIN, "12.6", "540.4.0", "R36.4.0")
+WORKSTATION = Host("linux-x86_64", DESKTOP, "12.8", "570.86.10", None)
+NO_GPU = Host("linux-x86_64", None, None, None, None)
+
+
+def library(version: str = "10.3.0", flavor: Flavor = "tensorrt") -> Library:
+    """An installed library: nothing but its version is asked for here."""
+    return Library(SimpleNamespace(__version__=version), flavor)
+
+
+RTX = library("1.7.1.116", "tensorrt-rtx")
+
+
+def engine(
+    host: Host = JETSON, made_by: Library | None = None, recipe: EngineRecipe | None = None,
+    outputs: tuple[str, ...] = LOGITS, graph_sha256: str = GRAPH,
+) -> Engine:  # fmt: skip
+    """What a build by that library on that host records."""
+    made_by, recipe = made_by or library(), recipe or EngineRecipe()
+    name = "explain.engine" if len(outputs) > 1 else "model.engine"
+    return Engine(
+        path=f"engines/{fingerprint(recipe, made_by, host)}/{name}",
+        sha256="b" * 64,
+        graph_sha256=graph_sha256,
+        outputs=outputs,
+        recipe=recipe,
+        flavor=made_by.flavor,
+        version=made_by.version,
+        platform=host.platform,
+        gpu=host.gpu.name if host.gpu else None,
+        compute_capabilities=capabilities(recipe, made_by, host),
+        cuda=host.cuda,
+        driver=host.driver,
+        l4t=host.l4t,
+        timing_cache=None,
+        build_seconds=1.0,
+    )
+
+
+def on(host: Host, **gpu: Any) -> Host:
+    """That host with another GPU."""
+    assert host.gpu is not None
+    return dataclasses.replace(host, gpu=dataclasses.replace(host.gpu, **gpu))
+
+
+@pytest.mark.parametrize(
+    ("expected", "made_by", "host", "level"),
+    [
+        ("tensorrt-10.3.0-linux-aarch64-orin-sm87", library(), JETSON, "none"),
+        ("tensorrt-10.16.1.11-linux-aarch64-thor-sm110", library("10.16.1.11"),
+         on(JETSON, name="NVIDIA Thor", compute_capability="11.0"), "none"),
+        ("tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-sm89", library("10.13.3.9"),
+         WORKSTATION, "none"),
+        ("tensorrt-10.13.3.9-linux-x86_64-sm80+", library("10.13.3.9"), WORKSTATION, "ampere+"),
+        ("tensorrt-10.13.3.9-linux-x86_64-sm89", library("10.13.3.9"), WORKSTATION,
+         "sameComputeCapability"),
+        ("tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+", RTX, WORKSTATION, "none"),
+        ("tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+", RTX, NO_GPU, "none"),
+    ],
+)  # fmt: skip
+def test_a_fingerprint_names_what_an_engine_is_bound_to(
+    expected: str, made_by: Library, host: Host, level: Any
+) -> None:
+    assert fingerprint(EngineRecipe(hardware_compatibility=level), made_by, host) == expected
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A/B ../..", "Tesla™ T4 (C)", "NVIDIA\tGPU\n"])
+def test_a_fingerprint_is_one_plain_folder_whatever_the_gpu_is_called(name: str) -> None:
+    made = fingerprint(EngineRecipe(), library(), on(JETSON, name=name))
+    assert re.fullmatch(r"[a-z0-9.+_-]+", made)
+    assert "--" not in made
+    assert (FOLDER / made).resolve().parent == FOLDER.resolve()
+
+
+def test_recipes_that_differ_in_numbers_share_a_folder() -> None:
+    """The second replaces the first: one machine loads one engine."""
+    slow = EngineRecipe(builder_optimization_level=5, workspace_gib=1, version_compatible=True)
+    assert fingerprint(slow, library(), JETSON) == fingerprint(EngineRecipe(), library(), JETSON)
+
+
+def choose(
+    made: list[Engine], host: Host, libraries: list[Library], outputs: tuple[str, ...] = LOGITS
+) -> tuple[Engine, Library]:
+    return engine_for(FOLDER, made, GRAPH, outputs, libraries, host)
+
+
+def test_the_engine_that_was_built_here_is_the_one() -> None:
+    made = [engine(WORKSTATION), engine(JETSON), engine(on(JETSON, compute_capability="11.0"))]
+    assert choose(made, JETSON, [library()]) == (made[1], library())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_engine_of_tensorrt_comes_before_one_of_tensorrt_rtx(order: int) -> None:
+    made = [engine(WORKSTATION, RTX), engine(WORKSTATION)][::order]
+    libraries = [library(), RTX]
+    assert choose(made, WORKSTATION, libraries)[0].flavor == "tensorrt"
+    # Without its library the other one is as good.
+    assert choose(made, WORKSTATION, [RTX])[0].flavor == "tensorrt-rtx"
+
+
+def test_an_engine_that_returns_the_kept_patches_is_another_one() -> None:
+    made = [engine(), engine(outputs=KEPT)]
+    assert choose(made, JETSON, [library()])[0].path.endswith("/model.engine")
+    assert choose(made, JETSON, [library()], KEPT)[0].path.endswith("/explain.engine")
+
+
+def test_a_bundle_without_an_engine_names_the_command_that_makes_one() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose([], JETSON, [library()])
+    assert str(caught.value) == (
+        f"{FOLDER} holds no engine yet: gft-edge build {FOLDER} makes one on the machine that "
+        "runs it"
+    )
+    assert not isinstance(caught.value, KeptPatchesError)
+
+
+def test_a_bundle_without_an_engine_for_the_kept_patches_says_so() -> None:
+    with pytest.raises(KeptPatchesError) as caught:
+        choose([engine()], JETSON, [library()], KEPT)
+    assert str(caught.value) == (
+        f"{FOLDER} holds no engine that returns the kept patches yet: gft-edge build {FOLDER} "
+        "--explain makes one on the machine that runs it"
+    )
+
+
+def test_kept_patches_of_other_stages_are_no_engine_for_these() -> None:
+    with pytest.raises(KeptPatchesError, match="holds no engine that returns the kept patches"):
+        choose([engine(outputs=("logits", "old_1", "old_2"))], JETSON, [library()], KEPT)
+
+
+def test_every_engine_that_does_not_fit_is_listed_with_its_reason() -> None:
+    made = [engine(WORKSTATION, RTX), engine(WORKSTATION, library("10.13.3.9")), engine()]
+    with pytest.raises(UsageError) as caught:
+        choose(made, JETSON, [library("10.13.3.9")])
+    assert str(caught.value) == (
+        f"no engine of {FOLDER} fits this machine (linux-aarch64, Orin, compute capability 8.7): "
+        "tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-sm89 was built on linux-x86_64; "
+        "tensorrt-10.3.0-linux-aarch64-orin-sm87 was built by tensorrt 10.3.0, here is 10.13.3.9; "
+        "tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+ needs tensorrt-rtx 1.7.1.116, which is not "
+        f"installed here. Build one here: gft-edge build {FOLDER}"
+    )
+
+
+def test_where_none_for_the_kept_patches_fits_the_command_makes_that_one() -> None:
+    with pytest.raises(KeptPatchesError, match=rf"Build one here: gft-edge build {FOLDER} --expl"):
+        choose([engine(outputs=KEPT)], WORKSTATION, [library()], KEPT)
+
+
+def test_a_machine_without_a_gpu_is_described_as_one() -> None:
+    with pytest.raises(UsageError, match=r"this machine \(linux-x86_64, no GPU\): .*needs a GPU"):
+        choose([engine(WORKSTATION, RTX)], NO_GPU, [RTX])
+
+
+COMPATIBLE = EngineRecipe(version_compatible=True)
+AMPERE = EngineRecipe(hardware_compatibility="ampere+")
+SAME = EngineRecipe(hardware_compatibility="sameComputeCapability")
+OTHER_89 = on(WORKSTATION, name="NVIDIA L4")
+
+FITTING = {
+    "built here": (engine(), library(), JETSON),
+    "newer library, version-compatible": (engine(recipe=COMPATIBLE), library("10.13.3.9"), JETSON),
+    "next major, version-compatible": (engine(recipe=COMPATIBLE), library("11.0.0.114"), JETSON),
+    "same library, version-compatible": (engine(recipe=COMPATIBLE), library(), JETSON),
+    "ampere+ on the first Ampere": (
+        engine(WORKSTATION, recipe=AMPERE), library(),
+        on(WORKSTATION, name="NVIDIA A100", compute_capability="8.0"),
+    ),
+    "ampere+ on Blackwell": (
+        engine(WORKSTATION, recipe=AMPERE), library(),
+        on(WORKSTATION, name="NVIDIA B200", compute_capability="10.0"),
+    ),
+    "same capability of another model": (engine(WORKSTATION, recipe=SAME), library(), OTHER_89),
+    "RTX on another model": (engine(NO_GPU, RTX), RTX, OTHER_89),
+    "RTX on what its + covers": (
+        engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="12.1"),
+    ),
+    "another driver and CUDA": (
+        engine(), library(), dataclasses.replace(JETSON, driver="1.0", cuda="13.0", l4t=None),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_what_an_engine_is_not_bound_to_may_differ(case: str) -> None:
+    made, here, host = FITTING[case]
+    assert misfit(made, GRAPH, here, host) is None
+
+
+BUILT_13 = library("10.13.3.9")
+MISFITS = {
+    "another graph": (
+        engine(graph_sha256="c" * 64), library(), JETSON, "was built from another graph",
+    ),
+    "no library": (
+        engine(), None, JETSON, "needs tensorrt 10.3.0, which is not installed here",
+    ),
+    "another build of the same version": (
+        engine(made_by=library("10.3.0.26")), library("10.3.0.30"), JETSON,
+        "was built by tensorrt 10.3.0.26, here is 10.3.0.30",
+    ),
+    "newer library": (
+        engine(), BUILT_13, JETSON, "was built by tensorrt 10.3.0, here is 10.13.3.9",
+    ),
+    "older library, version-compatible": (
+        engine(made_by=BUILT_13, recipe=COMPATIBLE), library(), JETSON,
+        "was built by tensorrt 10.13.3.9, here is 10.3.0",
+    ),
+    "another RTX": (
+        engine(NO_GPU, RTX), library("1.8.0.1", "tensorrt-rtx"), WORKSTATION,
+        "was built by tensorrt-rtx 1.7.1.116, here is 1.8.0.1",
+    ),
+    "another platform": (
+        engine(on(JETSON, compute_capability="8.9")), library(), WORKSTATION,
+        "was built on linux-aarch64",
+    ),
+    "another system": (
+        engine(WORKSTATION), library(),
+        dataclasses.replace(WORKSTATION, platform="windows-amd64"), "was built on linux-x86_64",
+    ),
+    "no GPU": (engine(WORKSTATION), library(), NO_GPU, "needs a GPU"),
+    "RTX without a GPU": (engine(NO_GPU, RTX), RTX, NO_GPU, "needs a GPU"),
+    "another capability": (
+        engine(WORKSTATION), library(), on(WORKSTATION, compute_capability="8.6"),
+        "was built for compute capability 8.9, this GPU has 8.6",
+    ),
+    "another capability of the same model's compatibility": (
+        engine(WORKSTATION, recipe=SAME), library(), on(OTHER_89, compute_capability="9.0"),
+        "was built for compute capability 8.9, this GPU has 9.0",
+    ),
+    "ampere+ before Ampere": (
+        engine(WORKSTATION, recipe=AMPERE), library(),
+        on(WORKSTATION, name="Tesla T4", compute_capability="7.5"),
+        "was built for compute capability 8.0+, this GPU has 7.5",
+    ),
+    "RTX on Hopper": (
+        engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="9.0"),
+        "was built for compute capability 8.0, 8.6, 8.9, 12.0+, this GPU has 9.0",
+    ),
+    "RTX on data-centre Blackwell": (
+        engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="10.0"),
+        "was built for compute capability 8.0, 8.6, 8.9, 12.0+, this GPU has 10.0",
+    ),
+    "another model of the same capability": (
+        engine(WORKSTATION), library(), OTHER_89,
+        "was built on NVIDIA GeForce RTX 4090, this is NVIDIA L4",
+    ),
+    "version-compatible on another model": (
+        engine(WORKSTATION, recipe=COMPATIBLE), library(), OTHER_89,
+        "was built on NVIDIA GeForce RTX 4090, this is NVIDIA L4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_an_engine_is_bound_to_is_named(case: str) -> None:
+    made, here, host, reason = MISFITS[case]
+    assert misfit(made, GRAPH, here, host) == reason
+
+
+def test_an_engine_of_tensorrt_is_built_for_the_gpu_at_hand() -> None:
+    assert capabilities(EngineRecipe(), library(), JETSON) == ("8.7",)
+    assert capabilities(SAME, library(), WORKSTATION) == ("8.9",)
+    assert capabilities(AMPERE, library(), WORKSTATION) == ("8.0+",)
+    assert capabilities(EngineRecipe(), library(), NO_GPU) == ()
+
+
+def test_an_engine_of_tensorrt_rtx_is_built_for_many_wherever_it_is_built() -> None:
+    for host in (WORKSTATION, NO_GPU):
+        assert capabilities(EngineRecipe(), RTX, host) == RTX_CAPABILITIES
+
+
+PLAN = b"ftrt" + bytes(range(256)) * 4
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, Engine]:
+    """A bundle's folder with one engine file, as recorded."""
+    made = dataclasses.replace(engine(), sha256=hashlib.sha256(PLAN).hexdigest())
+    path = tmp_path / made.path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(PLAN)
+    return tmp_path, made
+
+
+def test_an_engine_is_read_whole(stored: tuple[Path, Engine]) -> None:
+    assert read_engine(*stored) == PLAN
+
+
+def test_a_missing_engine_is_made_again_by_a_command(stored: tuple[Path, Engine]) -> None:
+    folder, made = stored
+    (folder / made.path).unlink()
+    with pytest.raises(BundleError) as caught:
+        read_engine(folder, made)
+    assert str(caught.value) == (
+        f"{folder / made.path} is missing: gft-edge build {folder} makes it again"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", PLAN[:-1], PLAN + b"\0", PLAN[:99] + b"X" + PLAN[100:]],
+    ids=["empty", "truncated", "longer", "altered"],
+)
+def test_an_altered_engine_is_not_loaded(content: bytes, stored: tuple[Path, Engine]) -> None:
+    folder, made = stored
+    (folder / made.path).write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        read_engine(folder, made)
+    assert str(caught.value) == (
+        f"{folder / made.path} is not the engine the manifest describes (sha256 differs) and is "
+        f"not loaded: gft-edge build {folder} makes it again"
+    )
+
+
+TEGRA = (
+    "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, "
+    "DATE: Fri Sep 13 04:36:44 UTC 2024\n# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n"
+)
+JETSON_DRIVER = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build  "
+    "(buildbrain@mobile-u64-6519-d7000)  Fri Sep 13 04:36:44 UTC 2024\n"
+    "GCC version:  collect2: error: ld returned 1 exit status\n"
+)
+DESKTOP_DRIVER = (
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
+    "GCC version:  gcc version 11.4.0 (Ubuntu 11.4.0-1ubuntu1~22.04)\n"
+)
+
+
+@pytest.fixture
+def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Path -> text of the files of another machine; what is not in it is not there."""
+    files: dict[str, str] = {}
+
+    class Elsewhere:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def read_text(self, errors: str) -> str:
+            if self.path not in files:
+                raise FileNotFoundError(self.path)
+            return files[self.path]
+
+    monkeypatch.setattr(engines, "Path", Elsewhere)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TEGRA, "R36.4.0"),
+        (TEGRA.replace("R36", "R38").replace("4.0,", "2.1,"), "R38.2.1"),
+        ("# R35 (release), REVISION: 5.0, GCID: 35550185\n", "R35.5.0"),
+        ("", None),
+        ("# R36\n", None),
+    ],
+)
+def test_jetson_linux_is_read_from_its_release_file(
+    text: str, expected: str | None, system_files: dict[str, str]
+) -> None:
+    system_files["/etc/nv_tegra_release"] = text
+    assert l4t() == expected
+
+
+def test_elsewhere_there_is_no_jetson_linux(system_files: dict[str, str]) -> None:
+    assert not system_files
+    assert l4t() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(JETSON_DRIVER, "540.4.0"), (DESKTOP_DRIVER, "550.54.15"), ("", None),
+     ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build", "580.65")],
+)  # fmt: skip
+def test_the_driver_is_read_from_the_kernel_module(
+    text: str, expected: str | None, system_files: dict[str, str]
+) -> None:
+    system_files["/proc/driver/nvidia/version"] = text
+    assert host_of(None).driver == expected
+
+
+def test_a_host_is_what_the_cuda_runtime_and_the_system_say(
+    system_files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system_files["/etc/nv_tegra_release"] = TEGRA
+    system_files["/proc/driver/nvidia/version"] = JETSON_DRIVER
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    cuda: Any = SimpleNamespace(gpu=lambda: ORIN, runtime_version="12.6")
+    assert host_of(cuda) == JETSON
+    assert JETSON.text == "linux-aarch64, Orin, compute capability 8.7"
+
+
+def test_without_a_gpu_a_host_is_its_platform() -> None:
+    host = host_of(None)
+    assert (host.gpu, host.cuda) == (None, None)
+    assert host.platform == host.platform.lower()
+    assert host.text == f"{host.platform}, no GPU"
