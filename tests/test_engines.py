@@ -349,6 +349,32 @@ def test_an_altered_engine_is_not_loaded(content: bytes, stored: tuple[Path, Eng
     )
 
 
+def test_the_command_for_a_damaged_engine_of_the_kept_patches_makes_that_one(
+    stored: tuple[Path, Engine],
+) -> None:
+    folder, made = stored
+    (folder / made.path).unlink()
+    with pytest.raises(BundleError, match=rf"gft-edge build {folder} --explain makes it again$"):
+        read_engine(folder, dataclasses.replace(made, outputs=KEPT))
+
+
+def test_the_bytes_that_are_loaded_are_those_that_were_checked(
+    stored: tuple[Path, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read a second time, another process could have put another engine there."""
+    folder, made = stored
+    opened: list[Path] = []
+    plain = Path.open
+
+    def counting(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(self)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    read_engine(folder, made)
+    assert len(opened) <= 1
+
+
 TEGRA = (
     "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, "
     "DATE: Fri Sep 13 04:36:44 UTC 2024\n# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n"

@@ -29,7 +29,7 @@ from gft_edge.errors import (
     UsageError,
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
-from gft_edge.nvidia.engines import engine_for, host_of, read_engine
+from gft_edge.nvidia.engines import build_command, engine_for, host_of, read_engine
 from gft_edge.nvidia.library import Library, builder_library, installed, log_end, log_of, parse
 from gft_edge.specs import Artifact
 
@@ -200,9 +200,9 @@ class TrtSession:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             reason = log_end(self._log, "it gives no reason")
+            command = build_command(path.parent.parent.parent, self._wanted)
             raise BundleError(
-                f"{library.name} does not load {path}: {reason}. "
-                f"Build it again: gft-edge build {path.parent.parent.parent} --force"
+                f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
             )
         self._context = engine.create_execution_context()
         if self._context is None:

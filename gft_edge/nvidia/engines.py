@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
 from gft_edge.nvidia.library import MODULES, Library, log_end, version_of
@@ -99,7 +99,7 @@ def engine_for(
     for an engine with more outputs than the logits its KeptPatchesError.
     """
     explain = len(outputs) > 1
-    command = f"gft-edge build {folder}" + (" --explain" if explain else "")
+    command = build_command(folder, outputs)
     error = KeptPatchesError if explain else UsageError
     candidates = [engine for engine in engines if engine.outputs == outputs]
     if not candidates:
@@ -150,14 +150,22 @@ def read_engine(folder: Path, engine: Engine) -> bytes:
     Raises BundleError.
     """
     path = folder / engine.path
+    mended = f"{build_command(folder, engine.outputs)} makes it again"
     if not path.is_file():
-        raise BundleError(f"{path} is missing: gft-edge build {folder} makes it again")
-    if sha256_of(path) != engine.sha256:
+        raise BundleError(f"{path} is missing: {mended}")
+    # Read once: the bytes that are checked are those that are loaded.
+    plan = path.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != engine.sha256:
         raise BundleError(
             f"{path} is not the engine the manifest describes (sha256 differs) and is not loaded: "
-            f"gft-edge build {folder} makes it again"
+            f"{mended}"
         )
-    return path.read_bytes()
+    return plan
+
+
+def build_command(folder: Path, outputs: Sequence[str]) -> str:
+    """The command line that builds an engine with these outputs."""
+    return f"gft-edge build {folder}" + (" --explain" if len(outputs) > 1 else "")
 
 
 def deserialized(folder: Path, engine: Engine, library: Library, logger: Any) -> Any:
