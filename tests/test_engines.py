@@ -135,6 +135,15 @@ def test_an_engine_of_tensorrt_comes_before_one_of_tensorrt_rtx(order: int) -> N
     assert choose(made, WORKSTATION, [RTX])[0].flavor == "tensorrt-rtx"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_engine_for_this_very_gpu_comes_before_one_for_many(order: int) -> None:
+    portable = engine(WORKSTATION, recipe=EngineRecipe(hardware_compatibility="ampere+"))
+    made = [portable, engine(WORKSTATION)][::order]
+    assert choose(made, WORKSTATION, [library()])[0].recipe == EngineRecipe()
+    other = on(WORKSTATION, name="NVIDIA GeForce RTX 3060", compute_capability="8.6")
+    assert choose(made, other, [library()])[0] == portable
+
+
 def test_an_engine_that_returns_the_kept_patches_is_another_one() -> None:
     made = [engine(), engine(outputs=KEPT)]
     assert choose(made, JETSON, [library()])[0].path.endswith("/model.engine")
