@@ -70,10 +70,26 @@ def test_the_commands_for_lower_precision_run(
     assert (tmp_path / "sensitivity.png").is_file()
 
 
+def test_the_commands_for_tensorrt_run(
+    tmp_path: Path, calm_run: Path, micro_pictures: Path
+) -> None:
+    pytest.importorskip(
+        "tensorrt_rtx", reason="tensorrt_rtx cannot be imported here", exc_type=ImportError
+    )
+    shutil.copytree(calm_run, tmp_path / "runs" / "grocery")
+    shutil.copytree(micro_pictures, tmp_path / "grocery")
+    (shell,) = blocks("sh", "TensorRT and Jetson")
+    commands = shell.splitlines()
+    assert [shlex.split(line)[1] for line in commands] == ["export", "inspect", "build"]
+    for command in commands:
+        execute(command, tmp_path)
+    assert list((tmp_path / "bundles" / "grocery-trt" / "engines").glob("*/model.engine"))
+
+
 def execute(command: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        shlex.split(command), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
+        shlex.split(command, comments=True), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -177,9 +177,10 @@ def deserialized(folder: Path, engine: Engine, library: Library, logger: Any) ->
         runtime.engine_host_code_allowed = True
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
+        reason = log_end(logger, "it gives no reason")
         raise BundleError(
-            f"{library.name} does not load {folder / engine.path}: "
-            f"{log_end(logger, 'it gives no reason')}. Build it again: {build_command(folder, engine.outputs)} --force"
+            f"{library.name} does not load {folder / engine.path}: {reason}. "
+            f"Build it again: {build_command(folder, engine.outputs)} --force"
         )
     return loaded
 
