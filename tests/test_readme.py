@@ -89,7 +89,7 @@ def test_the_commands_for_tensorrt_run(
 def execute(command: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        shlex.split(command, comments=True), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
-        text=True, check=False,
+        shlex.split(command, comments=True), cwd=folder, env={**os.environ, "PATH": path},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
