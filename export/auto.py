@@ -16,6 +16,7 @@ from gft_edge.errors import FailedError, UsageError
 from gft_edge.export.recipe import ExportRequest, check_request, export
 from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import GFT
+from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.latency import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import Candidate, ImageSet, ModelSpec, Progress, Say
@@ -66,6 +67,9 @@ def export_fastest(
                 one, at = _of(request, precision), Path(scratch) / precision
                 try:
                     built[precision] = export(model, spec, images, one, at, progress, say, weights)
+                    if backend.TARGET == "tensorrt":
+                        build_engine(at, progress=progress, say=say)
+                        built[precision] = read_bundle(at)
                 except FailedError as error:
                     if precision == "fp32":
                         raise

@@ -54,7 +54,7 @@ class Classifier:
         """Open a bundle folder.
 
         `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
-        `threads` is the engine's, all cores unless given. With `kept`, `outputs` also returns the
+        `threads` is a CPU engine's, all cores unless given. With `kept`, `outputs` also returns the
         kept patches. With `cuda_graph` TensorRT replays its launches from one recording. Raises
         BundleError, MissingDependencyError and UsageError.
         """
@@ -66,6 +66,8 @@ class Classifier:
         engine = backend_for(backend or manifest.target)
         if cuda_graph and engine.TARGET != "tensorrt":
             raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
+        if threads is not None and engine.TARGET == "tensorrt":
+            raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
         request = open_request(
             manifest.model,
             manifest.input,

@@ -27,6 +27,7 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
+from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.errors import PipelineError, UsageError
 from gft_edge.export.fp16 import half
@@ -482,6 +483,11 @@ def test_without_a_backend_a_bundle_for_tensorrt_names_the_one_to_give(bundle: P
     result = CliRunner().invoke(main, ["verify", str(bundle)])
     assert result.exit_code == 2
     assert "--backend onnx" in result.stderr
+
+
+def test_threads_are_refused_where_the_gpu_computes(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="threads are a CPU engine's: leave them out for tensorrt"):
+        Classifier.load(bundle, threads=1)
 
 
 def test_the_artifact_of_a_bundle_parses_in_its_precision(bundle: Path, library: Any) -> None:
