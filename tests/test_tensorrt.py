@@ -367,6 +367,17 @@ def test_without_tensorrt_the_install_line_is_given() -> None:
     }
 
 
+@pytest.mark.usefixtures("no_tensorrt")
+def test_without_tensorrt_on_a_jetson_the_systems_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trt, "l4t", lambda: "R36.4.3")
+    reason = str(trt.missing())
+    assert "sudo apt install nvidia-jetpack" in reason
+    assert "python3 -m venv --system-site-packages" in reason
+    assert "pip install" not in reason
+
+
 def test_with_tensorrt_doctor_says_what_it_is_for(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from gft_edge.errors import (
     UsageError,
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
-from gft_edge.nvidia.engines import build_command, engine_for, host_of, read_engine
+from gft_edge.nvidia.engines import build_command, engine_for, host_of, l4t, read_engine
 from gft_edge.nvidia.library import Library, builder_library, installed, log_end, log_of, parse
 from gft_edge.specs import Artifact
 
@@ -40,6 +40,12 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def missing() -> str | None:
     """The install line, or why no engine runs here; its graph is still written and read."""
     libraries = installed()
+    if not libraries and l4t():
+        # Its packages serve the system's Python alone, and no wheel on an index serves a Jetson.
+        return (
+            "TensorRT is not seen by this Python: on a Jetson it is the system's: sudo apt install "
+            "nvidia-jetpack, and python3 -m venv --system-site-packages for a venv (docs/jetson.md)"
+        )
     if not libraries:
         return str(MissingDependencyError("TensorRT", "tensorrt"))
     try:
