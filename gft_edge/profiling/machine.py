@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from gft_edge.errors import GftEdgeError
+from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import l4t
 
 # What decides the speed of low-precision inference, by the names Linux gives them.
@@ -34,7 +36,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Read from /proc, /etc and nvidia-smi; what is not there is reported as absent."""
+    """Read from /proc, /etc, nvidia-smi and CUDA; what is not there is reported as absent."""
     info = _cpu_info()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return Machine(
@@ -80,6 +82,20 @@ def _cpus() -> int:
 
 
 def _gpus() -> tuple[str, ...]:
+    """As nvidia-smi lists them; where it does not, as on a Jetson, the one that CUDA opens."""
+    return _nvidia_smi() or _cuda()
+
+
+def _cuda() -> tuple[str, ...]:
+    try:
+        cuda = open_cuda()
+        gpu = cuda.gpu()
+    except GftEdgeError:
+        return ()
+    return (f"{gpu.name} (CUDA {cuda.driver_version}, compute {gpu.compute_capability})",)
+
+
+def _nvidia_smi() -> tuple[str, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
