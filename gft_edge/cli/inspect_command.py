@@ -144,6 +144,7 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
             ("classes", len(model["labels"])),
             ("model files", f"{content['size_bytes'] / 2**20:.1f} MiB"),
             ("tools", tools),
+            *_engine_rows(manifest),
         ],
     )
     print_fidelity("Fidelity against PyTorch", manifest.reports)
@@ -159,6 +160,17 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
                 for c in manifest.candidates
             ],
         )  # fmt: skip
+
+
+def _engine_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.target != "tensorrt":
+        return []
+    if not manifest.engines:
+        return [("engines", "none yet: gft-edge build makes one on the machine that runs it")]
+    return [
+        ("engine", f"{engine.path}, {engine.build_seconds:.0f} s to build")
+        for engine in manifest.engines
+    ]
 
 
 def _engine(path: Path) -> LayerReport:
