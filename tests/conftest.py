@@ -14,6 +14,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from tests.fake_cudart import FakeCudart
+    from tests.fake_tensorrt import FakeTensorrt
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -169,6 +170,13 @@ def micro_bundles(
 def fake_cudart() -> FakeCudart:
     """A CUDA runtime over host memory, fresh; its file says what it can do."""
     fake: FakeCudart = _helper("fake_cudart").FakeCudart()
+    return fake
+
+
+@pytest.fixture
+def fake_tensorrt(fake_cudart: FakeCudart) -> FakeTensorrt:
+    """A TensorRT that computes in that runtime's memory; its file says what it can do."""
+    fake: FakeTensorrt = _helper("fake_tensorrt").FakeTensorrt(fake_cudart)
     return fake
 
 

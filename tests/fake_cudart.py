@@ -32,7 +32,7 @@ ERRORS = {
     901: "cudaErrorStreamCaptureInvalidated",
 }
 INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 400, 600, 900, 901
-ATTRIBUTES = {75: 8, 76: 7, 18: 1}
+CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18
 
 # What cuda-python wants as a member of an enum class: function -> input -> class.
 ENUM_INPUTS = {
@@ -66,6 +66,7 @@ class FakeCudart:
         self.runtime_version = 13020
         self.driver_version = 13020
         self.free_bytes = self.total_bytes = 1 << 30
+        self.integrated = True
         self.last_error = 0
         self._codes: dict[str, int] = {}
         self._code_of_call: dict[int, int] = {}
@@ -133,7 +134,7 @@ class FakeCudart:
         make: Any = enum.IntEnum
         values: dict[str, Iterable[int]] = {
             "cudaError_t": ERRORS,
-            "cudaDeviceAttr": ATTRIBUTES,
+            "cudaDeviceAttr": (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED),
             "cudaMemcpyKind": (1, 2),
             "cudaStreamCaptureMode": (1,),
         }
@@ -154,6 +155,17 @@ class FakeCudart:
                 captured.append(work)
         else:
             self._streams[stream].append(work)
+
+    def refuse_in_capture(self, stream: int) -> bool:
+        """Whether a stream is being captured; what may not be done in a capture has then broken it."""
+        return stream in self._captures and bool(self._invalidate())
+
+    def device_sees(self, address: int, size: int) -> bool:
+        """Whether this is live memory that a kernel may touch: page-locked is not enough."""
+        return any(
+            kind != "pinned" and start <= address and address + size <= start + len(buffer)
+            for start, (kind, buffer) in self._memory.items()
+        )
 
     def _python_function(self, name: str, classes: dict[str, Any]) -> Callable[..., Any]:
         _, *types = SIGNATURES[name]
@@ -280,7 +292,8 @@ class FakeCudart:
 
     @exported("cudaDeviceGetAttribute", ctypes.POINTER(c_int), c_int, c_int)
     def _attribute(self, out: Any, attribute: int, device: int) -> int:
-        out[0] = ATTRIBUTES[attribute]
+        attributes = {CAPABILITY_MAJOR: 8, CAPABILITY_MINOR: 7, INTEGRATED: self.integrated}
+        out[0] = attributes[attribute]
         return 0
 
     @exported("cudaGetDeviceProperties", ctypes.POINTER(ctypes.c_char * 1032), c_int)
