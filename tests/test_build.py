@@ -1,0 +1,646 @@
+"""Engines are built into a bundle, kept while they are fresh, and never at the bundle's expense."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from gft_edge import bundle as bundle_room
+from gft_edge.bundle import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
+from gft_edge.calibration.image_set import draw_image_set
+from gft_edge.cli import main
+from gft_edge.errors import BundleError, PipelineError, UsageError
+from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.image_folder import read_split
+from gft_edge.model.checkpoint import load_run
+from gft_edge.nvidia import build as build_room
+from gft_edge.nvidia.build import build_engine, check_recipe
+from gft_edge.nvidia.cuda import Gpu
+from gft_edge.nvidia.library import builder_library, parse
+from gft_edge.onnx_bytes import graph_output
+from gft_edge.specs import EngineRecipe
+
+QUICK = EngineRecipe(builder_optimization_level=0)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    """TensorRT for RTX GPUs, which builds without a GPU."""
+    reason = "tensorrt_rtx cannot be imported here: its wheels are for x86-64"
+    return pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
+    """TensorRT-RTX alone, and no GPU, wherever the tests run."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path) -> Path:
+    """The micro run exported for TensorRT, without an engine."""
+    spec, model = load_run(micro_run)
+    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    export(model, spec, images, ExportRequest("tensorrt"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with its engine."""
+    folder = tmp_path_factory.mktemp("with_engine") / "bundle"
+    shutil.copytree(exported, folder)
+    assert build_engine(folder).made
+    return folder
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy to build in."""
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def built(with_engine: Path, tmp_path: Path) -> Path:
+    """A copy that has its engine."""
+    return Path(shutil.copytree(with_engine, tmp_path / "built"))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Every file of a bundle but its lock, by sha256."""
+    return {
+        str(path.relative_to(folder)): sha256_of(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != LOCK_FILE
+    }
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nobody holds the bundle's lock."""
+    try:
+        with locked(folder):
+            return True
+    except BundleError:
+        return False
+
+
+def run(*arguments: object) -> Result:
+    """gft-edge with those arguments; an exception that is not the user's to mend is the test's."""
+    return CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """The one line that a command gave, having failed as it should."""
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in result.output
+    assert lines[-1].startswith("Error: ")
+    return lines[-1].removeprefix("Error: ")
+
+
+# What is built, and what a second build does.
+
+
+def test_an_engine_is_built_recorded_and_sealed(
+    with_engine: Path, exported: Path, rtx: Any
+) -> None:
+    manifest = read_bundle(with_engine).manifest
+    (engine,) = manifest.engines
+    fingerprint = f"tensorrt-rtx-{rtx.__version__}-sm80-sm86-sm89-sm120+"
+    assert engine.path == f"engines/{fingerprint}/model.engine"
+    plan = with_engine / engine.path
+    assert engine.sha256 == sha256_of(plan)
+    assert b"trt" in plan.read_bytes()[:8]
+    assert engine.graph_sha256 == manifest.artifact.sha256
+    assert (engine.outputs, engine.flavor) == (("logits",), "tensorrt-rtx")
+    assert (engine.gpu, engine.cuda, engine.timing_cache) == (None, None, None)
+    assert engine.recipe == EngineRecipe("tensorrt-rtx")
+    assert 0 < engine.build_seconds < 600
+    assert manifest.seal != read_bundle(exported).manifest.seal
+    # Nothing else has changed, and nothing else is left behind.
+    before, after = files_of(exported), files_of(with_engine)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        "manifest.json", engine.path,
+    }  # fmt: skip
+
+
+def test_a_fresh_engine_is_not_built_again(built: Path) -> None:
+    before = files_of(built)
+    second = build_engine(built)
+    assert (second.made, second.engine) == (False, read_bundle(built).manifest.engines[0])
+    assert files_of(built) == before
+
+
+def test_force_builds_it_again(built: Path) -> None:
+    assert build_engine(built, force=True).made
+    assert len(read_bundle(built).manifest.engines) == 1
+
+
+def test_another_recipe_builds_again_and_replaces(built: Path) -> None:
+    assert build_engine(built, QUICK).made
+    (engine,) = read_bundle(built).manifest.engines
+    assert engine.recipe == dataclasses.replace(QUICK, flavor="tensorrt-rtx")
+    assert not build_engine(built, QUICK).made
+    assert build_engine(built).made
+
+
+def test_the_recipe_is_the_bundles_own_unless_another_is_given(bundle: Path) -> None:
+    manifest = dataclasses.replace(read_bundle(bundle).manifest, recipe=QUICK)
+    write_manifest(bundle, manifest)
+    assert build_engine(bundle).engine.recipe.builder_optimization_level == 0
+    assert not build_engine(bundle, QUICK).made
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "empty", "missing"])
+def test_a_damaged_engine_is_built_again_and_the_bundle_still_reads(
+    damage: str, built: Path
+) -> None:
+    (engine,) = read_bundle(built).manifest.engines
+    plan = (built / engine.path).read_bytes()
+    broken = {
+        "altered": plan[:500] + bytes([plan[500] ^ 1]) + plan[501:],
+        "truncated": plan[: len(plan) // 2],
+        "empty": b"",
+    }
+    if damage == "missing":
+        (built / engine.path).unlink()
+    else:
+        (built / engine.path).write_bytes(broken[damage])
+    read_bundle(built)
+    mended = build_engine(built)
+    assert mended.made
+    assert sha256_of(built / engine.path) == mended.engine.sha256
+    assert not build_engine(built).made
+
+
+def test_another_graph_makes_the_engine_stale(built: Path) -> None:
+    bundle = read_bundle(built)
+    graph = onnx.load(bundle.artifact_path)
+    graph.doc_string = "the same network, exported another time"
+    onnx.save(graph, bundle.artifact_path)
+    sha256 = sha256_of(bundle.artifact_path)
+    artifact = dataclasses.replace(bundle.manifest.artifact, sha256=sha256)
+    files = {**bundle.manifest.files, artifact.path: sha256}
+    write_manifest(built, dataclasses.replace(bundle.manifest, artifact=artifact, files=files))
+    again = build_engine(built)
+    assert (again.made, again.engine.graph_sha256) == (True, sha256)
+
+
+def test_explain_makes_a_second_engine_that_returns_the_kept_patches(built: Path) -> None:
+    first = read_bundle(built).manifest.engines[0]
+    second = build_engine(built, explain=True).engine
+    manifest = read_bundle(built).manifest
+    assert manifest.engines == (first, second)
+    assert second.outputs == ("logits", *manifest.kept_outputs)
+    assert second.path == first.path.replace("model.engine", "explain.engine")
+    assert second.sha256 != first.sha256
+    assert not build_engine(built).made
+    assert not build_engine(built, explain=True).made
+
+
+def test_the_graph_of_explain_has_the_logits_and_the_patches_of_each_stage(
+    exported: Path, rtx: Any
+) -> None:
+    bundle = read_bundle(exported)
+    kept = bundle.manifest.kept_outputs
+    graph = bundle.artifact_path.read_bytes() + b"".join(map(graph_output, kept))
+    network, _, _ = parse(builder_library("tensorrt-rtx"), graph, bundle.artifact_path)
+    outputs = [network.get_output(number) for number in range(network.num_outputs)]
+    assert [output.name for output in outputs] == ["logits", *kept]
+    assert [tuple(output.shape) for output in outputs] == [(1, 4), (1, 48), (1, 32), (1, 16)]
+    assert {output.dtype for output in outputs[1:]} == {rtx.int64}
+
+
+def test_engines_of_another_machine_stay(built: Path) -> None:
+    bundle = read_bundle(built)
+    (here,) = bundle.manifest.engines
+    other = dataclasses.replace(
+        here, path="engines/tensorrt-10.3.0-linux-aarch64-orin-sm87/model.engine",
+        flavor="tensorrt", version="10.3.0", platform="linux-aarch64", gpu="Orin",
+    )  # fmt: skip
+    (built / other.path).parent.mkdir(parents=True)
+    shutil.copyfile(built / here.path, built / other.path)
+    write_manifest(built, dataclasses.replace(bundle.manifest, engines=(other, here)))
+    again = build_engine(built, force=True).engine
+    assert read_bundle(built).manifest.engines == (other, again)
+    assert sha256_of(built / other.path) == other.sha256
+
+
+def test_an_engine_can_be_added_to_a_copy_elsewhere(built: Path, tmp_path: Path) -> None:
+    moved = built.rename(tmp_path / "a place with spaces")
+    assert not build_engine(moved).made
+
+
+# What the user sees meanwhile.
+
+
+def test_memory_that_does_not_suffice_is_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_room, "_available_bytes", lambda: 100 * 2**20)
+    said: list[str] = []
+    build_engine(bundle, dataclasses.replace(QUICK, workspace_gib=2), say=said.append)
+    assert said[0].endswith(
+        " MiB of memory and up to 2 GiB of workspace, 100 MiB are free: "
+        "close other programs, add swap, or give --workspace"
+    )
+
+
+# What fails leaves the bundle as it was.
+
+
+def test_a_full_disk_leaves_the_bundle_readable(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(built)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("build", built, "--force")
+    assert "No space left on device" in refused(result, 1)
+    monkeypatch.undo()
+    assert files_of(built) == before
+    read_bundle(built)
+    assert is_free(built)
+
+
+def test_a_disk_that_fills_between_engine_and_manifest_costs_one_more_build(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.replace
+
+    def full(source: str, target: Path) -> None:
+        if target.name == "manifest.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            build_engine(bundle, QUICK)
+    assert read_bundle(bundle).manifest.engines == ()
+    assert not [name for name in files_of(bundle) if "partial" in name]
+    assert build_engine(bundle, QUICK).made
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_bundle_that_cannot_be_written_is_refused_before_the_build(
+    code: int, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.open
+
+    def read_only(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if self.is_relative_to(bundle) and "w" in mode:
+            raise OSError(code, os.strerror(code), str(self))
+        return plain(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert refused(run("build", bundle)) == (
+        f"{bundle} cannot be written ({os.strerror(code)}): copy the bundle to a folder that can"
+    )
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root"
+)
+def test_a_folder_without_write_permission_is_refused(bundle: Path) -> None:
+    bundle.chmod(0o555)
+    try:
+        assert "cannot be written (Permission denied)" in refused(run("build", bundle))
+    finally:
+        bundle.chmod(0o755)
+
+
+def test_a_file_in_place_of_the_engines_folder_is_named(bundle: Path) -> None:
+    (bundle / "engines").write_text("in the way")
+    before = files_of(bundle)
+    assert str(bundle / "engines") in refused(run("build", bundle), 1)
+    assert files_of(bundle) == before
+
+
+@pytest.mark.parametrize("op", ["Nonsense", "Transpose"])
+def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path) -> None:
+    content = read_bundle(bundle)
+    graph = onnx.load(content.artifact_path)
+    node = next(node for node in graph.graph.node if node.op_type == "TopK")
+    node.op_type = op
+    onnx.save(graph, content.artifact_path)
+    sha256 = sha256_of(content.artifact_path)
+    artifact = dataclasses.replace(content.manifest.artifact, sha256=sha256)
+    files = {**content.manifest.files, artifact.path: sha256}
+    write_manifest(bundle, dataclasses.replace(content.manifest, artifact=artifact, files=files))
+    before = files_of(bundle)
+    line = refused(run("build", bundle), 1)
+    assert line.startswith(f"TensorRT's parser refuses node {node.name!r}: ")
+    assert files_of(bundle) == before
+    assert is_free(bundle)
+
+
+# Two processes.
+
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle import locked\n"
+HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts Python processes of one line of output at least, and ends those that are left."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_build_is_refused_and_a_killed_one_leaves_no_lock(
+    bundle: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    holder = start("-c", HOLD, bundle)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    before = files_of(bundle)
+    assert refused(run("build", bundle)) == (
+        f"{bundle} is being written by another gft-edge: wait until it is done"
+    )
+    assert files_of(bundle) == before
+    holder.kill()
+    holder.wait()
+    assert build_engine(bundle, QUICK).made
+
+
+def test_a_fresh_engine_is_found_while_another_build_runs(
+    built: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    holder = start("-c", HOLD, built)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert not build_engine(built).made
+
+
+# The callback slows the build down, so that a signal meets it under way on any machine.
+SLOW_BUILD = """
+import sys, time
+from pathlib import Path
+from gft_edge.nvidia.build import build_engine
+
+def progress(text, done, total):
+    if done > 100:
+        print("under way", flush=True)
+        time.sleep(0.05)
+
+build_engine(Path(sys.argv[1]), progress=progress)
+print("built")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_leaves_the_bundle_as_it_was(
+    number: signal.Signals, bundle: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    before = files_of(bundle)
+    process = start("-c", SLOW_BUILD, bundle)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n"
+    asked = time.monotonic()
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 10
+    assert process.returncode != 0
+    assert "built" not in out
+    assert files_of(bundle) == before
+    assert not (bundle / "engines").exists()
+    assert is_free(bundle)
+
+
+# What cannot be built.
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_bundle_of_another_target_builds_no_engine(target: str, bundle: Path) -> None:
+    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, target=target))
+    assert refused(run("build", bundle)) == (
+        f"{bundle} is a bundle for {target}, which loads as it is: engines are built from bundles "
+        "of --target tensorrt"
+    )
+    assert not (bundle / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--flavor", "cuda"), ("--builder-optimization-level", "fast"), ("--workspace", "much"),
+     ("--hardware-compatibility-level", "all"), ("--int8",)],
+)  # fmt: skip
+def test_options_that_do_not_exist_are_refused(arguments: tuple[str, ...], exported: Path) -> None:
+    given = (exported, *arguments) if arguments else ()
+    refused(run("build", *given))
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path, micro_run: Path) -> None:
+    assert refused(run("build", tmp_path / "nowhere")) == f"{tmp_path / 'nowhere'}: no such bundle"
+    assert refused(run("build", micro_run)) == f"{micro_run} is no bundle: it has no manifest.json"
+
+
+@pytest.mark.parametrize("gib", [0.001, 1, 1024])
+def test_a_workspace_of_any_size_is_taken(gib: float) -> None:
+    check_recipe(EngineRecipe(workspace_gib=gib))
+
+
+def test_an_altered_manifest_builds_nothing(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"driver"', '"Driver"').replace("café", "cafe"))
+    refused(run("build", bundle))
+    assert not (bundle / "engines").exists()
+
+
+# The command.
+
+
+def test_build_prints_one_document_of_json(bundle: Path) -> None:
+    for made in (True, False):
+        result = run("build", bundle, "--json")
+        content = json.loads(result.stdout)
+        assert (result.exit_code, content["bundle"], content["made"]) == (0, str(bundle), made)
+        (engine,) = json.loads((bundle / "manifest.json").read_text())["engines"]
+        assert content["engine"] == engine
+
+
+def test_build_ends_with_the_command_that_follows(built: Path) -> None:
+    result = run("build", built)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"next: gft-edge verify {built}"
+    assert "not built again" in result.stderr
+    assert "model.engine" in result.stdout
+
+
+def test_build_says_what_it_takes_and_when_it_is_done(bundle: Path) -> None:
+    result = run("build", bundle, "--builder-optimization-level", "0")
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("the build takes about ")]
+    assert lines.count("build engine") == 1
+
+
+# Export.
+
+
+def exporting(run_folder: Path, data: Path, out: Path, *options: str) -> Result:
+    return run(
+        "export", run_folder, "--target", "tensorrt", "--data", data, "--split", "test",
+        "--images", 12, "--out", out, *options,
+    )  # fmt: skip
+
+
+def test_export_builds_the_engine_where_it_can(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    result = exporting(micro_run, micro_data, out, "--builder-optimization-level", "0", "--json")
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    manifest = read_bundle(out).manifest
+    (engine,) = manifest.engines
+    assert content["engine"]["path"] == engine.path
+    assert content["engine"]["sha256"] == sha256_of(out / engine.path)
+    # The bundle's recipe is what was asked for, the engine's what was taken.
+    assert (manifest.recipe, engine.recipe.flavor) == (QUICK, "tensorrt-rtx")
+    assert result.stderr.splitlines().count("build engine") == 1
+
+
+def test_export_without_a_library_says_why_and_what_is_next(
+    micro_run: Path, micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    out = tmp_path / "bundle"
+    result = exporting(micro_run, micro_data, out)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"next: gft-edge build {out}"
+    assert (
+        "no engine is built here: TensorRT is not installed here: pip install "
+        "'gft-edge[tensorrt]', on a Jetson sudo apt install tensorrt. "
+        f"{out} holds the graph to build it from"
+    ) in result.stderr.splitlines()
+    assert read_bundle(out).manifest.engines == ()
+
+
+# TensorRT itself, in whose place stands TensorRT-RTX: same calls, same graph.
+
+
+@pytest.fixture
+def posing(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine with TensorRT 10.13 and a GPU, but for what they compute."""
+    module = types.ModuleType("tensorrt")
+    module.__dict__.update(vars(rtx), __version__="10.13.3.9")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30)
+    cuda = SimpleNamespace(gpu=lambda: gpu, runtime_version="12.8")
+    monkeypatch.setattr(build_room, "open_cuda", lambda: cuda)
+    return module
+
+
+no_ops = pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
+
+
+@no_ops
+@pytest.mark.usefixtures("posing")
+def test_an_engine_of_tensorrt_names_the_gpu_it_is_bound_to(bundle: Path) -> None:
+    built = build_engine(bundle, QUICK).engine
+    folder = "engines/tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-sm89"
+    assert (built.path, built.timing_cache) == (f"{folder}/model.engine", f"{folder}/timing.cache")
+    assert (built.gpu, built.compute_capabilities) == ("NVIDIA GeForce RTX 4090", ("8.9",))
+    assert (built.cuda, built.recipe.flavor) == ("12.8", "tensorrt")
+    assert (bundle / folder / "timing.cache").stat().st_size > 0
+    assert [engine.path for engine in read_bundle(bundle).manifest.engines] == [built.path]
+
+
+@no_ops
+@pytest.mark.usefixtures("posing")
+def test_engines_of_both_libraries_stand_side_by_side(built: Path) -> None:
+    assert build_engine(built, QUICK).engine.flavor == "tensorrt"
+    flavors = [engine.flavor for engine in read_bundle(built).manifest.engines]
+    assert flavors == ["tensorrt-rtx", "tensorrt"]
+    assert not build_engine(built, EngineRecipe("tensorrt-rtx")).made
+
+
+@no_ops
+@pytest.mark.usefixtures("posing")
+def test_a_timing_cache_of_the_users_is_read_and_written(bundle: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "timing.cache"
+    said: list[str] = []
+    engine = build_engine(bundle, QUICK, timing_cache=cache, say=said.append).engine
+    assert engine.timing_cache is not None
+    assert cache.read_bytes() == (bundle / engine.timing_cache).read_bytes()
+    assert build_engine(bundle, QUICK, timing_cache=cache, force=True, say=said.append).made
+    assert not [line for line in said if "timing anew" in line]
+
+
+@pytest.mark.usefixtures("posing")
+def test_on_a_jetson_there_is_no_hardware_compatibility(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gft_edge.nvidia.engines.l4t", lambda: "R36.4.0")
+    line = refused(run("build", exported, "--hardware-compatibility-level", "ampere+"))
+    assert line.startswith("tensorrt 10.13.3.9: builds for the Jetson at hand alone: leave ")
+
+
+def test_tensorrt_without_a_gpu_gives_way_to_tensorrt_rtx(
+    built: Path, posing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> Any:
+        raise UsageError("no NVIDIA driver here")
+
+    monkeypatch.setattr(build_room, "open_cuda", absent)
+    assert not build_engine(built).made
+    line = refused(run("build", built, "--flavor", "tensorrt"))
+    assert line == "tensorrt 10.13.3.9: no NVIDIA driver here"
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [("Requested size was 3221225472, OutOfMemory (no further information)",
+      "(close other programs, add swap, or give another --workspace)"),
+     ("insufficient workspace", "(the scratch memory is too small, or give another --workspace)"),
+     ("it gives no reason", "(report the line)")],
+)  # fmt: skip
+def test_a_build_that_fails_gives_the_reason_and_what_to_do(
+    reason: str, advice: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, rtx: Any
+) -> None:
+    def fails(work: Callable[[], Any], monitor: Any) -> None:
+        return None
+
+    monkeypatch.setattr(build_room, "_interruptible", fails)
+    monkeypatch.setattr(build_room, "log_end", lambda logger, otherwise: reason)
+    with pytest.raises(PipelineError) as caught:
+        build_engine(bundle)
+    assert str(caught.value) == f"tensorrt-rtx {rtx.__version__} built no engine: {reason} {advice}"
+    assert not (bundle / "engines").exists()
