@@ -253,6 +253,76 @@ def test_an_engine_can_be_added_to_a_copy_elsewhere(built: Path, tmp_path: Path)
 # What the user sees meanwhile.
 
 
+def test_progress_never_falls_and_reaches_the_total_once(bundle: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    said: list[str] = []
+    build_engine(bundle, QUICK, progress=lambda *step: seen.append(step), say=said.append)
+    counts = [done for _, done, _ in seen]
+    assert len(counts) > 100
+    assert counts == sorted(counts)
+    assert counts[0] < 100
+    assert {total for _, _, total in seen} == {1000}
+    assert counts.count(1000) == 1
+    assert seen[-1] == ("build engine", 1000, 1000)
+    # One task to the bar: what changes stands behind two spaces.
+    assert {text.partition("  ")[0] for text, _, _ in seen} == {"build engine"}
+    (memory,) = (line for line in said if "memory" in line)
+    assert memory.startswith("the build takes about ")
+    assert " MiB are free" in memory
+
+
+class Monitored:
+    """Counts that a monitor reports for phases in the order that TensorRT might give them."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        module = types.SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {}))
+        self.monitor = build_room._monitor_of(module, lambda _, done, __: self.counts.append(done))
+
+
+def test_a_phase_fills_no_more_than_its_parents_step() -> None:
+    seen = Monitored()
+    monitor = seen.monitor
+    monitor.phase_start("build", None, 4)
+    for number in range(4):
+        monitor.phase_start("inner", "build", 10)
+        for step in range(10):
+            assert monitor.step_complete("inner", step)
+        assert seen.counts[-1] <= 250 * (number + 1)
+        monitor.phase_finish("inner")
+        monitor.step_complete("build", number)
+        assert seen.counts[-1] == min(250 * (number + 1), 999)
+    monitor.phase_finish("build")
+    assert seen.counts == sorted(seen.counts)
+
+
+def test_several_phases_within_one_step_do_not_turn_progress_back() -> None:
+    """TensorRT-RTX: `Optimizing graph`, then `Computing profile costs`, in a phase of one step."""
+    seen = Monitored()
+    monitor = seen.monitor
+    monitor.phase_start("build", None, 2)
+    for name in ("optimize", "cost", "more"):
+        monitor.phase_start(name, "build", 3)
+        for step in range(3):
+            monitor.step_complete(name, step)
+        monitor.phase_finish(name)
+    assert seen.counts == sorted(set(seen.counts))
+    assert seen.counts[-1] < 500
+    monitor.step_complete("build", 0)
+    assert seen.counts[-1] == 500
+
+
+def test_phases_that_nobody_announced_or_that_have_no_steps_do_no_harm() -> None:
+    seen = Monitored()
+    monitor = seen.monitor
+    assert monitor.step_complete("unknown", 0)
+    monitor.phase_finish("unknown")
+    monitor.phase_start("empty", "unknown", 0)
+    assert monitor.step_complete("empty", 0)
+    assert monitor.step_complete("empty", 7)
+    assert seen.counts == [999, 999]
+
+
 def test_memory_that_does_not_suffice_is_said(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +336,25 @@ def test_memory_that_does_not_suffice_is_said(
 
 
 # What fails leaves the bundle as it was.
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, BrokenPipeError, ValueError])
+def test_what_progress_raises_ends_the_build(
+    kind: type[BaseException], bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(bundle)
+
+    def progress(text: str, done: int, total: int) -> None:
+        if done > 300:
+            raise kind("stop")
+
+    with pytest.raises(kind, match="stop"):
+        build_engine(bundle, progress=progress)
+    assert files_of(bundle) == before
+    assert not (bundle / "engines").exists()
+    assert is_free(bundle)
+    # TensorRT's own account of it would stand in the middle of the bar.
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_full_disk_leaves_the_bundle_readable(

@@ -283,44 +283,60 @@ def _available_bytes() -> int | None:
 
 @dataclass
 class Phase:
-    """One of the builder's phases under way."""
+    """One of the builder's phases under way. `filled` is how much of its next step is done."""
 
     parent: str | None
     steps: int
     done: int = 0
+    filled: float = 0.0
 
 
 def _monitor_of(module: Any, progress: Progress) -> Any:
-    """TensorRT's progress monitor: nested phases as one fraction. `cancelled` ends the build."""
+    """TensorRT's progress monitor: nested phases as one count that never falls.
+
+    `cancelled` ends the build. What `progress` raises ends it too, and is kept in `error`.
+    """
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)
             self.cancelled = False
+            self.error: BaseException | None = None
             self.phases: dict[str, Phase] = {}
+            self.reached = 0
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases[name] = Phase(parent, max(steps, 1))
 
         def step_complete(self, name: str, step: int) -> bool:
-            if name in self.phases:
-                self.phases[name].done = step + 1
-                done = min(int(PARTS * self.fraction(name)), PARTS - 1)
-                progress(f"build engine  {name}", done, PARTS)
+            phase = self.phases.get(name)
+            if phase is not None and not self.cancelled:
+                phase.done, phase.filled = max(phase.done, step + 1), 0.0
+                done = min(int(PARTS * self.fraction(phase)), PARTS - 1)
+                self.reached = max(self.reached, done)
+                try:
+                    progress(f"build engine  {name}", self.reached, PARTS)
+                # TensorRT prints it with its traceback, and says that the user cancelled.
+                except BaseException as error:
+                    self.error, self.cancelled = error, True
             return not self.cancelled
 
         def phase_finish(self, name: str) -> None:
-            self.phases.pop(name, None)
+            phase = self.phases.pop(name, None)
+            parent = self.phases.get(phase.parent or "") if phase else None
+            if parent is not None:
+                parent.filled += (1 - parent.filled) / 2
 
-        def fraction(self, name: str) -> float:
-            """Of the whole build: a phase fills one step of its parent."""
+        def fraction(self, phase: Phase) -> float:
+            """Of the whole build."""
             inner = 0.0
-            at: str | None = name
-            while at is not None and at in self.phases:
-                phase = self.phases[at]
-                inner = min((phase.done + inner) / phase.steps, 1.0)
-                at = phase.parent
+            at: Phase | None = phase
+            while at is not None:
+                # A step may hold several phases, how many nobody says: each takes half of the rest.
+                step = at.filled + (1 - at.filled) * inner / 2
+                inner = min((at.done + step) / at.steps, 1.0)
+                at = self.phases.get(at.parent or "")
             return inner
 
     return Monitor()
@@ -331,10 +347,13 @@ def _interruptible(work: Callable[[], Any], monitor: Any) -> Any:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
-            return future.result()
+            made = future.result()
         except BaseException:
             monitor.cancelled = True
             raise
+    if monitor.error is not None:
+        raise monitor.error
+    return made
 
 
 def _failure(library: Library, reason: str) -> str:
