@@ -1,7 +1,20 @@
 """Run a Gradient Focal Transformer on a device: Classifier.load(bundle).predict(image)."""
 
-from gft_edge.classifier import Classifier
+from typing import TYPE_CHECKING, Any
+
 from gft_edge.errors import GftEdgeError
 from gft_edge.specs import Prediction
 
+if TYPE_CHECKING:
+    from gft_edge.classifier import Classifier
+
 __all__ = ["Classifier", "GftEdgeError", "Prediction"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: a device that only builds and runs engines needs no Pillow.
+    if name == "Classifier":
+        from gft_edge.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

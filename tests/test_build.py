@@ -733,3 +733,31 @@ def test_a_build_that_fails_gives_the_reason_and_what_to_do(
         build_engine(bundle)
     assert str(caught.value) == f"tensorrt-rtx {rtx.__version__} built no engine: {reason} {advice}"
     assert not (bundle / "engines").exists()
+
+
+# The device: a Jetson's own Python has numpy and TensorRT.
+
+DEVICE = """
+import sys
+blocked = (
+    "click", "rich", "PIL", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript",
+    "onnxsim", "openvino", "nncf", "sklearn", "scipy", "safetensors", "matplotlib", "tensorrt",
+)
+sys.modules.update(dict.fromkeys(blocked))
+from pathlib import Path
+import gft_edge.backends.trt
+from gft_edge.nvidia.build import build_engine
+from gft_edge.specs import EngineRecipe
+built = build_engine(Path(sys.argv[1]), EngineRecipe(builder_optimization_level=0), explain=True)
+print(built.made, *built.engine.outputs)
+"""
+
+
+def test_an_engine_is_built_with_numpy_and_tensorrt_alone(
+    bundle: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start("-W", "error", "-c", DEVICE, bundle)
+    out, problems = process.communicate(timeout=120)
+    assert process.returncode == 0, problems
+    kept = read_bundle(bundle).manifest.kept_outputs
+    assert out.split() == ["True", "logits", *kept]
