@@ -547,6 +547,41 @@ def test_a_bundle_of_another_target_builds_no_engine(target: str, bundle: Path) 
 
 
 @pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--workspace", "0"), "--workspace is 0: give GiB above 0, for example 2"),
+        (("--workspace", "-1"), "--workspace is -1: give GiB above 0, for example 2"),
+        (("--workspace", "nan"), "--workspace is nan: give GiB above 0, for example 2"),
+        (("--workspace", "inf"), "--workspace is inf: give GiB above 0, for example 2"),
+        (("--builder-optimization-level", "6"),
+         "--builder-optimization-level is 6: give 0 (quick) to 5 (thorough)"),
+        (("--builder-optimization-level", "-1"),
+         "--builder-optimization-level is -1: give 0 (quick) to 5 (thorough)"),
+        (("--flavor", "tensorrt"),
+         "TensorRT is not installed here: pip install 'gft-edge[tensorrt]', on a Jetson sudo apt "
+         "install tensorrt"),
+        (("--version-compatible",),
+         "{rtx}: has no version-compatible engines: leave --version-compatible out"),
+        (("--hardware-compatibility-level", "ampere+"),
+         "{rtx}: has no --hardware-compatibility-level ampere+: choose another, or leave it out"),
+        (("--timing-cache", "{tmp}/timing.cache"),
+         "{rtx}: keeps no timing cache: leave --timing-cache out"),
+        (("--timing-cache", "{tmp}/none/timing.cache"),
+         "--timing-cache is {tmp}/none/timing.cache: give a file in a folder that is there"),
+        (("--timing-cache", "{tmp}"), "--timing-cache is {tmp}: give a file in a folder that is"
+         " there"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_built_is_refused_in_one_line(
+    options: tuple[str, ...], reason: str, exported: Path, rtx: Any, tmp_path: Path
+) -> None:
+    names = {"rtx": f"tensorrt-rtx {rtx.__version__}", "tmp": tmp_path}
+    given = [option.format(**names) for option in options]
+    assert refused(run("build", exported, *given)) == reason.format(**names)
+    assert read_bundle(exported).manifest.engines == ()
+
+
+@pytest.mark.parametrize(
     "arguments",
     [(), ("--flavor", "cuda"), ("--builder-optimization-level", "fast"), ("--workspace", "much"),
      ("--hardware-compatibility-level", "all"), ("--int8",)],
@@ -559,6 +594,21 @@ def test_options_that_do_not_exist_are_refused(arguments: tuple[str, ...], expor
 def test_what_is_no_bundle_is_refused(tmp_path: Path, micro_run: Path) -> None:
     assert refused(run("build", tmp_path / "nowhere")) == f"{tmp_path / 'nowhere'}: no such bundle"
     assert refused(run("build", micro_run)) == f"{micro_run} is no bundle: it has no manifest.json"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [EngineRecipe(workspace_gib=-1.0), EngineRecipe(builder_optimization_level=9)],
+)
+def test_numbers_in_a_manifest_that_no_library_takes_are_refused(
+    recipe: EngineRecipe, bundle: Path
+) -> None:
+    """A recipe need not come from the command line."""
+    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, recipe=recipe))
+    with pytest.raises(UsageError, match="give "):
+        build_engine(bundle)
+    with pytest.raises(UsageError, match="give "):
+        build_engine(bundle, recipe)
 
 
 @pytest.mark.parametrize("gib", [0.001, 1, 1024])
@@ -642,6 +692,32 @@ def test_export_without_a_library_says_why_and_what_is_next(
     assert read_bundle(out).manifest.engines == ()
 
 
+def test_export_for_another_machine_asks_of_this_one_no_more_than_the_graph(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    cache = tmp_path / "timing.cache"
+    options = ("--version-compatible", "--timing-cache", str(cache), "--json")
+    result = exporting(micro_run, micro_data, out, *options)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["engine"] is None
+    assert f"keeps no timing cache: leave --timing-cache out. {out} holds the" in result.stderr
+    assert read_bundle(out).manifest.recipe == EngineRecipe(version_compatible=True)
+    assert not cache.exists()
+
+
+def test_options_of_an_engine_are_refused_for_a_target_without_one(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    for option in (("--timing-cache", str(tmp_path / "timing.cache")), ("--flavor", "tensorrt")):
+        result = run(
+            "export", micro_run, "--target", "onnx", "--data", micro_data, "--split", "test",
+            "--out", tmp_path / "bundle", *option,
+        )  # fmt: skip
+        assert refused(result).startswith("onnx builds no engine: leave ")
+        assert not (tmp_path / "bundle").exists()
+
+
 # TensorRT itself, in whose place stands TensorRT-RTX: same calls, same graph.
 
 
@@ -691,6 +767,24 @@ def test_a_timing_cache_of_the_users_is_read_and_written(bundle: Path, tmp_path:
     assert cache.read_bytes() == (bundle / engine.timing_cache).read_bytes()
     assert build_engine(bundle, QUICK, timing_cache=cache, force=True, say=said.append).made
     assert not [line for line in said if "timing anew" in line]
+
+
+@no_ops
+@pytest.mark.usefixtures("posing")
+def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_engine(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, cache = bundle_room.write_whole, tmp_path / "timing.cache"
+
+    def full(path: Path, content: bytes) -> None:
+        if path == cache:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(path, content)
+
+    monkeypatch.setattr(build_room, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_engine(bundle, QUICK, timing_cache=cache)
+    assert not build_engine(bundle, QUICK).made
 
 
 @pytest.mark.usefixtures("posing")

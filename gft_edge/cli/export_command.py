@@ -28,7 +28,7 @@ from gft_edge.cli.output import (
 )
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.image_folder import read_split
-from gft_edge.nvidia.build import Built, build_engine, builder_here, check_timing_cache
+from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.specs import EngineRecipe, ImageSet, InputSpec, ModelSpec, Progress, to_json
 
 SUBSET_SIZE = 300
@@ -80,6 +80,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         raise MissingDependencyError(error.name or "torch", "export") from error
     if is_bundle(run):
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
+    if options["timing_cache"] is not None and backend_for(target).TARGET != "tensorrt":
+        raise UsageError(f"{target} builds no engine: leave --timing-cache out")
     spec, model = load_run(run)
     precision = _precision(options)
     request = ExportRequest(
@@ -95,8 +97,6 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     )
     if precision != AUTO:
         check_request(request)
-    if options["timing_cache"] is not None:
-        _check_timing_cache(target, request.recipe)
     images = _images(run, spec, options, request.calibration)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
@@ -134,19 +134,11 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         next_line(f"gft-edge verify {out}")
 
 
-def _check_timing_cache(target: str, recipe: EngineRecipe | None) -> None:
-    # Before minutes of export, not after.
-    if backend_for(target).TARGET != "tensorrt":
-        raise UsageError(f"--timing-cache is for --target tensorrt: leave it out for {target}")
-    library, _ = builder_here(recipe or EngineRecipe())
-    check_timing_cache(library)
-
-
 def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None:
     """The engine, where this machine can build one; elsewhere the reason is said."""
     recipe = engine_recipe(options) or EngineRecipe()
     try:
-        builder_here(recipe)
+        builder_here(recipe, options["timing_cache"])
     except UsageError as error:
         say(f"no engine is built here: {error}. {out} holds the graph to build it from")
         return None

@@ -86,5 +86,5 @@ def engine_recipe(options: dict[str, Any]) -> EngineRecipe | None:
         options["version_compatible"],
         options["hardware_compatibility_level"] or "none",
     )
-    check_recipe(recipe)
+    check_recipe(recipe, options["timing_cache"])
     return None if recipe == EngineRecipe() and flavor is None else recipe

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle import Bundle, locked, read_bundle, sha256_of, write_manifest, write_whole
+from gft_edge.bundle import (
+    Bundle,
+    locked,
+    read_bundle,
+    sha256_of,
+    write_manifest,
+    write_whole,
+)
 from gft_edge.errors import PipelineError, UsageError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import (
@@ -69,10 +76,9 @@ def build_engine(
             "engines are built from bundles of --target tensorrt"
         )
     recipe = recipe or bundle.manifest.recipe or EngineRecipe()
-    library, host = builder_here(recipe)
+    check_recipe(recipe, timing_cache)
+    library, host = builder_here(recipe, timing_cache)
     recipe = dataclasses.replace(recipe, flavor=library.flavor)
-    if timing_cache is not None:
-        check_timing_cache(library)
     outputs = ("logits", *bundle.manifest.kept_outputs) if explain else ("logits",)
     name = EXPLAIN_FILE if explain else ENGINE_FILE
     path = f"{FOLDER}/{fingerprint(recipe, library, host)}/{name}"
@@ -90,7 +96,6 @@ def build_engine(
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, plan)
         if timings is not None:
-            write_whole(cache, timings)
             write_whole(place.with_name(TIMING_CACHE_FILE), timings)
         engine = Engine(
             path=path,
@@ -110,10 +115,13 @@ def build_engine(
             build_seconds=round(seconds, 2),
         )
         write_manifest(folder, with_engine(bundle.manifest, engine))
+    if timings is not None and timing_cache is not None:
+        # Last, as it may lie on another disk: the engine is recorded if this one is full.
+        write_whole(timing_cache, timings)
     return Built(folder, engine, made=True)
 
 
-def builder_here(recipe: EngineRecipe) -> tuple[Library, Host]:
+def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tuple[Library, Host]:
     """The library that builds a recipe on this machine. Raises UsageError with every reason."""
     try:
         host = host_of(open_cuda())
@@ -124,6 +132,8 @@ def builder_here(recipe: EngineRecipe) -> tuple[Library, Host]:
     reasons = []
     for library in installed(recipe.flavor):
         reason = unsupported(recipe, library, host)
+        if timing_cache is not None and not library.has("create_timing_cache"):
+            reason = "keeps no timing cache: leave --timing-cache out"
         if reason is None and library.flavor == "tensorrt":
             reason = no_gpu
         if reason is None:
@@ -158,8 +168,8 @@ def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | Non
     return None
 
 
-def check_recipe(recipe: EngineRecipe) -> None:
-    """Raise UsageError for numbers that no library takes."""
+def check_recipe(recipe: EngineRecipe, timing_cache: Path | None = None) -> None:
+    """Raise UsageError for numbers that no library takes, and for a file that cannot be written."""
     if recipe.workspace_gib is not None and not 0 < recipe.workspace_gib <= 1024:
         raise UsageError(
             f"--workspace is {recipe.workspace_gib:g}: give GiB above 0, for example 2"
@@ -167,12 +177,8 @@ def check_recipe(recipe: EngineRecipe) -> None:
     level = recipe.builder_optimization_level
     if level is not None and not 0 <= level <= 5:
         raise UsageError(f"--builder-optimization-level is {level}: give 0 (quick) to 5 (thorough)")
-
-
-def check_timing_cache(library: Library) -> None:
-    """Raise UsageError for a library that times nothing."""
-    if not library.has("create_timing_cache"):
-        raise UsageError(f"{library.name} keeps no timing cache: leave --timing-cache out")
+    if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.parent.is_dir()):
+        raise UsageError(f"--timing-cache is {timing_cache}: give a file in a folder that is there")
 
 
 def fresh_engine(
