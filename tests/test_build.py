@@ -428,6 +428,21 @@ def test_a_file_in_place_of_the_engines_folder_is_named(bundle: Path) -> None:
     assert files_of(bundle) == before
 
 
+def test_a_bundle_that_is_exported_anew_meanwhile_keeps_its_manifest(bundle: Path) -> None:
+    """An export takes no lock: it puts a whole folder in place of the old one."""
+    manifest = dataclasses.replace(read_bundle(bundle).manifest, tools={"torch": "another"})
+
+    def progress(text: str, done: int, total: int) -> None:
+        if done == total:
+            write_manifest(bundle, manifest)
+
+    with pytest.raises(BundleError, match="was replaced while its engine was built: build it aga"):
+        build_engine(bundle, QUICK, progress=progress)
+    content = read_bundle(bundle).manifest
+    assert (content.tools, content.engines) == ({"torch": "another"}, ())
+    assert not (bundle / "engines").exists()
+
+
 @pytest.mark.parametrize("op", ["Nonsense", "Transpose"])
 def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path) -> None:
     content = read_bundle(bundle)

@@ -14,11 +14,12 @@ from gft_edge.bundle import (
     Bundle,
     locked,
     read_bundle,
+    read_manifest,
     sha256_of,
     write_manifest,
     write_whole,
 )
-from gft_edge.errors import PipelineError, UsageError
+from gft_edge.errors import BundleError, PipelineError, UsageError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import (
     ENGINE_FILE,
@@ -93,6 +94,9 @@ def build_engine(
         started = time.monotonic()
         plan, timings = _plan(bundle, recipe, library, host, outputs, cache, progress, say)
         seconds = time.monotonic() - started
+        if read_manifest(folder) != bundle.manifest:
+            # The old manifest would be written over that of an export, which takes no lock.
+            raise BundleError(f"{folder} was replaced while its engine was built: build it again")
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, plan)
         if timings is not None:
