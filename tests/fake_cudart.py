@@ -111,6 +111,16 @@ class FakeCudart:
         assert code in ERRORS
         self._code_of_call[index] = code
 
+    def forget_failures(self) -> None:
+        """From here every call works."""
+        self._codes.clear()
+        self._code_of_call.clear()
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait in streams."""
+        return sum(map(len, self._streams.values()))
+
     def cuda(self, provider: str = "ctypes") -> Cuda:
         """Opened over this fake, through one provider's own way of calling."""
         return Cuda(CudaPython(self.module()) if provider == "cuda-python" else self.runtime())
@@ -201,6 +211,8 @@ class FakeCudart:
             pairs = zip(arguments, types, strict=True)
             self.calls.append((name, tuple(value for value, kind in pairs if not _is_output(kind))))
             wanted = self._codes.get(name) or self._code_of_call.get(len(self.calls) - 1, 0)
+            if name.startswith("cudaGet") and "Error" in name:
+                wanted = 0  # these describe a failure, and have none
             if wanted and name == "cudaStreamEndCapture":
                 self._invalidate()
             # What ends something ends it; any other failure does nothing.

@@ -56,9 +56,9 @@ class ILogger:
 class FakeTensorrt:
     """`module` is to be used as tensorrt; calls are noted in the CUDA runtime's `calls`.
 
-    `plans` are those that were deserialized, `live` counts objects by kind, and what is in `refused`
-    is answered as TensorRT does when it cannot: with None, False or a TypeError. With a text in
-    `refuse_in_capture` no engine can be captured.
+    `plans` are those that were deserialized, `host_code_allowed` whether each might bring code;
+    `live` counts objects by kind. What is in `refused` is answered as TensorRT does when it cannot:
+    with None, False or a TypeError. With a text in `refuse_in_capture` no engine can be captured.
     """
 
     def __init__(self, cudart: FakeCudart, version: str = "10.3.0") -> None:
@@ -66,6 +66,8 @@ class FakeTensorrt:
         self.plans: list[bytes] = []
         self.live: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
+        self._once: set[str] = set()
+        self.host_code_allowed: list[bool] = []
         self.refuse_in_capture: str | None = None
         self.module = SimpleNamespace(
             __version__=version,
@@ -83,12 +85,21 @@ class FakeTensorrt:
         """Make every later call of a name fail with this in the log."""
         self.refused[name] = reason
 
+    def refuse_once(self, name: str) -> None:
+        """Make the next call of a name fail."""
+        self.refuse(name)
+        self._once.add(name)
+
     def refuses(self, name: str, logger: ILogger) -> bool:
         """Note a call, and say whether it is to fail."""
         self.cudart.calls.append((name, ()))
-        if name in self.refused:
-            logger.log(Severity.ERROR, f"{self.refused[name]}\nIn an echo at line 74")
-        return name in self.refused
+        if name not in self.refused:
+            return False
+        logger.log(Severity.ERROR, f"{self.refused[name]}\nIn an echo at line 74")
+        if name in self._once:
+            self._once.remove(name)
+            del self.refused[name]
+        return True
 
 
 class _Counted:
@@ -125,6 +136,7 @@ class _Runtime(_Counted):
         assert isinstance(plan, bytes)
         fake, logger = self._fake, self._logger
         fake.plans.append(plan)
+        fake.host_code_allowed.append(self.engine_host_code_allowed)
         if fake.refuses("deserialize_cuda_engine", logger):
             return None
         portable = plan.startswith(PORTABLE_HEADER)
@@ -217,6 +229,7 @@ class _Context(_Counted):
             self._logger.log(Severity.ERROR, reason)
             return False
         self._warm = True
+        self._logger.log(Severity.WARNING, "something that is said at every run")
         cudart.enqueue(stream_handle, functools.partial(self._work(), dict(self._addresses)))
         return True
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,13 @@ from gft_edge.bundle import read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, open_request
 from gft_edge.cli import main
-from gft_edge.errors import CudaError, FailedError, GftEdgeError, UsageError
+from gft_edge.errors import BundleError, CudaError, FailedError, GftEdgeError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import with_engine
+from gft_edge.nvidia.cuda import host_view
+from gft_edge.nvidia.cudart import FUNCTIONS
 from gft_edge.nvidia.engines import host_of
 from gft_edge.nvidia.library import Library
 from gft_edge.onnx_bytes import graph_output
@@ -185,7 +190,7 @@ def calls_of(machine: FakeTensorrt, work: Callable[[], object]) -> list[str]:
     """The names of the calls that a piece of work makes."""
     machine.cudart.calls.clear()
     work()
-    return [name for name, _ in machine.cudart.calls]
+    return [name for name, _ in machine.cudart.calls if name != "set_tensor_address"]
 
 
 def refusal(work: Callable[[], object], kind: type[GftEdgeError] = GftEdgeError) -> str:
@@ -445,3 +450,391 @@ def test_an_engine_that_cannot_be_captured_ends_the_capture(
     machine.refuse_in_capture = None
     assert_same(session.run(pictures(seed=2)), expected_of(bundle, pictures(seed=2)))
     session.close()
+
+
+# Images that already lie on the GPU.
+
+
+@contextmanager
+def frame_of(machine: FakeTensorrt, images: Pixels) -> Iterator[int]:
+    """The address of device memory of the caller's that holds these images."""
+    cuda = machine.cudart.cuda()
+    address = cuda.device_buffer(images.nbytes)
+    host_view(address, images.nbytes)[:] = images.ravel()
+    yield address
+    cuda.free_device(address)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("integrated", [False, True])
+def test_images_on_the_gpu_are_read_where_they_lie(
+    machine: FakeTensorrt, bundle: Path, integrated: bool, cuda_graph: bool
+) -> None:
+    machine.cudart.integrated = integrated
+    add_engine(machine, bundle, explain=True)
+    session = session_of(bundle, cuda_graph=cuda_graph)
+    plain = session_of(bundle)
+    images = [pictures(seed=seed) for seed in range(4)]
+    with frame_of(machine, images[0]) as left, frame_of(machine, images[1]) as right:
+        for _ in range(2):
+            assert_same(session.run_at(left), plain.run(images[0]))
+            assert_same(session.run_at(right), plain.run(images[1]))
+            # The session's own images are its own again.
+            assert_same(session.run(images[2]), plain.run(images[2]))
+            assert_same(session.run_split(images[3])[0], plain.run(images[3]))
+        names = calls_of(machine, lambda: session.run_at(right))
+        assert names.count("cudaMemcpyAsync") == (0 if integrated else 4)
+        assert names[0] == "cudaSetDevice"
+        np.testing.assert_array_equal(host_view(right, images[1].nbytes), images[1].ravel())
+    session.close()
+    plain.close()
+
+
+def test_a_graph_is_captured_again_for_another_address_alone(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False, cuda_graph=True)
+
+    def captures(work: Callable[[], object]) -> int:
+        return calls_of(machine, work).count("cudaStreamBeginCapture")
+
+    with frame_of(machine, pictures()) as left, frame_of(machine, pictures()) as right:
+        assert captures(lambda: session.run(pictures())) == 1
+        assert captures(lambda: session.run(pictures())) == 0
+        assert captures(lambda: session.run_at(left)) == 1
+        assert captures(lambda: session.run_at(left)) == 0
+        assert captures(lambda: session.run_at(right)) == 1
+        assert captures(lambda: session.run(pictures())) == 1
+        assert machine.cudart.live["executable"] == 1
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["execute_async_v3", "set_tensor_address"])
+def test_after_a_failed_run_at_the_session_reads_its_own_images(
+    machine: FakeTensorrt, bundle: Path, name: str
+) -> None:
+    add_engine(machine, bundle, explain=True)
+    session = session_of(bundle)
+    with frame_of(machine, pictures(seed=1)) as address:
+        machine.refuse_once(name)
+        refusal(lambda: session.run_at(address), FailedError)
+        assert_same(session.run(pictures(seed=2)), expected_of(bundle, pictures(seed=2)))
+        machine.cudart.fail("cudaStreamSynchronize", 719)
+        refusal(lambda: session.run_at(address), CudaError)
+        machine.cudart.fail("cudaStreamSynchronize", 0)
+    assert_same(session.run(pictures(seed=3)), expected_of(bundle, pictures(seed=3)))
+    session.close()
+
+
+# Failures.
+
+OPEN, RUN, SPLIT, AT = "open", "run", "run_split", "run_at"
+# A call that destroys can only tell of an earlier failure, and a version is for messages.
+TELLING = {
+    name for name in FUNCTIONS if not any(word in name for word in ("Destroy", "Free", "Version"))
+} - DESCRIBING
+SCENARIOS = [
+    (scenario, cuda_graph, integrated)
+    for scenario in (OPEN, RUN, SPLIT, AT)
+    for cuda_graph in (False, True)
+    for integrated in (False, True)
+    if not (scenario == OPEN and cuda_graph)
+]
+
+
+@pytest.mark.parametrize(("scenario", "cuda_graph", "integrated"), SCENARIOS)
+@pytest.mark.parametrize("lasting", [False])
+def test_a_failure_of_any_call_is_told_and_leaks_nothing(
+    machine: FakeTensorrt,
+    bundle: Path,
+    scenario: str,
+    cuda_graph: bool,
+    integrated: bool,
+    lasting: bool,
+) -> None:
+    """One call fails, or with `lasting` it and all calls after it, as after a crash on the GPU."""
+    cudart = machine.cudart
+    cudart.integrated = integrated
+    add_engine(machine, bundle, explain=True)
+    images = pictures(seed=4)
+    expected = expected_of(bundle, images)
+
+    def session_and_work(frame: int) -> tuple[Any, Callable[[], Any]]:
+        if scenario == OPEN:
+            return None, lambda: session_of(bundle)
+        session = session_of(bundle, cuda_graph=cuda_graph)
+        given = frame if scenario == AT else images
+        return session, lambda: getattr(session, scenario)(given)
+
+    def calls_made() -> int:
+        with frame_of(machine, images) as frame:
+            session, work = session_and_work(frame)
+            start = len(cudart.calls)
+            made = work()
+            count = len(cudart.calls) - start
+            (session or made).close()
+        return count
+
+    def attempt(fail_at: int) -> None:
+        with frame_of(machine, images) as frame:
+            session, work = session_and_work(frame)
+            start = len(cudart.calls)
+            for index in range(fail_at, fail_at + 200 if lasting else fail_at + 1):
+                cudart.fail_call(start + index, 719)
+            text = ""
+            try:
+                made = work()
+            except CudaError as error:
+                text = str(error)
+            name = cudart.calls[start + fail_at][0]
+            cudart.forget_failures()
+            if name in TELLING:
+                assert text.startswith(f"{name} failed: ")
+            elif session is None and not text:
+                made.close()
+            if session is not None:
+                assert cudart.live["event"] == 0
+                assert_same(session.run(images), expected)
+                assert_same(session.run(images), expected)
+                session.close()
+
+    for fail_at in range(calls_made()):
+        attempt(fail_at)
+        assert cudart.live == {}
+
+
+@pytest.mark.parametrize("name", ["create_execution_context"])
+def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
+    machine: FakeTensorrt, bundle: Path, name: str
+) -> None:
+    engine = add_engine(machine, bundle)
+    if name == "deserialize_cuda_engine":
+        machine.refuse(name, "Error Code 1: Cuda Runtime (out of memory)")
+    machine.cudart.free_bytes = 40 << 20
+    text = refusal(lambda: session_of(bundle, explain=False), FailedError)
+    machine.cudart.free_bytes = machine.cudart.total_bytes
+    assert text.startswith(f"no memory on the GPU for {bundle / engine.path}: ")
+    if name == "create_execution_context":
+        assert "it needs 64 MiB and 40 of 1024 MiB are free" in text
+    else:
+        assert "40 of 1024 MiB are free" in text
+    assert "(Error Code 1: Cuda Runtime (out of memory))" in text
+    assert text.endswith("Close other programs, or export with a smaller --batch")
+
+
+def test_an_address_that_tensorrt_does_not_take_is_named(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    machine.refuse("set_tensor_address")
+    text = refusal(lambda: session_of(bundle, explain=False), FailedError)
+    assert text.startswith("TensorRT does not take the address of images")
+
+
+# Wrong input.
+
+
+def test_images_of_another_shape_or_type_are_refused_in_one_line(
+    machine: FakeTensorrt, bundle_of: Callable[[int], Path]
+) -> None:
+    bundle = bundle_of(3)
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False)
+    images = pictures(3)
+    for message, wrong in {
+        "images are float32, the engine takes uint8": images.astype(np.float32),
+        "images are int8, the engine takes uint8": images.view(np.int8),
+        "a batch of 4 is over the static batch of 3: give 3 at a time, or export with --batch 4": (
+            pictures(4)
+        ),
+        "images are (2, 64, 64, 3), expected (3, 64, 64, 3)": images[:2],
+        "images are (64, 64, 3), expected (3, 64, 64, 3)": images[0],
+        "images are (3, 3, 64, 64), expected (3, 64, 64, 3)": images.transpose(0, 3, 1, 2),
+        "images are (), expected (3, 64, 64, 3)": np.zeros((), np.uint8),
+    }.items():
+        machine.cudart.calls.clear()
+        run = functools.partial(session.run, wrong)
+        assert refusal(run, UsageError) == message
+        assert machine.cudart.calls == []
+        refusal(functools.partial(session.run_split, wrong), UsageError)
+        assert machine.cudart.live["event"] == 0
+    assert_same(session.run(images), expected_of(bundle, images, explain=False))
+    session.close()
+
+
+def test_images_need_not_be_contiguous(machine: FakeTensorrt, bundle: Path) -> None:
+    add_engine(machine, bundle, explain=True)
+    session = session_of(bundle)
+    images = pictures(seed=6)
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    views = (images[:, ::-1, ::-1], planes.transpose(0, 2, 3, 1), np.asfortranarray(images))
+    for view in views:
+        assert not view.flags.c_contiguous
+        assert_same(session.run(view), expected_of(bundle, np.ascontiguousarray(view)))
+    read_only = images.copy()
+    read_only.flags.writeable = False
+    assert_same(session.run(read_only), expected_of(bundle, images))
+    session.close()
+
+
+# Closing, several sessions and several threads.
+
+
+def test_a_closed_session_refuses_to_run_and_closes_twice(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False)
+    session.run(pictures())
+    session.close()
+    calls = calls_of(machine, session.close)
+    assert calls == []
+    for work in (
+        lambda: session.run(pictures()),
+        lambda: session.run_split(pictures()),
+        lambda: session.run_at(4096),
+    ):
+        text = refusal(work, UsageError)
+        assert text == "this session is closed: open the bundle again"
+    assert_released(machine)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_two_sessions_take_turns(
+    machine: FakeTensorrt, bundle_of: Callable[[int], Path], cuda_graph: bool
+) -> None:
+    for batch in BATCHES:
+        add_engine(machine, bundle_of(batch), explain=True)
+    sessions = {batch: session_of(bundle_of(batch), cuda_graph=cuda_graph) for batch in BATCHES}
+    for seed in range(4):
+        for batch, session in sessions.items():
+            images = pictures(batch, seed)
+            assert_same(session.run(images), expected_of(bundle_of(batch), images))
+    sessions[1].close()
+    images = pictures(3, 9)
+    assert_same(sessions[3].run(images), expected_of(bundle_of(3), images))
+    sessions[3].close()
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_threads_get_their_own_outputs(
+    machine: FakeTensorrt, bundle_of: Callable[[int], Path], cuda_graph: bool, threads: int
+) -> None:
+    """Two threads have a session each; four share them."""
+    for batch in BATCHES:
+        add_engine(machine, bundle_of(batch), explain=True)
+    sessions = {batch: session_of(bundle_of(batch), cuda_graph=cuda_graph) for batch in BATCHES}
+    expected = {
+        (batch, seed): expected_of(bundle_of(batch), pictures(batch, seed))
+        for batch in BATCHES
+        for seed in range(5)
+    }
+
+    def work(number: int) -> None:
+        batch = BATCHES[number % 2]
+        for turn in range(20):
+            seed = (turn + number) % 5
+            outputs = sessions[batch].run(pictures(batch, seed))
+            assert_same(outputs, expected[batch, seed])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    for session in sessions.values():
+        session.close()
+
+
+def test_closing_waits_for_a_run_in_another_thread(machine: FakeTensorrt, bundle: Path) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False)
+    expected = expected_of(bundle, pictures(), explain=False)
+
+    def work(_: int) -> int:
+        for turn in range(1000):
+            try:
+                outputs = session.run(pictures())
+            except UsageError:
+                return turn
+            assert_same(outputs, expected)
+        return 1000
+
+    with ThreadPoolExecutor(3) as pool:
+        turns = pool.map(work, range(3))
+        session.run(pictures())
+        session.close()
+        assert max(turns) < 1000
+    assert_released(machine)
+
+
+# Which engines are loaded at all.
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "empty", "missing"])
+@pytest.mark.parametrize("explain", [False])
+def test_a_damaged_engine_never_reaches_tensorrt(
+    machine: FakeTensorrt, bundle: Path, damage: str, explain: bool
+) -> None:
+    path = bundle / add_engine(machine, bundle, explain).path
+    plan = path.read_bytes()
+    path.write_bytes(
+        {"altered": plan[:-1] + b"\0", "cut": plan[:1000], "empty": b"", "missing": b""}[damage]
+    )
+    if damage == "missing":
+        path.unlink()
+    text = refusal(lambda: session_of(bundle, explain), BundleError)
+    command = f"gft-edge build {bundle}{' --explain' if explain else ''}"
+    assert text == (
+        f"{path} is missing: {command} makes it again"
+        if damage == "missing"
+        else f"{path} is not the engine the manifest describes (sha256 differs) and is not loaded: "
+        f"{command} makes it again"
+    )
+    assert machine.plans == []
+    result = CliRunner().invoke(main, ["verify", str(bundle)])
+    assert result.exit_code == 1
+    assert machine.plans == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gpu": "Other GPU"}, "was built on Other GPU, this is Fake Orin"),
+        (
+            {"compute_capabilities": ("8.6",)},
+            "was built for compute capability 8.6, this GPU has 8.7",
+        ),
+        ({"version": "10.3.0.26"}, "was built by tensorrt 10.3.0.26, here is 10.3.0"),
+        ({"version": "10.13.0"}, "was built by tensorrt 10.13.0, here is 10.3.0"),
+        ({"graph_sha256": "0" * 64}, "was built from another graph"),
+        ({"platform": "linux-other"}, "was built on linux-other"),
+        (
+            {"flavor": "tensorrt-rtx", "version": "1.7"},
+            "needs tensorrt-rtx 1.7, which is not installed here",
+        ),
+    ],
+)
+def test_an_engine_for_another_machine_never_reaches_tensorrt(
+    machine: FakeTensorrt, bundle: Path, changes: dict[str, Any], reason: str
+) -> None:
+    add_engine(machine, bundle, **changes)
+    text = refusal(lambda: session_of(bundle, explain=False), UsageError)
+    assert text.startswith(f"no engine of {bundle} fits this machine (")
+    assert f": here {reason}. Build one here: gft-edge build {bundle}" in text
+    assert machine.plans == []
+
+
+def test_only_a_version_compatible_engine_may_bring_its_own_code(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    portable = EngineRecipe(version_compatible=True)
+    add_engine(machine, bundle, recipe=portable, version="10.0.1")
+    session = session_of(bundle, explain=False)
+    assert_same(session.run(pictures()), expected_of(bundle, pictures(), explain=False))
+    session.close()
+    # The same plan, recorded as an ordinary one.
+    graph = read_bundle(bundle).artifact_path.read_bytes()
+    add_engine(machine, bundle, plan=machine.plan_of(graph, portable=True))
+    text = refusal(lambda: session_of(bundle, explain=False), BundleError)
+    assert "engine host code is not allowed" in text
+    assert machine.host_code_allowed == [True, False]
