@@ -544,7 +544,7 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize(("scenario", "cuda_graph", "integrated"), SCENARIOS)
-@pytest.mark.parametrize("lasting", [False])
+@pytest.mark.parametrize("lasting", [False, True])
 def test_a_failure_of_any_call_is_told_and_leaks_nothing(
     machine: FakeTensorrt,
     bundle: Path,
@@ -604,6 +604,20 @@ def test_a_failure_of_any_call_is_told_and_leaks_nothing(
         assert cudart.live == {}
 
 
+def test_closing_releases_everything_after_a_crash_on_the_gpu(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle, explain=True)
+    session = session_of(bundle, cuda_graph=True)
+    session.run(pictures())
+    for name in FUNCTIONS:
+        if name not in DESCRIBING:
+            machine.cudart.fail(name, 719)
+    refusal(lambda: session.run(pictures()), CudaError)
+    session.close()
+    assert_released(machine)
+
+
 @pytest.mark.parametrize("name", ["create_execution_context"])
 def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     machine: FakeTensorrt, bundle: Path, name: str
@@ -630,6 +644,31 @@ def test_an_address_that_tensorrt_does_not_take_is_named(
     machine.refuse("set_tensor_address")
     text = refusal(lambda: session_of(bundle, explain=False), FailedError)
     assert text.startswith("TensorRT does not take the address of images")
+
+
+def test_an_engine_with_other_tensors_or_another_shape_is_refused(
+    machine: FakeTensorrt, bundle_of: Callable[[int], Path]
+) -> None:
+    bundle = bundle_of(1)
+    manifest = read_bundle(bundle).manifest
+    graph = read_bundle(bundle).artifact_path.read_bytes()
+    path = (
+        bundle
+        / add_engine(machine, bundle, model=graph + graph_output(manifest.kept_outputs[0])).path
+    )
+    kept = manifest.kept_outputs[0]
+    assert refusal(lambda: session_of(bundle, explain=False), BundleError) == (
+        f"{path} has the tensors images, logits, {kept}: build it again"
+    )
+    add_engine(machine, bundle, explain=True, model=graph)
+    assert "has the tensors images, logits:" in refusal(lambda: session_of(bundle), BundleError)
+    other = read_bundle(bundle_of(3)).artifact_path.read_bytes()
+    add_engine(machine, bundle, model=other)
+    assert refusal(lambda: session_of(bundle, explain=False), BundleError) == (
+        f"{path} takes (3, 64, 64, 3), the manifest says (1, 64, 64, 3)"
+    )
+    # Refused before TensorRT takes memory to run it.
+    assert "create_execution_context" not in [name for name, _ in machine.cudart.calls]
 
 
 # Wrong input.
@@ -698,6 +737,22 @@ def test_a_closed_session_refuses_to_run_and_closes_twice(
         text = refusal(work, UsageError)
         assert text == "this session is closed: open the bundle again"
     assert_released(machine)
+
+
+def test_what_uses_something_goes_before_it(machine: FakeTensorrt, bundle: Path) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False, cuda_graph=True)
+    session.run(pictures())
+    names = calls_of(machine, session.close)
+    order = [name for name in dict.fromkeys(names) if name not in ("~runtime", "~engine")]
+    assert order == [
+        "cudaSetDevice",
+        "cudaGraphExecDestroy",
+        "~context",
+        "cudaFree",
+        "cudaFreeHost",
+        "cudaStreamDestroy",
+    ]
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,10 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
 
 @dataclass(frozen=True)
 class Split:
-    """Where the time of one run went, by CUDA events on its stream. Zero where memory is shared."""
+    """Where the time of one run went, by CUDA events on its stream.
+
+    Where memory is shared the two copies are next to nothing: there are none.
+    """
 
     host_to_device_ms: float
     compute_ms: float
@@ -168,7 +172,7 @@ class TrtSession:
             marks = []
             for _ in range(4):
                 marks.append(self._cuda.event())
-                events.callback(self._cuda.destroy_event, marks[-1])
+                events.callback(_give_back, self._cuda.destroy_event, marks[-1])
             self._accept(images)
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
@@ -192,13 +196,15 @@ class TrtSession:
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
         with self._lock:
+            if self._context is not None:
+                with suppress(GftEdgeError):
+                    self._cuda.use_device()
             self._held.close()
-            self._context = None
 
     def _load(
         self, path: Path, plan: bytes, library: Library, request: OpenRequest, host_code: bool
     ) -> None:
-        cuda, module, held = self._cuda, library.module, self._held
+        cuda, module = self._cuda, library.module
         runtime = module.Runtime(self._log)
         if host_code:
             # A version-compatible plan carries the code of its own runtime.
@@ -210,40 +216,46 @@ class TrtSession:
             raise BundleError(
                 f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
             )
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            free, total = cuda.memory()
-            raise FailedError(
-                f"no memory on the GPU for {path}: it needs "
-                f"{engine.device_memory_size_v2 / 2**20:.0f} MiB and {free / 2**20:.0f} of "
-                f"{total / 2**20:.0f} MiB are free ({log_end(self._log, 'no reason given')}). "
-                "Close other programs, or export with a smaller --batch"
-            )
-        held.callback(self._drop_context)
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         if set(names) != {"images", *self._wanted}:
             raise BundleError(f"{path} has the tensors {', '.join(names)}: build it again")
         shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
         check_signature(path, request, shapes["images"], shapes["logits"])
-        self._stream = cuda.stream()
-        held.callback(cuda.destroy_stream, self._stream)
+        # What uses something is taken after it, to be given back before it.
+        self._stream = self._hold(cuda.destroy_stream, cuda.stream())
         for name, shape in shapes.items():
             dtype = np.dtype(module.nptype(engine.get_tensor_dtype(name)))
             self._take_buffers(name, shape, dtype)
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise self._no_memory(path, engine.device_memory_size_v2)
+        self._held.callback(self._drop_context)
+        for name in names:
             self._bind(name, self._addresses[name])
-        held.callback(self._drop_graph)
+        self._held.callback(self._drop_graph)
+
+    def _no_memory(self, path: Path, needed_bytes: int) -> FailedError:
+        free, total = self._cuda.memory()
+        return FailedError(
+            f"no memory on the GPU for {path}: it needs {needed_bytes / 2**20:.0f} MiB and "
+            f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are free "
+            f"({log_end(self._log, 'no reason given')}). "
+            "Close other programs, or export with a smaller --batch"
+        )
 
     def _take_buffers(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         cuda, size = self._cuda, int(np.prod(shape)) * dtype.itemsize
-        host = cuda.pinned_buffer(size, mapped=self._shared)
-        self._held.callback(cuda.free_pinned, host)
+        host = self._hold(cuda.free_pinned, cuda.pinned_buffer(size, mapped=self._shared))
         if self._shared:
             address = cuda.device_address(host)
         else:
-            address = cuda.device_buffer(size)
-            self._held.callback(cuda.free_device, address)
+            address = self._hold(cuda.free_device, cuda.device_buffer(size))
         self._hosts[name], self._addresses[name] = host, address
         self._arrays[name] = host_view(host, size).view(dtype).reshape(shape)
+
+    def _hold(self, free: Callable[[int], None], handle: int) -> int:
+        self._held.callback(_give_back, free, handle)
+        return handle
 
     def _bind(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
@@ -322,7 +334,13 @@ class TrtSession:
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None
         if graph is not None:
-            self._cuda.destroy_graph(graph)
+            _give_back(self._cuda.destroy_graph, graph)
 
     def _drop_context(self) -> None:
         self._context = None
+
+
+def _give_back(free: Callable[[int], None], handle: int) -> None:
+    """Its error is dropped: a call that destroys can only report what went wrong before."""
+    with suppress(GftEdgeError):
+        free(handle)
