@@ -527,6 +527,25 @@ def test_after_a_failed_run_at_the_session_reads_its_own_images(
     session.close()
 
 
+@pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaGraphInstantiate"])
+def test_no_work_is_left_that_reads_the_callers_images_after_a_failure(
+    machine: FakeTensorrt, bundle: Path, name: str
+) -> None:
+    add_engine(machine, bundle, explain=True)
+    session = session_of(bundle, cuda_graph=True)
+    with frame_of(machine, pictures()) as address:
+        machine.cudart.fail(name, 900)
+        refusal(lambda: session.run_at(address), CudaError)
+        machine.cudart.fail(name, 0)
+        assert machine.cudart.waiting == 0
+    with frame_of(machine, pictures()) as address:
+        session.run_at(address)
+        machine.cudart.fail_call(len(machine.cudart.calls) + 3, 719)
+        refusal(lambda: session.run_at(address), CudaError)
+        assert machine.cudart.waiting == 0
+    session.close()
+
+
 # Failures.
 
 OPEN, RUN, SPLIT, AT = "open", "run", "run_split", "run_at"

@@ -186,8 +186,8 @@ class TrtSession:
         with self._lock:
             self._check_open()
             own = self._addresses["images"]
-            self._bind("images", address)
             try:
+                self._bind("images", address)
                 self._enqueue([], copy_input=False)
                 return self._outputs()
             finally:
@@ -282,20 +282,26 @@ class TrtSession:
             if marks:
                 cuda.record(marks[number], stream)
 
-        mark(0)
-        if copy_input and not self._shared:
-            given = self._arrays["images"]
-            cuda.copy_to_device(
-                self._addresses["images"], self._hosts["images"], given.nbytes, stream
-            )
-        mark(1)
-        self._compute()
-        mark(2)
-        if not self._shared:
-            for name in self._wanted:
-                size = self._arrays[name].nbytes
-                cuda.copy_to_host(self._hosts[name], self._addresses[name], size, stream)
-        mark(3)
+        try:
+            mark(0)
+            if copy_input and not self._shared:
+                given = self._arrays["images"]
+                cuda.copy_to_device(
+                    self._addresses["images"], self._hosts["images"], given.nbytes, stream
+                )
+            mark(1)
+            self._compute()
+            mark(2)
+            if not self._shared:
+                for name in self._wanted:
+                    size = self._arrays[name].nbytes
+                    cuda.copy_to_host(self._hosts[name], self._addresses[name], size, stream)
+            mark(3)
+        except BaseException:
+            # What is queued already reads memory that may be the caller's.
+            with suppress(GftEdgeError):
+                cuda.synchronize(stream)
+            raise
         cuda.synchronize(stream)
 
     def _compute(self) -> None:
