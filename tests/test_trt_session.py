@@ -774,6 +774,14 @@ def test_what_uses_something_goes_before_it(machine: FakeTensorrt, bundle: Path)
     ]
 
 
+def test_events_are_made_on_the_sessions_device(machine: FakeTensorrt, bundle: Path) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False)
+    names = calls_of(machine, lambda: session.run_split(pictures()))
+    assert names[0] == "cudaSetDevice"
+    session.close()
+
+
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_two_sessions_take_turns(
     machine: FakeTensorrt, bundle_of: Callable[[int], Path], cuda_graph: bool

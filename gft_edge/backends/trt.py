@@ -169,11 +169,12 @@ class TrtSession:
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """As `run`, with the time that each part took on the GPU."""
         with self._lock, ExitStack() as events:
+            self._accept(images)
+            self._cuda.use_device()
             marks = []
             for _ in range(4):
                 marks.append(self._cuda.event())
                 events.callback(_give_back, self._cuda.destroy_event, marks[-1])
-            self._accept(images)
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
             return self._outputs(), Split(*times)
