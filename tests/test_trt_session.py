@@ -656,6 +656,20 @@ def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     assert text.endswith("Close other programs, or export with a smaller --batch")
 
 
+def test_a_run_that_tensorrt_refuses_gives_the_reason_of_this_run(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False)
+    for reason in ("Error Code 1: first", "Error Code 2: second"):
+        machine.refuse("execute_async_v3", reason)
+        text = refusal(lambda: session.run(pictures()), FailedError)
+        assert text == f"TensorRT did not run: {reason}"
+        machine.refused.clear()
+        session.run(pictures())
+    session.close()
+
+
 def test_an_address_that_tensorrt_does_not_take_is_named(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
@@ -847,6 +861,21 @@ def test_closing_waits_for_a_run_in_another_thread(machine: FakeTensorrt, bundle
         session.close()
         assert max(turns) < 1000
     assert_released(machine)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_many_runs_take_no_more_than_one(
+    machine: FakeTensorrt, bundle: Path, cuda_graph: bool
+) -> None:
+    add_engine(machine, bundle)
+    session = session_of(bundle, explain=False, cuda_graph=cuda_graph)
+    session.run(pictures())
+    live, free, lines = machine.cudart.live, machine.cudart.free_bytes, len(session._log.lines)
+    for _ in range(200):
+        session.run(pictures())
+    assert (machine.cudart.live, machine.cudart.free_bytes) == (live, free)
+    assert len(session._log.lines) <= lines
+    session.close()
 
 
 # Which engines are loaded at all.

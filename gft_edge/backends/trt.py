@@ -259,8 +259,10 @@ class TrtSession:
         return handle
 
     def _bind(self, name: str, address: int) -> None:
+        self._log.lines.clear()
         if not self._context.set_tensor_address(name, address):
-            raise FailedError(f"TensorRT does not take the address of {name}")
+            reason = log_end(self._log, "it gives no reason")
+            raise FailedError(f"TensorRT does not take the address of {name}: {reason}")
 
     def _accept(self, images: npt.NDArray[Any]) -> None:
         self._check_open()
@@ -331,6 +333,8 @@ class TrtSession:
         self._graph_addresses = addresses
 
     def _execute(self) -> None:
+        # Each failure with its own reason: what an earlier run has said is not it.
+        self._log.lines.clear()
         if not self._context.execute_async_v3(self._stream):
             raise FailedError(f"TensorRT did not run: {log_end(self._log, 'it gives no reason')}")
 
