@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import io
 import json
 import shutil
 from collections import Counter
@@ -905,6 +906,28 @@ def test_a_damaged_engine_never_reaches_tensorrt(
     result = CliRunner().invoke(main, ["verify", str(bundle)])
     assert result.exit_code == 1
     assert machine.plans == []
+
+
+def test_the_bytes_that_are_loaded_are_those_that_were_hashed(
+    machine: FakeTensorrt, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changes while it is read twice is not hashed as one and loaded as the other."""
+    path = bundle / add_engine(machine, bundle).path
+    plan, opened = path.read_bytes(), io.open
+
+    def altering(file: Any, *arguments: Any, **named: Any) -> Any:
+        stream = opened(file, *arguments, **named)
+        if file == path:
+            path.unlink()
+            with opened(path, "w") as other:
+                other.write("another engine")
+        return stream
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", altering)
+        session = session_of(bundle, explain=False)
+    session.close()
+    assert machine.plans == [plan]
 
 
 @pytest.mark.parametrize(
