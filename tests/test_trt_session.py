@@ -638,6 +638,20 @@ def test_closing_releases_everything_after_a_crash_on_the_gpu(
     assert_released(machine)
 
 
+def test_an_engine_that_does_not_load_is_named_with_the_command_that_builds_it(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    engine = add_engine(machine, bundle)
+    add_engine(machine, bundle, explain=True)
+    machine.refuse("deserialize_cuda_engine", "Error Code 1: magicTag does not match")
+    assert refusal(lambda: session_of(bundle, explain=False), BundleError) == (
+        f"tensorrt 10.3.0 does not load {bundle / engine.path}: Error Code 1: magicTag does not "
+        f"match. Build it again: gft-edge build {bundle} --force"
+    )
+    text = refusal(lambda: session_of(bundle), BundleError)
+    assert text.endswith(f"Build it again: gft-edge build {bundle} --explain --force")
+
+
 @pytest.mark.parametrize("name", ["create_execution_context"])
 def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     machine: FakeTensorrt, bundle: Path, name: str
@@ -883,7 +897,7 @@ def test_many_runs_take_no_more_than_one(
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut", "empty", "missing"])
-@pytest.mark.parametrize("explain", [False])
+@pytest.mark.parametrize("explain", [False, True])
 def test_a_damaged_engine_never_reaches_tensorrt(
     machine: FakeTensorrt, bundle: Path, damage: str, explain: bool
 ) -> None:
