@@ -671,6 +671,15 @@ def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     assert text.endswith("Close other programs, or export with a smaller --batch")
 
 
+def test_a_tensorrt_that_finds_no_driver_of_its_own_says_so(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    machine.refuse("Runtime", "CUDA initialization failure with error: 35")
+    text = refusal(lambda: session_of(bundle, explain=False), UsageError)
+    assert text.startswith("tensorrt 10.3.0 does not start: CUDA initialization failure")
+
+
 def test_a_run_that_tensorrt_refuses_gives_the_reason_of_this_run(
     machine: FakeTensorrt, bundle: Path
 ) -> None:

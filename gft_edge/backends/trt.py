@@ -206,7 +206,14 @@ class TrtSession:
         self, path: Path, plan: bytes, library: Library, request: OpenRequest, host_code: bool
     ) -> None:
         cuda, module = self._cuda, library.module
-        runtime = module.Runtime(self._log)
+        try:
+            runtime = module.Runtime(self._log)
+        # pybind raises TypeError where the constructor gives no object.
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"{library.name} does not start: {log_end(self._log, error)}. "
+                "Update the NVIDIA driver, or install the TensorRT of its CUDA version"
+            ) from error
         if host_code:
             # A version-compatible plan carries the code of its own runtime.
             runtime.engine_host_code_allowed = True
