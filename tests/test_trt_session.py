@@ -652,7 +652,7 @@ def test_an_engine_that_does_not_load_is_named_with_the_command_that_builds_it(
     assert text.endswith(f"Build it again: gft-edge build {bundle} --explain --force")
 
 
-@pytest.mark.parametrize("name", ["create_execution_context"])
+@pytest.mark.parametrize("name", ["deserialize_cuda_engine", "create_execution_context"])
 def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     machine: FakeTensorrt, bundle: Path, name: str
 ) -> None:

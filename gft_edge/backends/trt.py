@@ -31,7 +31,15 @@ from gft_edge.errors import (
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
 from gft_edge.nvidia.engines import build_command, engine_for, host_of, l4t, read_engine
-from gft_edge.nvidia.library import Library, builder_library, installed, log_end, log_of, parse
+from gft_edge.nvidia.library import (
+    Library,
+    builder_library,
+    installed,
+    log_end,
+    log_of,
+    out_of_memory,
+    parse,
+)
 from gft_edge.specs import Artifact
 
 TARGET = "tensorrt"
@@ -220,7 +228,9 @@ class TrtSession:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             reason = log_end(self._log, "it gives no reason")
-            command = build_command(path.parent.parent.parent, self._wanted)
+            if out_of_memory(reason):
+                raise self._no_memory(path, len(plan))
+            command = build_command(path.parents[2], self._wanted)
             raise BundleError(
                 f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
             )

@@ -31,7 +31,7 @@ from gft_edge.nvidia.engines import (
     fingerprint,
     host_of,
 )
-from gft_edge.nvidia.library import Library, installed, log_end, log_of, parse
+from gft_edge.nvidia.library import Library, installed, log_end, log_of, out_of_memory, parse
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import Engine, EngineRecipe, Manifest, Progress, Say
 
@@ -367,7 +367,7 @@ def _interruptible(work: Callable[[], Any], monitor: Any) -> Any:
 
 
 def _failure(library: Library, reason: str) -> str:
-    memory = any(word in reason.lower() for word in ("out of memory", "outofmemory", "memalloc"))
+    memory = out_of_memory(reason)
     workspace = "workspace" in reason.lower()
     advice = "report the line"
     if memory or workspace:

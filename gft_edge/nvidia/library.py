@@ -131,6 +131,11 @@ def log_end(logger: Any, otherwise: object) -> str:
     return text.partition("\n")[0]
 
 
+def out_of_memory(reason: str) -> bool:
+    """Whether a line of the log says that memory ran out."""
+    return any(word in reason.lower() for word in ("out of memory", "outofmemory", "memalloc"))
+
+
 def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, Any]:
     """A strongly typed network of an ONNX model, its builder and their logger.
 
