@@ -30,17 +30,16 @@ from gft_edge.errors import (
     UsageError,
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
-from gft_edge.nvidia.engines import build_command, engine_for, host_of, l4t, read_engine
+from gft_edge.nvidia.engines import deserialized, engine_for, host_of, l4t, no_memory
 from gft_edge.nvidia.library import (
     Library,
     builder_library,
     installed,
     log_end,
     log_of,
-    out_of_memory,
     parse,
 )
-from gft_edge.specs import Artifact
+from gft_edge.specs import Artifact, Engine
 
 TARGET = "tensorrt"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -113,9 +112,7 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
     engine, library = engine_for(
         folder, request.engines, request.graph_sha256, outputs, installed(), host_of(cuda)
     )
-    plan = read_engine(folder, engine)
-    host_code = engine.recipe.version_compatible
-    return TrtSession(folder / engine.path, plan, library, cuda, request, host_code)
+    return TrtSession(folder, engine, library, cuda, request)
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,7 @@ class TrtSession:
     """
 
     def __init__(
-        self,
-        path: Path,
-        plan: bytes,
-        library: Library,
-        cuda: Cuda,
-        request: OpenRequest,
-        host_code: bool = False,
+        self, folder: Path, engine: Engine, library: Library, cuda: Cuda, request: OpenRequest
     ):
         self._cuda = cuda
         self._shape = request.input_shape
@@ -162,7 +153,7 @@ class TrtSession:
         self._log = log_of(library)
         self._held = ExitStack()
         try:
-            self._load(path, plan, library, request, host_code)
+            self._load(folder, engine, library, request)
         except BaseException:
             self._held.close()
             raise
@@ -210,30 +201,9 @@ class TrtSession:
                     self._cuda.use_device()
             self._held.close()
 
-    def _load(
-        self, path: Path, plan: bytes, library: Library, request: OpenRequest, host_code: bool
-    ) -> None:
-        cuda, module = self._cuda, library.module
-        try:
-            runtime = module.Runtime(self._log)
-        # pybind raises TypeError where the constructor gives no object.
-        except (TypeError, RuntimeError) as error:
-            raise UsageError(
-                f"{library.name} does not start: {log_end(self._log, error)}. "
-                "Update the NVIDIA driver, or install the TensorRT of its CUDA version"
-            ) from error
-        if host_code:
-            # A version-compatible plan carries the code of its own runtime.
-            runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            reason = log_end(self._log, "it gives no reason")
-            if out_of_memory(reason):
-                raise self._no_memory(path, len(plan))
-            command = build_command(path.parents[2], self._wanted)
-            raise BundleError(
-                f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
-            )
+    def _load(self, folder: Path, record: Engine, library: Library, request: OpenRequest) -> None:
+        cuda, path = self._cuda, folder / record.path
+        engine = deserialized(folder, record, library, cuda, self._log)
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         if set(names) != {"images", *self._wanted}:
             raise BundleError(f"{path} has the tensors {', '.join(names)}: build it again")
@@ -242,24 +212,15 @@ class TrtSession:
         # What uses something is taken after it, to be given back before it.
         self._stream = self._hold(cuda.destroy_stream, cuda.stream())
         for name, shape in shapes.items():
-            dtype = np.dtype(module.nptype(engine.get_tensor_dtype(name)))
+            dtype = np.dtype(library.module.nptype(engine.get_tensor_dtype(name)))
             self._take_buffers(name, shape, dtype)
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise self._no_memory(path, engine.device_memory_size_v2)
+            raise no_memory(path, engine.device_memory_size_v2, cuda, self._log)
         self._held.callback(self._drop_context)
         for name in names:
             self._bind(name, self._addresses[name])
         self._held.callback(self._drop_graph)
-
-    def _no_memory(self, path: Path, needed_bytes: int) -> FailedError:
-        free, total = self._cuda.memory()
-        return FailedError(
-            f"no memory on the GPU for {path}: it needs {needed_bytes / 2**20:.0f} MiB and "
-            f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are free "
-            f"({log_end(self._log, 'no reason given')}). "
-            "Close other programs, or export with a smaller --batch"
-        )
 
     def _take_buffers(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         cuda, size = self._cuda, int(np.prod(shape)) * dtype.itemsize

@@ -187,14 +187,15 @@ def _engine(path: Path) -> LayerReport:
     network, _builder, _ = parse(builder_library(), graph.read_bytes(), graph)
     asked = network_layers(network)
     try:
-        host = host_of(open_cuda())
+        cuda = open_cuda()
+        host = host_of(cuda)
         engine, library = engine_for(
             path, manifest.engines, manifest.artifact.sha256, ("logits",), installed(), host
         )
     except UsageError as error:
         say(f"shown is the network as TensorRT parses it, for no engine loads here: {error}")
         return report_of(asked, manifest.model, "parsed network")
-    loaded = deserialized(path, engine, library, log_of(library))
+    loaded = deserialized(path, engine, library, cuda, log_of(library))
     form = library.module.LayerInformationFormat.JSON
     text = loaded.create_engine_inspector().get_engine_information(form)
     return report_of(engine_layers(text), manifest.model, "engine", asked)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.errors import BundleError, KeptPatchesError, UsageError
+from gft_edge.errors import BundleError, FailedError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
-from gft_edge.nvidia.library import MODULES, Library, log_end, version_of
+from gft_edge.nvidia.library import MODULES, Library, log_end, out_of_memory, version_of
 from gft_edge.specs import Engine, EngineRecipe, HardwareCompatibility
 
 FOLDER = "engines"
@@ -168,21 +168,37 @@ def build_command(folder: Path, outputs: Sequence[str]) -> str:
     return f"gft-edge build {folder}" + (" --explain" if len(outputs) > 1 else "")
 
 
-def deserialized(folder: Path, engine: Engine, library: Library, logger: Any) -> Any:
-    """TensorRT's ICudaEngine of an engine that fits. Raises BundleError when it is refused."""
-    plan = read_engine(folder, engine)
-    runtime = library.module.Runtime(logger)
+def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, logger: Any) -> Any:
+    """TensorRT's ICudaEngine of an engine that fits.
+
+    Raises BundleError when it is refused, FailedError when its weights do not fit into the GPU.
+    """
+    path, plan = folder / engine.path, read_engine(folder, engine)
+    runtime = library.runtime(logger)
     if engine.recipe.version_compatible:
         # Such a plan carries the code of its own runtime.
         runtime.engine_host_code_allowed = True
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
         reason = log_end(logger, "it gives no reason")
+        if out_of_memory(reason):
+            raise no_memory(path, len(plan), cuda, logger)
+        command = build_command(folder, engine.outputs)
         raise BundleError(
-            f"{library.name} does not load {folder / engine.path}: {reason}. "
-            f"Build it again: {build_command(folder, engine.outputs)} --force"
+            f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
         )
     return loaded
+
+
+def no_memory(path: Path, needed_bytes: int, cuda: Cuda, logger: Any) -> FailedError:
+    """The error of an engine for which the GPU has too little memory free."""
+    free, total = cuda.memory()
+    return FailedError(
+        f"no memory on the GPU for {path}: it needs {needed_bytes / 2**20:.0f} MiB and "
+        f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are free "
+        f"({log_end(logger, 'no reason given')}). "
+        "Close other programs, or export with a smaller --batch"
+    )
 
 
 def _generality(engine: Engine) -> tuple[int, bool, bool]:

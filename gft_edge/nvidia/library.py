@@ -64,6 +64,16 @@ class Library:
                 f"{self.name} builds only where an NVIDIA GPU answers: {log_end(logger, error)}"
             ) from error
 
+    def runtime(self, logger: Any) -> Any:
+        """A Runtime, or UsageError where the driver does not let it start."""
+        try:
+            return self.module.Runtime(logger)
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"{self.name} does not start: {log_end(logger, error)}. "
+                "Update the NVIDIA driver, or install the TensorRT of its CUDA version"
+            ) from error
+
 
 def installed(flavor: Flavor | None = None) -> list[Library]:
     """The libraries that import here, TensorRT before TensorRT-RTX."""
