@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -170,6 +171,11 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             _lock(file.fileno())
         except OSError as error:
+            # EACCES is Windows's word. A network disk without locks gives another.
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise BundleError(
+                    f"{folder} cannot be locked ({error.strerror}): copy the bundle to a local disk"
+                ) from error
             raise BundleError(
                 f"{folder} is being written by another gft-edge: wait until it is done"
             ) from error

@@ -410,6 +410,18 @@ def test_a_bundle_that_cannot_be_written_is_refused_before_the_build(
     )
 
 
+def test_a_disk_without_locks_is_not_taken_for_another_build(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(bundle_room, "_lock", no_locks)
+    assert refused(run("build", bundle)) == (
+        f"{bundle} cannot be locked ({os.strerror(errno.ENOLCK)}): copy the bundle to a local disk"
+    )
+
+
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root"
 )
