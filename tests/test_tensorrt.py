@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -39,6 +40,7 @@ from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
+from gft_edge.nvidia.build import memory_bytes
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.specs import InputSpec, ModelSpec
 from gft_edge.verification import golden_tolerance, verify
@@ -265,6 +267,25 @@ def test_engines_build_ahead_of_time_and_fp16_halves_them(
     assert min(sizes.values()) > 1e6
     assert sizes["fp16"] < 0.7 * sizes["fp32"]
     assert sizes["int8"] < 0.7 * sizes["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_largest_network_builds_in_the_memory_that_a_build_announces(
+    precision: str, graph_of: GraphOf
+) -> None:
+    """93 million weights, in a process of their own."""
+    script = Path(__file__).parent.parent / "benchmarks" / "engine_build.py"
+    path = graph_of("gft_base", precision, 1)
+    done = subprocess.run(
+        [sys.executable, str(script), "--build", str(path)],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(script.parent.parent)},
+    )  # fmt: skip
+    measured = json.loads(done.stdout)
+    assert measured["engine"] > 100e6
+    assert 0.6 < measured["peak"] / memory_bytes(measured["graph"]) < 1.05
 
 
 def test_a_batch_is_static_through_the_whole_network(parsed_of: ParsedOf, library: Any) -> None:
