@@ -27,13 +27,14 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, open_request
 from gft_edge.cli import main
 from gft_edge.errors import BundleError, CudaError, FailedError, GftEdgeError, UsageError
+from gft_edge.export import auto
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import with_engine
 from gft_edge.nvidia.cuda import host_view
 from gft_edge.nvidia.cudart import FUNCTIONS
-from gft_edge.nvidia.engines import host_of
+from gft_edge.nvidia.engines import host_of, read_engine
 from gft_edge.nvidia.library import Library
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import Engine, EngineRecipe, InputSpec
@@ -995,3 +996,28 @@ def test_only_a_version_compatible_engine_may_bring_its_own_code(
     text = refusal(lambda: session_of(bundle, explain=False), BundleError)
     assert "engine host code is not allowed" in text
     assert machine.host_code_allowed == [True, False]
+
+
+def test_the_fastest_precision_is_found_among_engines(
+    machine: FakeTensorrt,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    calm_run: Path,
+    micro_pictures: Path,
+) -> None:
+    """Each candidate gets its engine before it is timed."""
+    built = []
+
+    def build_engine(folder: Path, **_: Any) -> None:
+        built.append(add_engine(machine, folder))
+
+    monkeypatch.setattr(auto, "build_engine", build_engine)
+    spec, model = load_run(calm_run)
+    images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)
+    bundle = auto.export_fastest(model, spec, images, ExportRequest("trt"), tmp_path / "auto")
+    assert len(built) == 2
+    assert [candidate.precision for candidate in bundle.manifest.candidates] == list(trt.PRECISIONS)
+    timed = {c.precision for c in bundle.manifest.candidates if c.median_ms is not None}
+    assert timed == {"fp32", "fp16"}
+    assert [engine.path for engine in bundle.manifest.engines] == ["engines/here/model.engine"]
+    assert read_engine(bundle.folder, bundle.manifest.engines[0])

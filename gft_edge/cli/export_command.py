@@ -26,7 +26,7 @@ from gft_edge.cli.output import (
     progress,
     say,
 )
-from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.image_folder import read_split
 from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.specs import EngineRecipe, ImageSet, InputSpec, ModelSpec, Progress, to_json
@@ -142,7 +142,12 @@ def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None
     except UsageError as error:
         say(f"no engine is built here: {error}. {out} holds the graph to build it from")
         return None
-    return build_engine(out, recipe, False, options["timing_cache"], False, report, say)
+    try:
+        return build_engine(out, recipe, False, options["timing_cache"], False, report, say)
+    except PipelineError as error:
+        raise PipelineError(
+            f"{error}. {out} is whole, verified, and without an engine: gft-edge build {out}"
+        ) from error
 
 
 def _images(run: Path, spec: ModelSpec, options: dict[str, Any], calibration: Any) -> ImageSet:

@@ -25,8 +25,6 @@ SINCE: dict[str, dict[Flavor, Version | None]] = {
     "VERSION_COMPATIBLE": {"tensorrt": (10, 3), "tensorrt-rtx": None},
     "AMPERE_PLUS": {"tensorrt": (10, 3), "tensorrt-rtx": None},
     "SAME_COMPUTE_CAPABILITY": {"tensorrt": (10, 9), "tensorrt-rtx": None},
-    "num_compute_capabilities": {"tensorrt": None, "tensorrt-rtx": (1, 0)},
-    "get_engine_validity": {"tensorrt": None, "tensorrt-rtx": (1, 2)},
 }
 
 # STRONGLY_TYPED is 1 in 10.3 and 0 in 11: values change, so every constant is taken by its name.
