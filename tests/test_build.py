@@ -33,6 +33,7 @@ from gft_edge.nvidia import build as build_room
 from gft_edge.nvidia.build import build_engine, check_recipe
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.library import builder_library, parse
+from gft_edge.nvidia.watch import monitor_of
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import EngineRecipe
 
@@ -277,7 +278,7 @@ class Monitored:
     def __init__(self) -> None:
         self.counts: list[int] = []
         module = types.SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {}))
-        self.monitor = build_room._monitor_of(module, lambda _, done, __: self.counts.append(done))
+        self.monitor = monitor_of(module, lambda _, done, __: self.counts.append(done))
 
 
 def test_a_phase_fills_no_more_than_its_parents_step() -> None:
@@ -665,7 +666,8 @@ def test_build_prints_one_document_of_json(bundle: Path) -> None:
 def test_build_ends_with_the_command_that_follows(built: Path) -> None:
     result = run("build", built)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == f"next: gft-edge verify {built}"
+    # No GPU built it: there is nothing to verify here.
+    assert result.stdout.splitlines()[-1] == f"next: gft-edge inspect --engine {built}"
     assert "not built again" in result.stderr
     assert "model.engine" in result.stdout
 
@@ -845,10 +847,7 @@ def test_tensorrt_without_a_gpu_gives_way_to_tensorrt_rtx(
 def test_a_build_that_fails_gives_the_reason_and_what_to_do(
     reason: str, advice: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, rtx: Any
 ) -> None:
-    def fails(work: Callable[[], Any], monitor: Any) -> None:
-        return None
-
-    monkeypatch.setattr(build_room, "_interruptible", fails)
+    monkeypatch.setattr(build_room, "watched", lambda *_: None)
     monkeypatch.setattr(build_room, "log_end", lambda logger, otherwise: reason)
     with pytest.raises(PipelineError) as caught:
         build_engine(bundle)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ from gft_edge.nvidia.engines import (
     host_of,
 )
 from gft_edge.nvidia.library import Library, installed, log_end, log_of, out_of_memory, parse
+from gft_edge.nvidia.watch import watched
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import Engine, EngineRecipe, Manifest, Progress, Say
-
-PARTS = 1000
 
 # What a build takes of the host's memory: TensorRT itself, and copies of the graph's weights. By
 # benchmarks/engine_build.py with TensorRT-RTX from gft_tiny_edge to gft_base; TensorRT on a GPU adds
@@ -94,7 +92,7 @@ def build_engine(
         place = folder / path
         cache = timing_cache or place.with_name(TIMING_CACHE_FILE)
         started = time.monotonic()
-        plan, timings = _plan(bundle, recipe, library, host, outputs, cache, progress, say)
+        plan, timings = _plan(bundle, recipe, library, outputs, cache, progress, say)
         seconds = time.monotonic() - started
         if read_manifest(folder) != bundle.manifest:
             # The old manifest would be written over that of an export, which takes no lock.
@@ -214,7 +212,6 @@ def _plan(
     bundle: Bundle,
     recipe: EngineRecipe,
     library: Library,
-    host: Host,
     outputs: Iterable[str],
     cache: Path,
     progress: Progress,
@@ -226,16 +223,14 @@ def _plan(
     # Before the parser takes its part of what is free.
     _say_memory(len(graph), recipe, say)
     network, builder, logger = parse(library, graph, bundle.artifact_path)
-    module = library.module
     config = builder.create_builder_config()
     _configure(config, recipe, library)
     timings = _timing_cache(config, library, cache, say)
-    monitor = _monitor_of(module, progress)
-    config.progress_monitor = monitor
-    plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+    plan = watched(
+        lambda: builder.build_serialized_network(network, config), config, library, progress
+    )
     if plan is None:
         raise PipelineError(_failure(library, log_end(logger, "it gives no reason")))
-    progress("build engine", PARTS, PARTS)
     return plan, timings.serialize() if timings is not None else None
 
 
@@ -296,81 +291,6 @@ def _available_bytes() -> int | None:
         return None
     sizes = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
-
-
-@dataclass
-class Phase:
-    """One of the builder's phases under way. `filled` is how much of its next step is done."""
-
-    parent: str | None
-    steps: int
-    done: int = 0
-    filled: float = 0.0
-
-
-def _monitor_of(module: Any, progress: Progress) -> Any:
-    """TensorRT's progress monitor: nested phases as one count that never falls.
-
-    `cancelled` ends the build. What `progress` raises ends it too, and is kept in `error`.
-    """
-    base: Any = module.IProgressMonitor
-
-    class Monitor(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            base.__init__(self)
-            self.cancelled = False
-            self.error: BaseException | None = None
-            self.phases: dict[str, Phase] = {}
-            self.reached = 0
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self.phases[name] = Phase(parent, max(steps, 1))
-
-        def step_complete(self, name: str, step: int) -> bool:
-            phase = self.phases.get(name)
-            if phase is not None and not self.cancelled:
-                phase.done, phase.filled = max(phase.done, step + 1), 0.0
-                done = min(int(PARTS * self.fraction(phase)), PARTS - 1)
-                self.reached = max(self.reached, done)
-                try:
-                    progress(f"build engine  {name}", self.reached, PARTS)
-                # TensorRT prints it with its traceback, and says that the user cancelled.
-                except BaseException as error:
-                    self.error, self.cancelled = error, True
-            return not self.cancelled
-
-        def phase_finish(self, name: str) -> None:
-            phase = self.phases.pop(name, None)
-            parent = self.phases.get(phase.parent or "") if phase else None
-            if parent is not None:
-                parent.filled += (1 - parent.filled) / 2
-
-        def fraction(self, phase: Phase) -> float:
-            """Of the whole build."""
-            inner = 0.0
-            at: Phase | None = phase
-            while at is not None:
-                # A step may hold several phases, how many nobody says: each takes half of the rest.
-                step = at.filled + (1 - at.filled) * inner / 2
-                inner = min((at.done + step) / at.steps, 1.0)
-                at = self.phases.get(at.parent or "")
-            return inner
-
-    return Monitor()
-
-
-def _interruptible(work: Callable[[], Any], monitor: Any) -> Any:
-    """Run the builder beside the main thread: it hears no Ctrl-C, but asks its monitor each step."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        try:
-            made = future.result()
-        except BaseException:
-            monitor.cancelled = True
-            raise
-    if monitor.error is not None:
-        raise monitor.error
-    return made
 
 
 def _failure(library: Library, reason: str) -> str:
