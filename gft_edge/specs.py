@@ -224,8 +224,9 @@ class Candidate:
 class EngineRecipe:
     """How an engine is built from a bundle's graph, in trtexec's terms.
 
-    `flavor` None takes what the machine has. `workspace_gib` bounds the builder's scratch memory,
-    None leaves it TensorRT's whole device; so does None for the level (0 quick to 5 thorough).
+    `flavor` None takes what the machine has. `workspace_gib` bounds the scratch memory of builder and
+    engine, which is all of the GPU's where it is None. The level goes from 0, quick to build, to 5,
+    which searches longest; None is TensorRT's own, 3.
     """
 
     flavor: Flavor | None = None
@@ -240,9 +241,10 @@ class Engine:
     """An engine file of a bundle, and everything that decides where it loads.
 
     `path` is relative to the bundle and holds plain plan bytes. `graph_sha256` is of the ONNX file
-    it was built from, `outputs` its output tensors. `gpu` and `cuda` are None where it was built
-    ahead of time without a GPU; `compute_capabilities` are those it was built for. `driver` and
-    `l4t` (Jetson Linux) are what the machine said. `timing_cache` is the file beside it.
+    it was built from, `outputs` its output tensors, `flags` the builder's. `gpu`, its
+    `multiprocessors` and `cuda` are None where it was built ahead of time without a GPU;
+    `compute_capabilities` are those it loads on, `8.0+` that and later. `driver` and `l4t` (Jetson
+    Linux) are what the machine said. `timing_cache` is the file beside it.
     """
 
     path: str
@@ -250,10 +252,12 @@ class Engine:
     graph_sha256: str
     outputs: tuple[str, ...]
     recipe: EngineRecipe
+    flags: tuple[str, ...]
     flavor: Flavor
     version: str
     platform: str
     gpu: str | None
+    multiprocessors: int | None
     compute_capabilities: tuple[str, ...]
     cuda: str | None
     driver: str | None

@@ -32,7 +32,7 @@ ERRORS = {
     901: "cudaErrorStreamCaptureInvalidated",
 }
 INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 400, 600, 900, 901
-CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18
+CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS = 75, 76, 18, 16
 
 # What cuda-python wants as a member of an enum class: function -> input -> class.
 ENUM_INPUTS = {
@@ -144,7 +144,7 @@ class FakeCudart:
         make: Any = enum.IntEnum
         values: dict[str, Iterable[int]] = {
             "cudaError_t": ERRORS,
-            "cudaDeviceAttr": (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED),
+            "cudaDeviceAttr": (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS),
             "cudaMemcpyKind": (1, 2),
             "cudaStreamCaptureMode": (1,),
         }
@@ -304,7 +304,12 @@ class FakeCudart:
 
     @exported("cudaDeviceGetAttribute", ctypes.POINTER(c_int), c_int, c_int)
     def _attribute(self, out: Any, attribute: int, device: int) -> int:
-        attributes = {CAPABILITY_MAJOR: 8, CAPABILITY_MINOR: 7, INTEGRATED: self.integrated}
+        attributes = {
+            CAPABILITY_MAJOR: 8,
+            CAPABILITY_MINOR: 7,
+            INTEGRATED: self.integrated,
+            MULTIPROCESSORS: 8,
+        }
         out[0] = attributes[attribute]
         return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
-from gft_edge.nvidia import engines
+from gft_edge.nvidia import system
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.engines import (
     RTX_CAPABILITIES,
@@ -21,11 +21,11 @@ from gft_edge.nvidia.engines import (
     engine_for,
     fingerprint,
     host_of,
-    l4t,
     misfit,
     read_engine,
 )
 from gft_edge.nvidia.library import Library
+from gft_edge.nvidia.system import l4t
 from gft_edge.specs import Engine, EngineRecipe, Flavor
 
 GRAPH = "a" * 64
@@ -33,8 +33,8 @@ FOLDER = Path("bundles") / "grocery"
 LOGITS = ("logits",)
 KEPT = ("logits", "kept_1", "kept_2")
 
-ORIN = Gpu("Orin", "8.7", True, 8 * 2**30)
-DESKTOP = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30)
+ORIN = Gpu("Orin", "8.7", True, 8 * 2**30, 8)
+DESKTOP = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30, 128)
 JETSON = Host("linux-aarch64", ORIN, "12.6", "540.4.0", "R36.4.0")
 WORKSTATION = Host("linux-x86_64", DESKTOP, "12.8", "570.86.10", None)
 NO_GPU = Host("linux-x86_64", None, None, None, None)
@@ -61,10 +61,12 @@ def engine(
         graph_sha256=graph_sha256,
         outputs=outputs,
         recipe=recipe,
+        flags=("STRONGLY_TYPED",),
         flavor=made_by.flavor,
         version=made_by.version,
         platform=host.platform,
         gpu=host.gpu.name if host.gpu else None,
+        multiprocessors=host.gpu.multiprocessors if host.gpu else None,
         compute_capabilities=capabilities(recipe, made_by, host),
         cuda=host.cuda,
         driver=host.driver,
@@ -83,10 +85,10 @@ def on(host: Host, **gpu: Any) -> Host:
 @pytest.mark.parametrize(
     ("expected", "made_by", "host", "level"),
     [
-        ("tensorrt-10.3.0-linux-aarch64-orin-sm87", library(), JETSON, "none"),
-        ("tensorrt-10.16.1.11-linux-aarch64-thor-sm110", library("10.16.1.11"),
-         on(JETSON, name="NVIDIA Thor", compute_capability="11.0"), "none"),
-        ("tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-sm89", library("10.13.3.9"),
+        ("tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87", library(), JETSON, "none"),
+        ("tensorrt-10.16.1.11-linux-aarch64-thor-20mp-sm110", library("10.16.1.11"),
+         on(JETSON, name="NVIDIA Thor", compute_capability="11.0", multiprocessors=20), "none"),
+        ("tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-128mp-sm89", library("10.13.3.9"),
          WORKSTATION, "none"),
         ("tensorrt-10.13.3.9-linux-x86_64-sm80+", library("10.13.3.9"), WORKSTATION, "ampere+"),
         ("tensorrt-10.13.3.9-linux-x86_64-sm89", library("10.13.3.9"), WORKSTATION,
@@ -180,8 +182,8 @@ def test_every_engine_that_does_not_fit_is_listed_with_its_reason() -> None:
         choose(made, JETSON, [library("10.13.3.9")])
     assert str(caught.value) == (
         f"no engine of {FOLDER} fits this machine (linux-aarch64, Orin, compute capability 8.7): "
-        "tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-sm89 was built on linux-x86_64; "
-        "tensorrt-10.3.0-linux-aarch64-orin-sm87 was built by tensorrt 10.3.0, here is 10.13.3.9; "
+        "tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-128mp-sm89 was built on linux-x86_64; "
+        "tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87 was built by tensorrt 10.3.0, here is 10.13.3.9; "
         "tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+ needs tensorrt-rtx 1.7.1.116, which is not "
         f"installed here. Build one here: gft-edge build {FOLDER}"
     )
@@ -413,7 +415,7 @@ def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
                 raise FileNotFoundError(self.path)
             return files[self.path]
 
-    monkeypatch.setattr(engines, "Path", Elsewhere)
+    monkeypatch.setattr(system, "Path", Elsewhere)
     return files
 
 

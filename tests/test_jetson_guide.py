@@ -122,17 +122,19 @@ def test_the_readme_names_the_guide() -> None:
 
 def test_what_the_guide_says_after_an_update_is_what_is_said() -> None:
     """Of an Orin that went from JetPack 6.2 to 7.2."""
-    folder = "tensorrt-10.3.0-linux-aarch64-orin-sm87"
+    folder = "tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87"
     engine = Engine(
         path=f"engines/{folder}/model.engine",
         sha256="",
         graph_sha256="graph",
         outputs=("logits",),
         recipe=EngineRecipe("tensorrt"),
+        flags=("STRONGLY_TYPED",),
         flavor="tensorrt",
         version="10.3.0",
         platform="linux-aarch64",
         gpu="Orin",
+        multiprocessors=8,
         compute_capabilities=("8.7",),
         cuda="12.6",
         driver=None,
@@ -140,7 +142,7 @@ def test_what_the_guide_says_after_an_update_is_what_is_said() -> None:
         timing_cache=None,
         build_seconds=60,
     )
-    orin = Gpu("Orin", "8.7", integrated=True, memory_bytes=8 * 2**30)
+    orin = Gpu("Orin", "8.7", integrated=True, memory_bytes=8 * 2**30, multiprocessors=8)
     host = Host("linux-aarch64", orin, "13.2", None, "R39.2.0")
     library = Library(SimpleNamespace(__version__="10.16.1.11"), "tensorrt")
     with pytest.raises(UsageError) as raised:

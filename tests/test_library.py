@@ -19,17 +19,16 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.errors import PipelineError, UsageError
 from gft_edge.nvidia.library import (
     SINCE,
     Library,
     builder_library,
     installed,
-    log_end,
-    log_of,
     parse,
     version_of,
 )
+from gft_edge.nvidia.log import KEPT_LINES
 
 ROOT = Path(__file__).parent.parent / "gft_edge"
 SOURCES = (*sorted((ROOT / "nvidia").glob("*.py")), ROOT / "backends" / "trt.py")
@@ -130,11 +129,11 @@ def test_a_name_of_the_table_is_in_the_versions_that_it_gives(
     assert Library(fake_module(version), "tensorrt").has(name) == bound(name, bindings[version])
 
 
-def test_the_table_says_that_tensorrt_rtx_has_none_of_its_names(rtx: Any) -> None:
+def test_the_table_says_which_names_tensorrt_rtx_has(rtx: Any) -> None:
     library = Library(rtx, "tensorrt-rtx")
     here = members(rtx)
-    assert not any(library.has(name) for name in SINCE)
-    # They are there, and do nothing: see below.
+    assert {name for name in SINCE if library.has(name)} == {"REQUIRE_USER_ALLOCATION"}
+    # The others are there too, and do nothing: see below.
     assert set(SINCE) <= here
 
 
@@ -142,7 +141,8 @@ def test_every_other_name_of_tensorrt_is_in_all_versions(
     rtx: Any, bindings: dict[str, Bindings]
 ) -> None:
     names = (used_names() & members(rtx)) - set(SINCE)
-    # Dunders belong to Python.
+    # Dunders and the methods of containers are Python's.
+    names -= {*dir(dict), *dir(list), *dir(set)}
     names = {name for name in names if not name.startswith("__")} | {"__version__"}
     assert {"STRONGLY_TYPED", "execute_async_v3", "nptype", "step_complete", "TF32"} <= names
     lacking = {
@@ -180,26 +180,26 @@ def test_tensorrt_rtx_keeps_no_timing_cache(rtx: Any) -> None:
 
 
 def test_tensorrt_rtx_builds_no_version_compatible_engine(rtx: Any) -> None:
-    network, builder, logger = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    network, builder, log = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
     config = builder.create_builder_config()
     assert builder.build_serialized_network(network, config) is not None
     config.set_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
     assert builder.build_serialized_network(network, config) is None
-    assert "libnvinfer_lean" in log_end(logger, "it gives no reason")
+    assert "libnvinfer_lean" in log.first_error("it gives no reason")
 
 
 @pytest.mark.parametrize("level", ["AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"])
 def test_tensorrt_rtx_says_that_it_has_no_hardware_compatibility_level(
     level: str, rtx: Any
 ) -> None:
-    _, builder, logger = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    _, builder, log = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
     config = builder.create_builder_config()
     config.hardware_compatibility_level = getattr(rtx.HardwareCompatibilityLevel, level)
-    assert any("unsupported in TensorRT-RTX" in message for _, message in logger.lines)
+    assert any("unsupported in TensorRT-RTX" in message for _, message in log.lines)
 
 
 class FakeLogger:
-    """As much of ILogger as log_of builds upon."""
+    """As much of ILogger as a log builds upon."""
 
     class Severity(IntEnum):
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -282,7 +282,7 @@ def test_a_machine_without_a_gpu_is_told_so_on_one_line() -> None:
 
     library = Library(fake_module(Builder=Builder), "tensorrt")
     with pytest.raises(UsageError) as caught:
-        library.builder(log_of(library))
+        library.builder(library.log())
     assert str(caught.value) == (
         "tensorrt 10.3.0 builds only where an NVIDIA GPU answers: "
         "CUDA initialization failure with error: 35"
@@ -320,7 +320,7 @@ def test_a_package_without_its_library_is_not_installed(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert installed() == []
-    with pytest.raises(MissingDependencyError, match=r"pip install 'gft-edge\[tensorrt\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'gft-edge\[tensorrt\]'"):
         builder_library()
     with pytest.raises(UsageError, match=r"^TensorRT-RTX is not installed here: pip install tens"):
         builder_library("tensorrt-rtx")
@@ -328,23 +328,61 @@ def test_a_package_without_its_library_is_not_installed(
 
 def test_the_first_error_is_the_reason_and_its_echo_is_not(rtx: Any) -> None:
     library = Library(rtx, "tensorrt-rtx")
-    logger = log_of(library)
-    assert log_end(logger, "nothing said") == "nothing said"
+    log = library.log()
+    assert log.first_error("nothing said") == "nothing said"
     levels = rtx.ILogger.Severity
     for severity in (levels.VERBOSE, levels.INFO, levels.WARNING):
-        logger.log(severity, "beside the point")
-    assert log_end(logger, "nothing said") == "nothing said"
-    logger.log(levels.ERROR, "\nthe cause\nand more\n")
-    logger.log(levels.INTERNAL_ERROR, "its echo")
-    assert log_end(logger, "nothing said") == "the cause"
+        log.sink.log(severity, "beside the point")
+    assert log.first_error("nothing said") == "nothing said"
+    log.sink.log(levels.ERROR, "\nthe cause\nand more\n")
+    log.sink.log(levels.INTERNAL_ERROR, "its echo")
+    assert log.first_error("nothing said") == "the cause"
+    assert library.log().first_error("nothing said") == "nothing said"
+    log.clear()
+    assert log.first_error("nothing said") == "nothing said"
 
 
 @pytest.mark.parametrize("message", ["", "\n \n"])
 def test_an_empty_error_is_no_reason(message: str, rtx: Any) -> None:
-    logger = log_of(Library(rtx, "tensorrt-rtx"))
-    logger.log(rtx.ILogger.Severity.ERROR, message)
-    assert log_end(logger, "nothing said") == "nothing said"
-    assert log_end(logger, "") == ""
+    log = Library(rtx, "tensorrt-rtx").log()
+    log.sink.log(rtx.ILogger.Severity.ERROR, message)
+    assert log.first_error("nothing said") == "nothing said"
+    assert log.first_error("") == ""
+
+
+def test_a_log_keeps_the_last_lines_alone(rtx: Any) -> None:
+    log = Library(rtx, "tensorrt-rtx").log()
+    for number in range(KEPT_LINES + 5):
+        log.sink.log(rtx.ILogger.Severity.WARNING, str(number))
+    assert len(log.lines) == KEPT_LINES
+    assert log.lines[-1] == ("WARNING", str(KEPT_LINES + 4))
+
+
+def test_the_log_outlives_the_object_that_tensorrt_took_it_from(tmp_path: Path) -> None:
+    """TensorRT calls the logger of its first object for as long as the process lives."""
+    pytest.importorskip(
+        "tensorrt_rtx", reason="tensorrt_rtx cannot be imported here", exc_type=ImportError
+    )
+    (tmp_path / "relu.onnx").write_bytes(relu())
+    code = """
+import gc, sys
+from pathlib import Path
+import tensorrt_rtx
+from gft_edge.nvidia.library import installed, parse
+(library,) = installed("tensorrt-rtx")
+path = Path(sys.argv[1])
+first = parse(library, path.read_bytes(), path)
+second = parse(library, path.read_bytes(), path)
+del first
+gc.collect()
+log = library.log()
+tensorrt_rtx.get_plugin_registry().load_library("/no/such/library.so")
+print(log.first_error("nothing said"))
+"""
+    arguments = [sys.executable, "-c", code, str(tmp_path / "relu.onnx")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Unable to load library: /no/such/library.so" in done.stdout
 
 
 def test_a_graph_without_an_output_is_refused_by_name(rtx: Any) -> None:

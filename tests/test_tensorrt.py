@@ -40,6 +40,7 @@ from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
+from gft_edge.nvidia import library as library_room
 from gft_edge.nvidia.build import memory_bytes
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.specs import InputSpec, ModelSpec
@@ -392,7 +393,7 @@ def test_without_tensorrt_the_install_line_is_given() -> None:
 def test_without_tensorrt_on_a_jetson_the_systems_packages_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trt, "l4t", lambda: "R36.4.3")
+    monkeypatch.setattr(library_room, "l4t", lambda: "R36.4.3")
     reason = str(trt.missing())
     assert "sudo apt install nvidia-jetpack" in reason
     assert "python3 -m venv --system-site-packages" in reason

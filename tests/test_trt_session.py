@@ -131,10 +131,12 @@ def add_engine(
         graph_sha256=manifest.artifact.sha256,
         outputs=("logits", *kept),
         recipe=recipe,
+        flags=("STRONGLY_TYPED",),
         flavor="tensorrt",
         version=machine.module.__version__,
         platform=host.platform,
         gpu=host.gpu.name,
+        multiprocessors=host.gpu.multiprocessors,
         compute_capabilities=(host.gpu.compute_capability,),
         cuda=host.cuda,
         driver=None,
@@ -143,7 +145,7 @@ def add_engine(
         build_seconds=1.0,
     )
     engine = dataclasses.replace(engine, **changes)
-    write_manifest(folder, with_engine(manifest, engine))
+    write_manifest(folder, with_engine(read_bundle(folder), engine))
     return engine
 
 

@@ -26,17 +26,15 @@ from gft_edge.errors import (
     BundleError,
     FailedError,
     GftEdgeError,
-    MissingDependencyError,
     UsageError,
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
-from gft_edge.nvidia.engines import deserialized, engine_for, host_of, l4t, no_memory
+from gft_edge.nvidia.engines import deserialized, engine_for, host_of, no_memory, serves
 from gft_edge.nvidia.library import (
     Library,
     builder_library,
     installed,
-    log_end,
-    log_of,
+    not_installed,
     parse,
 )
 from gft_edge.specs import Artifact, Engine
@@ -48,18 +46,14 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def missing() -> str | None:
     """The install line, or why no engine runs here; its graph is still written and read."""
     libraries = installed()
-    if not libraries and l4t():
-        # Its packages serve the system's Python alone, and no wheel on an index serves a Jetson.
-        return (
-            "TensorRT is not seen by this Python: on a Jetson it is the system's: sudo apt install "
-            "nvidia-jetpack, and python3 -m venv --system-site-packages for a venv (docs/jetson.md)"
-        )
     if not libraries:
-        return str(MissingDependencyError("TensorRT", "tensorrt"))
+        return not_installed()
     try:
-        open_cuda()
+        gpu = open_cuda().gpu()
     except GftEdgeError as error:
         return f"{version()} reads and builds graphs here, and no engine runs: {error}"
+    if not any(serves(library, gpu) for library in libraries):
+        return f"{version()} has no engines for the compute capability {gpu.compute_capability} of {gpu.name}"
     return None
 
 
@@ -150,7 +144,7 @@ class TrtSession:
         self._context: Any = None
         self._stream = 0
         self._lock = threading.Lock()
-        self._log = log_of(library)
+        self._log = library.log()
         self._held = ExitStack()
         try:
             self._load(folder, engine, library, request)
@@ -237,9 +231,9 @@ class TrtSession:
         return handle
 
     def _bind(self, name: str, address: int) -> None:
-        self._log.lines.clear()
+        self._log.clear()
         if not self._context.set_tensor_address(name, address):
-            reason = log_end(self._log, "it gives no reason")
+            reason = self._log.first_error("it gives no reason")
             raise FailedError(f"TensorRT does not take the address of {name}: {reason}")
 
     def _accept(self, images: npt.NDArray[Any]) -> None:
@@ -312,9 +306,11 @@ class TrtSession:
 
     def _execute(self) -> None:
         # Each failure with its own reason: what an earlier run has said is not it.
-        self._log.lines.clear()
+        self._log.clear()
         if not self._context.execute_async_v3(self._stream):
-            raise FailedError(f"TensorRT did not run: {log_end(self._log, 'it gives no reason')}")
+            raise FailedError(
+                f"TensorRT did not run: {self._log.first_error('it gives no reason')}"
+            )
 
     def _outputs(self) -> list[npt.NDArray[Any]]:
         # Copies: the buffers are written again by the next run.

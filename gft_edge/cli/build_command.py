@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gft_edge.bundle import read_manifest
 from gft_edge.cli.options import PATH, engine_recipe, json_option, recipe_options
 from gft_edge.cli.output import next_line, print_engine, print_json, progress, say
 from gft_edge.nvidia.build import build_engine
@@ -29,7 +30,7 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     with progress() as report:
         built = build_engine(
             bundle,
-            engine_recipe(options),
+            engine_recipe(options, read_manifest(bundle).recipe),
             explain,
             options["timing_cache"],
             force,
@@ -42,5 +43,5 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     if not built.made:
         say("the graph, the recipe and this machine are those of this engine: not built again")
     print_engine(bundle, built.engine)
-    # Without a GPU it was built for another machine.
-    next_line(f"gft-edge {'verify' if built.engine.gpu else 'inspect --engine'} {bundle}")
+    # What was built ahead of time need not run on this machine.
+    next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {bundle}")

@@ -127,8 +127,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         print_quantization(manifest.quantization)
     if built is not None:
         print_engine(out, built.engine)
-    if manifest.target == "tensorrt" and not (built and built.engine.gpu):
-        # On the device; an engine built without a GPU is for others, or for none.
+    if manifest.target == "tensorrt" and not (built and built.loads_here):
+        # On the device: an engine built ahead of time is for others, or for none.
         next_line(f"gft-edge build {out}")
     else:
         next_line(f"gft-edge verify {out}")

@@ -25,7 +25,7 @@ from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import engine_layers, network_layers
-from gft_edge.nvidia.library import builder_library, installed, log_of, parse
+from gft_edge.nvidia.library import builder_library, installed, parse
 from gft_edge.specs import Manifest, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
@@ -195,7 +195,7 @@ def _engine(path: Path) -> LayerReport:
     except UsageError as error:
         say(f"shown is the network as TensorRT parses it, for no engine loads here: {error}")
         return report_of(asked, manifest.model, "parsed network")
-    loaded = deserialized(path, engine, library, cuda, log_of(library))
+    loaded = deserialized(path, engine, library, cuda, library.log())
     form = library.module.LayerInformationFormat.JSON
     text = loaded.create_engine_inspector().get_engine_information(form)
     return report_of(engine_layers(text), manifest.model, "engine", asked)

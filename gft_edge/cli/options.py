@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -76,15 +77,17 @@ def recipe_options(command: F) -> F:
     return command
 
 
-def engine_recipe(options: dict[str, Any]) -> EngineRecipe | None:
-    """What was asked for of recipe_options, None when nothing was. Raises UsageError."""
-    flavor = options["flavor"]
-    recipe = EngineRecipe(
-        None if flavor == "auto" else flavor,
-        options["workspace"],
-        options["builder_optimization_level"],
-        options["version_compatible"],
-        options["hardware_compatibility_level"] or "none",
-    )
+def engine_recipe(options: dict[str, Any], base: EngineRecipe | None = None) -> EngineRecipe | None:
+    """`base` with what was asked for of recipe_options, None when nothing was. Raises UsageError."""
+    given = {
+        "workspace_gib": options["workspace"],
+        "builder_optimization_level": options["builder_optimization_level"],
+        "version_compatible": options["version_compatible"] or None,
+        "hardware_compatibility": options["hardware_compatibility_level"],
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if options["flavor"] is not None:
+        changes["flavor"] = None if options["flavor"] == "auto" else options["flavor"]
+    recipe = dataclasses.replace(base or EngineRecipe(), **changes)
     check_recipe(recipe, options["timing_cache"])
-    return None if recipe == EngineRecipe() and flavor is None else recipe
+    return recipe if changes else None

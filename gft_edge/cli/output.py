@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from gft_edge.nvidia.engines import bound_to_gpu
 from gft_edge.specs import Engine, FidelityReport, Progress, Quantization
 
 
@@ -91,6 +92,7 @@ def print_engine(bundle: Path, engine: Engine) -> None:
     """One engine of a bundle: where it is and where it loads."""
     size = (bundle / engine.path).stat().st_size
     where = ", ".join(engine.compute_capabilities)
+    gpu = engine.gpu if bound_to_gpu(engine) else None
     print_table(
         "Engine",
         ("what", "value"),
@@ -98,7 +100,7 @@ def print_engine(bundle: Path, engine: Engine) -> None:
             ("file", bundle / engine.path),
             ("size", f"{size / 2**20:.1f} MiB"),
             ("library", f"{engine.flavor} {engine.version}"),
-            ("loads on", f"{engine.gpu or 'GPUs'} of compute capability {where}"),
+            ("loads on", f"{gpu or 'GPUs'} of compute capability {where}"),
             ("outputs", ", ".join(engine.outputs)),
             ("built in", f"{engine.build_seconds:.1f} s"),
         ],

@@ -18,7 +18,7 @@ from gft_edge.bundle import (
     write_manifest,
     write_whole,
 )
-from gft_edge.errors import BundleError, PipelineError, UsageError
+from gft_edge.errors import BundleError, GftEdgeError, PipelineError, UsageError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import (
     ENGINE_FILE,
@@ -29,8 +29,9 @@ from gft_edge.nvidia.engines import (
     capabilities,
     fingerprint,
     host_of,
+    misfit,
 )
-from gft_edge.nvidia.library import Library, installed, log_end, log_of, out_of_memory, parse
+from gft_edge.nvidia.library import Library, installed, not_installed, out_of_memory, parse
 from gft_edge.nvidia.watch import watched
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import Engine, EngineRecipe, Manifest, Progress, Say
@@ -47,11 +48,25 @@ _COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPU
 
 @dataclass(frozen=True)
 class Built:
-    """An engine of the bundle in `folder`; `made` is False where a fresh one was there already."""
+    """An engine of the bundle in `folder`.
+
+    `made` is False where a fresh one was there already; `loads_here` whether this machine runs it.
+    """
 
     folder: Path
     engine: Engine
     made: bool
+    loads_here: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What TensorRT made: buffers of bytes, the timings None of a library that times nothing."""
+
+    content: Any
+    timings: Any
+    flags: tuple[str, ...]
+    seconds: float
 
 
 def build_engine(
@@ -65,10 +80,11 @@ def build_engine(
 ) -> Built:
     """Build the engine of a bundle for this machine, unless a fresh one is there, and record it.
 
-    `recipe` is the bundle's own unless given. With `explain` the engine also returns the kept
-    patches. `timing_cache` is a file that is read, if it exists, and written. An interrupted build
-    leaves the bundle as it was. Raises UsageError where nothing can be built here, BundleError when
-    the bundle is damaged, read-only or being written, PipelineError with TensorRT's reason.
+    `recipe` is the bundle's own unless given, and without one an engine of any recipe is fresh. With
+    `explain` the engine also returns the kept patches. `timing_cache` is a file that is read, if it
+    exists, and written. An interrupted build leaves the bundle as it was. Raises UsageError where
+    nothing can be built here, BundleError when the bundle is damaged, read-only or being written,
+    PipelineError with TensorRT's reason.
     """
     bundle = read_bundle(folder)
     if bundle.manifest.target != "tensorrt":
@@ -76,53 +92,70 @@ def build_engine(
             f"{folder} is a bundle for {bundle.manifest.target}, which loads as it is: "
             "engines are built from bundles of --target tensorrt"
         )
-    recipe = recipe or bundle.manifest.recipe or EngineRecipe()
-    check_recipe(recipe, timing_cache)
-    library, host = builder_here(recipe, timing_cache)
-    recipe = dataclasses.replace(recipe, flavor=library.flavor)
+    used = recipe or bundle.manifest.recipe or EngineRecipe()
+    check_recipe(used, timing_cache)
+    library, host = builder_here(used, timing_cache)
+    used = dataclasses.replace(used, flavor=library.flavor)
     outputs = ("logits", *bundle.manifest.kept_outputs) if explain else ("logits",)
     name = EXPLAIN_FILE if explain else ENGINE_FILE
-    path = f"{FOLDER}/{fingerprint(recipe, library, host)}/{name}"
-    fresh = fresh_engine(bundle, path, recipe, outputs, library)
-    if fresh is not None and not force:
-        return Built(folder, fresh, made=False)
-    with locked(folder):
-        # Another build may have added its engine while this one waited for nothing but the disk.
-        bundle = read_bundle(folder)
-        place = folder / path
-        cache = timing_cache or place.with_name(TIMING_CACHE_FILE)
-        started = time.monotonic()
-        plan, timings = _plan(bundle, recipe, library, outputs, cache, progress, say)
-        seconds = time.monotonic() - started
-        if read_manifest(folder) != bundle.manifest:
-            # The old manifest would be written over that of an export, which takes no lock.
-            raise BundleError(f"{folder} was replaced while its engine was built: build it again")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, plan)
-        if timings is not None:
-            write_whole(place.with_name(TIMING_CACHE_FILE), timings)
-        engine = Engine(
-            path=path,
-            sha256=sha256_of(place),
-            graph_sha256=bundle.manifest.artifact.sha256,
-            outputs=outputs,
-            recipe=recipe,
-            flavor=library.flavor,
-            version=library.version,
-            platform=host.platform,
-            gpu=host.gpu.name if host.gpu else None,
-            compute_capabilities=capabilities(recipe, library, host),
-            cuda=host.cuda,
-            driver=host.driver,
-            l4t=host.l4t,
-            timing_cache=None if timings is None else f"{Path(path).parent}/{TIMING_CACHE_FILE}",
-            build_seconds=round(seconds, 2),
-        )
-        write_manifest(folder, with_engine(bundle.manifest, engine))
-    if timings is not None and timing_cache is not None:
-        # Last, as it may lie on another disk: the engine is recorded if this one is full.
-        write_whole(timing_cache, timings)
-    return Built(folder, engine, made=True)
+    path = f"{FOLDER}/{fingerprint(used, library, host)}/{name}"
+    engine = fresh_engine(bundle, path, used if recipe else None, outputs, library)
+    made = engine is None or force
+    if engine is None or force:
+        with locked(folder):
+            # Another build may have added its engine before the lock was had.
+            bundle = read_bundle(folder)
+            cache = timing_cache or (folder / path).with_name(TIMING_CACHE_FILE)
+            plan = _plan(bundle, used, library, outputs, cache, progress, say)
+            engine = _recorded(bundle, path, used, outputs, plan, library, host)
+        if plan.timings is not None and timing_cache is not None:
+            # Last, as it may lie on another disk: the engine is recorded if this one is full.
+            write_whole(timing_cache, plan.timings)
+    graph = bundle.manifest.artifact.sha256
+    return Built(folder, engine, made, misfit(engine, graph, library, host) is None)
+
+
+def _recorded(
+    bundle: Bundle,
+    path: str,
+    recipe: EngineRecipe,
+    outputs: tuple[str, ...],
+    plan: Plan,
+    library: Library,
+    host: Host,
+) -> Engine:
+    """Write a plan and its timing cache into the bundle, and the engine into its manifest."""
+    folder, place = bundle.folder, bundle.folder / path
+    if read_manifest(folder) != bundle.manifest:
+        # The old manifest would be written over that of an export, which takes no lock.
+        raise BundleError(f"{folder} was replaced while its engine was built: build it again")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, plan.content)
+    timing_cache = None
+    if plan.timings is not None:
+        timing_cache = f"{Path(path).parent}/{TIMING_CACHE_FILE}"
+        write_whole(folder / timing_cache, plan.timings)
+    engine = Engine(
+        path=path,
+        sha256=sha256_of(place),
+        graph_sha256=bundle.manifest.artifact.sha256,
+        outputs=outputs,
+        recipe=recipe,
+        flags=plan.flags,
+        flavor=library.flavor,
+        version=library.version,
+        platform=host.platform,
+        gpu=host.gpu.name if host.gpu else None,
+        multiprocessors=host.gpu.multiprocessors if host.gpu else None,
+        compute_capabilities=capabilities(recipe, library, host),
+        cuda=host.cuda,
+        driver=host.driver,
+        l4t=host.l4t,
+        timing_cache=timing_cache,
+        build_seconds=round(plan.seconds, 2),
+    )
+    write_manifest(folder, with_engine(bundle, engine))
+    return engine
 
 
 def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tuple[Library, Host]:
@@ -130,7 +163,8 @@ def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tupl
     try:
         host = host_of(open_cuda())
         no_gpu = None
-    except UsageError as error:
+    # Whatever CUDA says, TensorRT-RTX needs no GPU.
+    except GftEdgeError as error:
         host = host_of(None)
         no_gpu = str(error)
     reasons = []
@@ -142,20 +176,13 @@ def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tupl
             reason = no_gpu
         if reason is None:
             try:
-                library.builder(log_of(library))
+                library.builder(library.log())
             except UsageError as error:
                 reason = str(error)
         if reason is None:
             return library, host
         reasons.append(f"{library.name}: {reason}")
-    if not reasons:
-        wanted = "TensorRT-RTX" if recipe.flavor == "tensorrt-rtx" else "TensorRT"
-        how = {
-            "TensorRT": "pip install 'gft-edge[tensorrt]', on a Jetson sudo apt install tensorrt",
-            "TensorRT-RTX": "pip install tensorrt-rtx",
-        }[wanted]
-        reasons.append(f"{wanted} is not installed here: {how}")
-    raise UsageError("; ".join(reasons))
+    raise UsageError("; ".join(reasons) or not_installed(recipe.flavor))
 
 
 def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | None:
@@ -186,13 +213,18 @@ def check_recipe(recipe: EngineRecipe, timing_cache: Path | None = None) -> None
 
 
 def fresh_engine(
-    bundle: Bundle, path: str, recipe: EngineRecipe, outputs: tuple[str, ...], library: Library
+    bundle: Bundle,
+    path: str,
+    recipe: EngineRecipe | None,
+    outputs: tuple[str, ...],
+    library: Library,
 ) -> Engine | None:
-    """The recorded engine at `path`, if recipe, graph and file are what they were."""
+    """The recorded engine at `path`, if graph, file and, where one is given, recipe are the same."""
     for engine in bundle.manifest.engines:
         file = bundle.folder / engine.path
         if (
-            (engine.path, engine.recipe, engine.outputs) == (path, recipe, outputs)
+            (engine.path, engine.outputs) == (path, outputs)
+            and engine.recipe == (recipe or engine.recipe)
             and engine.graph_sha256 == bundle.manifest.artifact.sha256
             and engine.version == library.version
             and file.is_file()
@@ -202,10 +234,14 @@ def fresh_engine(
     return None
 
 
-def with_engine(manifest: Manifest, engine: Engine) -> Manifest:
-    """The manifest with an engine added, in place of the one at the same path."""
-    others = tuple(other for other in manifest.engines if other.path != engine.path)
-    return dataclasses.replace(manifest, engines=(*others, engine))
+def with_engine(bundle: Bundle, engine: Engine) -> Manifest:
+    """The manifest with an engine added, in place of the one at its path and those without a file."""
+    others = tuple(
+        other
+        for other in bundle.manifest.engines
+        if other.path != engine.path and (bundle.folder / other.path).is_file()
+    )
+    return dataclasses.replace(bundle.manifest, engines=(*others, engine))
 
 
 def _plan(
@@ -216,13 +252,14 @@ def _plan(
     cache: Path,
     progress: Progress,
     say: Say,
-) -> tuple[Any, Any]:
-    """The plan and the timing cache, both as buffers of bytes; None for a library that times nothing."""
+) -> Plan:
+    """Check the graph, say what the build takes, and build."""
+    started = time.monotonic()
     _, *kept = outputs
     graph = bundle.artifact_path.read_bytes() + b"".join(map(graph_output, kept))
     # Before the parser takes its part of what is free.
     _say_memory(len(graph), recipe, say)
-    network, builder, logger = parse(library, graph, bundle.artifact_path)
+    network, builder, log = parse(library, graph, bundle.artifact_path)
     config = builder.create_builder_config()
     _configure(config, recipe, library)
     timings = _timing_cache(config, library, cache, say)
@@ -230,8 +267,9 @@ def _plan(
         lambda: builder.build_serialized_network(network, config), config, library, progress
     )
     if plan is None:
-        raise PipelineError(_failure(library, log_end(logger, "it gives no reason")))
-    return plan, timings.serialize() if timings is not None else None
+        raise PipelineError(_failure(library, log.first_error("it gives no reason")))
+    cached = timings.serialize() if timings is not None else None
+    return Plan(plan, cached, _flags(config, library), time.monotonic() - started)
 
 
 def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
@@ -239,6 +277,10 @@ def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
     # On by default, it computes FP32 products with FP16's 10 bits of mantissa: patches are ranked
     # in FP32, and `--precision fp32` says FP32.
     config.clear_flag(module.BuilderFlag.TF32)
+    if library.has("REQUIRE_USER_ALLOCATION"):
+        # Without it RTX's engines need not be fit for CUDA graphs:
+        # docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/release-notes-1/1.2.html
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     # What inspect --engine reads.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if recipe.workspace_gib is not None:
@@ -251,6 +293,12 @@ def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
     if recipe.hardware_compatibility != "none":
         level = _COMPATIBILITY[recipe.hardware_compatibility]
         config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+
+
+def _flags(config: Any, library: Library) -> tuple[str, ...]:
+    """What the builder was told, by its own names."""
+    flags = library.module.BuilderFlag.__members__.items()
+    return ("STRONGLY_TYPED", *(name for name, flag in flags if config.get_flag(flag)))
 
 
 def _timing_cache(config: Any, library: Library, path: Path, say: Say) -> Any:

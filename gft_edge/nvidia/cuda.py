@@ -25,7 +25,7 @@ from gft_edge.nvidia.cudart import INSUFFICIENT_DRIVER, PROTOTYPES, PROVIDERS, R
 _OUT_OF_MEMORY, _STUB_LIBRARY, _NO_DEVICE = 2, 34, 100
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _HOST_PORTABLE, _HOST_MAPPED = 1, 2
-_INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76
+_MULTIPROCESSORS, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
 
@@ -41,6 +41,7 @@ class Gpu:
     compute_capability: str
     integrated: bool
     memory_bytes: int
+    multiprocessors: int
 
 
 class Cuda:
@@ -71,12 +72,12 @@ class Cuda:
 
     def gpu(self) -> Gpu:
         """What the device says of itself."""
-        major, minor, integrated = (
-            self.call("cudaDeviceGetAttribute", attribute, 0)[0]
-            for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED)
+        wanted = (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED, _MULTIPROCESSORS)
+        major, minor, integrated, multiprocessors = (
+            self.call("cudaDeviceGetAttribute", attribute, 0)[0] for attribute in wanted
         )
         (name,) = self.call("cudaGetDeviceProperties", 0)
-        return Gpu(name, f"{major}.{minor}", bool(integrated), self.memory()[1])
+        return Gpu(name, f"{major}.{minor}", bool(integrated), self.memory()[1], multiprocessors)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device."""

@@ -12,8 +12,10 @@ from typing import Any
 
 from gft_edge.errors import BundleError, FailedError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
-from gft_edge.nvidia.library import MODULES, Library, log_end, out_of_memory, version_of
-from gft_edge.specs import Engine, EngineRecipe, HardwareCompatibility
+from gft_edge.nvidia.library import MODULES, Library, out_of_memory, version_of
+from gft_edge.nvidia.log import LogReader
+from gft_edge.nvidia.system import driver, l4t
+from gft_edge.specs import Engine, EngineRecipe
 
 FOLDER = "engines"
 ENGINE_FILE = "model.engine"
@@ -50,16 +52,9 @@ def host_of(cuda: Cuda | None) -> Host:
         f"{platform.system()}-{platform.machine()}".lower(),
         cuda.gpu() if cuda else None,
         cuda.runtime_version if cuda else None,
-        _first_match("/proc/driver/nvidia/version", r"\s(\d+\.\d+(?:\.\d+)?)\s"),
+        driver(),
         l4t(),
     )
-
-
-def l4t() -> str | None:
-    """Jetson Linux, R36.4.0, or None on another machine."""
-    release = _first_match("/etc/nv_tegra_release", r"R(\d+) \(release\)")
-    revision = _first_match("/etc/nv_tegra_release", r"REVISION: ([\d.]+)")
-    return f"R{release}.{revision}" if release and revision else None
 
 
 def capabilities(recipe: EngineRecipe, library: Library, host: Host) -> tuple[str, ...]:
@@ -74,13 +69,14 @@ def capabilities(recipe: EngineRecipe, library: Library, host: Host) -> tuple[st
 def fingerprint(recipe: EngineRecipe, library: Library, host: Host) -> str:
     """The folder of the engines that are bound to the same library and hardware.
 
-    tensorrt-10.3.0-linux-aarch64-orin-sm87; tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+.
+    tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87; tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+.
     """
     parts = [library.name]
     if library.flavor == "tensorrt":
         parts.append(host.platform)
         if recipe.hardware_compatibility == "none" and host.gpu:
-            parts.append(host.gpu.name.replace("NVIDIA", ""))
+            # Every Jetson Orin is called Orin: what tells them apart is their size.
+            parts += [host.gpu.name.replace("NVIDIA", ""), f"{host.gpu.multiprocessors}mp"]
     parts += [f"sm{c.replace('.', '')}" for c in capabilities(recipe, library, host)]
     return "-".join(re.sub(r"[^a-z0-9.+_]+", "-", part.lower()).strip("-") for part in parts)
 
@@ -137,11 +133,25 @@ def misfit(engine: Engine, graph_sha256: str, library: Library | None, host: Hos
     if not any(_covers(built, here) for built in engine.compute_capabilities):
         built_for = ", ".join(engine.compute_capabilities)
         return f"was built for compute capability {built_for}, this GPU has {here}"
-    bound: HardwareCompatibility = engine.recipe.hardware_compatibility
     # NVIDIA advises against another model of the same capability: its kernels were timed elsewhere.
-    if engine.flavor == "tensorrt" and bound == "none" and engine.gpu != host.gpu.name:
-        return f"was built on {engine.gpu}, this is {host.gpu.name}"
+    built_on, this = engine.gpu, host.gpu.name
+    if engine.multiprocessors != host.gpu.multiprocessors:
+        built_on = f"{built_on} with {engine.multiprocessors} multiprocessors"
+        this = f"{this} with {host.gpu.multiprocessors}"
+    if bound_to_gpu(engine) and built_on != this:
+        return f"was built on {built_on}, this is {this}"
     return None
+
+
+def serves(library: Library, gpu: Gpu) -> bool:
+    """Whether a library has engines for a GPU."""
+    served = RTX_CAPABILITIES if library.flavor == "tensorrt-rtx" else (gpu.compute_capability,)
+    return any(_covers(capability, gpu.compute_capability) for capability in served)
+
+
+def bound_to_gpu(engine: Engine) -> bool:
+    """Whether an engine loads on the GPU that built it alone."""
+    return engine.flavor == "tensorrt" and engine.recipe.hardware_compatibility == "none"
 
 
 def read_engine(folder: Path, engine: Engine) -> bytes:
@@ -168,21 +178,21 @@ def build_command(folder: Path, outputs: Sequence[str]) -> str:
     return f"gft-edge build {folder}" + (" --explain" if len(outputs) > 1 else "")
 
 
-def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, logger: Any) -> Any:
+def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, log: LogReader) -> Any:
     """TensorRT's ICudaEngine of an engine that fits.
 
     Raises BundleError when it is refused, FailedError when its weights do not fit into the GPU.
     """
     path, plan = folder / engine.path, read_engine(folder, engine)
-    runtime = library.runtime(logger)
+    runtime = library.runtime(log)
     if engine.recipe.version_compatible:
         # Such a plan carries the code of its own runtime.
         runtime.engine_host_code_allowed = True
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
-        reason = log_end(logger, "it gives no reason")
+        reason = log.first_error("it gives no reason")
         if out_of_memory(reason):
-            raise no_memory(path, len(plan), cuda, logger)
+            raise no_memory(path, len(plan), cuda, log)
         command = build_command(folder, engine.outputs)
         raise BundleError(
             f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
@@ -190,13 +200,13 @@ def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, log
     return loaded
 
 
-def no_memory(path: Path, needed_bytes: int, cuda: Cuda, logger: Any) -> FailedError:
+def no_memory(path: Path, needed_bytes: int, cuda: Cuda, log: LogReader) -> FailedError:
     """The error of an engine for which the GPU has too little memory free."""
     free, total = cuda.memory()
     return FailedError(
         f"no memory on the GPU for {path}: it needs {needed_bytes / 2**20:.0f} MiB and "
         f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are free "
-        f"({log_end(logger, 'no reason given')}). "
+        f"({log.first_error('no reason given')}). "
         "Close other programs, or export with a smaller --batch"
     )
 
@@ -219,11 +229,3 @@ def _covers(built: str, here: str) -> bool:
     if built.endswith("+"):
         return version_of(here) >= version_of(built[:-1])
     return built == here
-
-
-def _first_match(path: str, pattern: str) -> str | None:
-    try:
-        found = re.search(pattern, Path(path).read_text(errors="replace"))
-    except OSError:
-        return None
-    return found.group(1) if found else None

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.nvidia.log import LogReader
+from gft_edge.nvidia.system import l4t
 from gft_edge.specs import Flavor
 
 MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -25,6 +27,7 @@ SINCE: dict[str, dict[Flavor, Version | None]] = {
     "VERSION_COMPATIBLE": {"tensorrt": (10, 3), "tensorrt-rtx": None},
     "AMPERE_PLUS": {"tensorrt": (10, 3), "tensorrt-rtx": None},
     "SAME_COMPUTE_CAPABILITY": {"tensorrt": (10, 9), "tensorrt-rtx": None},
+    "REQUIRE_USER_ALLOCATION": {"tensorrt": None, "tensorrt-rtx": (1, 2)},
 }
 
 # STRONGLY_TYPED is 1 in 10.3 and 0 in 11: values change, so every constant is taken by its name.
@@ -52,23 +55,27 @@ class Library:
         first = SINCE[name][self.flavor]
         return first is not None and version_of(self.version) >= first
 
-    def builder(self, logger: Any) -> Any:
+    def log(self) -> LogReader:
+        """What the library logs from here on."""
+        return LogReader(self.module)
+
+    def builder(self, log: LogReader) -> Any:
         """A Builder, or UsageError: but for TensorRT-RTX building needs a GPU."""
         try:
-            return self.module.Builder(logger)
+            return self.module.Builder(log.sink)
         # pybind raises TypeError where the constructor gives no object.
         except (TypeError, RuntimeError) as error:
             raise UsageError(
-                f"{self.name} builds only where an NVIDIA GPU answers: {log_end(logger, error)}"
+                f"{self.name} builds only where an NVIDIA GPU answers: {log.first_error(error)}"
             ) from error
 
-    def runtime(self, logger: Any) -> Any:
+    def runtime(self, log: LogReader) -> Any:
         """A Runtime, or UsageError where the driver does not let it start."""
         try:
-            return self.module.Runtime(logger)
+            return self.module.Runtime(log.sink)
         except (TypeError, RuntimeError) as error:
             raise UsageError(
-                f"{self.name} does not start: {log_end(logger, error)}. "
+                f"{self.name} does not start: {log.first_error(error)}. "
                 "Update the NVIDIA driver, or install the TensorRT of its CUDA version"
             ) from error
 
@@ -93,16 +100,25 @@ def builder_library(flavor: Flavor | None = None) -> Library:
     reasons = []
     for library in installed(flavor):
         try:
-            library.builder(log_of(library))
+            library.builder(library.log())
         except UsageError as error:
             reasons.append(str(error))
         else:
             return library
-    if reasons:
-        raise UsageError("; ".join(reasons))
+    raise UsageError("; ".join(reasons) or not_installed(flavor))
+
+
+def not_installed(flavor: Flavor | None = None) -> str:
+    """Where no library is: the line that installs one."""
     if flavor == "tensorrt-rtx":
-        raise UsageError("TensorRT-RTX is not installed here: pip install tensorrt-rtx")
-    raise MissingDependencyError("TensorRT", "tensorrt")
+        return "TensorRT-RTX is not installed here: pip install tensorrt-rtx"
+    if l4t():
+        # Its packages serve the system's Python alone, and no wheel on an index serves a Jetson.
+        return (
+            "TensorRT is not seen by this Python: on a Jetson it is the system's: sudo apt install "
+            "nvidia-jetpack, and python3 -m venv --system-site-packages for a venv (docs/jetson.md)"
+        )
+    return str(MissingDependencyError("TensorRT", "tensorrt"))
 
 
 def version_of(text: str) -> Version:
@@ -115,48 +131,24 @@ def version_of(text: str) -> Version:
     return tuple(parts)
 
 
-def log_of(library: Library) -> Any:
-    """A logger that keeps warnings and errors in `.lines` and prints nothing."""
-    base: Any = library.module.ILogger
-
-    class Log(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            base.__init__(self)
-            self.lines: list[tuple[str, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            levels = base.Severity
-            if severity in (levels.INTERNAL_ERROR, levels.ERROR, levels.WARNING):
-                self.lines.append((severity.name, message))
-
-    return Log()
-
-
-def log_end(logger: Any, otherwise: object) -> str:
-    """The first error that a logger of log_of has kept, on one line: what follows is its echo."""
-    errors = [message.strip() for severity, message in logger.lines if severity != "WARNING"]
-    text = next(filter(None, errors), str(otherwise).strip())
-    return text.partition("\n")[0]
-
-
 def out_of_memory(reason: str) -> bool:
     """Whether a line of the log says that memory ran out."""
     return any(word in reason.lower() for word in ("out of memory", "outofmemory", "memalloc"))
 
 
-def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, Any]:
-    """A strongly typed network of an ONNX model, its builder and their logger.
+def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, LogReader]:
+    """A strongly typed network of an ONNX model, its builder and what they log.
 
     `source` names the model in errors. Raises PipelineError in one line: the node, the parser's
     reason, and what to do.
     Every TensorRT from 10.0 on has strongly typed networks; 11 has no other
     (docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/).
     """
-    logger = log_of(library)
-    builder = library.builder(logger)
+    log = library.log()
+    builder = library.builder(log)
     flag = library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
-    parser = library.module.OnnxParser(network, logger)
+    parser = library.module.OnnxParser(network, log.sink)
     with warnings.catch_warnings():
         # Each parser warns of what a later version will drop.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -166,7 +158,7 @@ def parse(library: Library, graph: bytes, source: Path) -> tuple[Any, Any, Any]:
     # An empty file parses: every field of an ONNX model is optional.
     if not network.num_outputs:
         raise PipelineError(f"TensorRT's parser finds no output in {source}")
-    return network, builder, logger
+    return network, builder, log
 
 
 def _refusal(library: Library, parser: Any, source: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.cuda import open_cuda
-from gft_edge.nvidia.engines import l4t
+from gft_edge.nvidia.system import l4t
 
 # What decides the speed of low-precision inference, by the names Linux gives them.
 INSTRUCTION_SETS = (
