@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
@@ -25,7 +25,7 @@ from gft_edge import bundle as bundle_room
 from gft_edge.bundle import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.cli import main
-from gft_edge.errors import BundleError, PipelineError, UsageError
+from gft_edge.errors import BundleError, CudaError, PipelineError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
@@ -37,6 +37,9 @@ from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.watch import monitor_of
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import EngineRecipe
+
+if TYPE_CHECKING:
+    from tests.fake_cudart import FakeCudart
 
 QUICK = EngineRecipe(builder_optimization_level=0)
 ROOT = Path(__file__).parent.parent
@@ -172,6 +175,65 @@ def test_the_recipe_is_the_bundles_own_unless_another_is_given(bundle: Path) -> 
     write_manifest(bundle, manifest)
     assert build_engine(bundle).engine.recipe.builder_optimization_level == 0
     assert not build_engine(bundle, QUICK).made
+
+
+def test_an_option_of_a_build_changes_nothing_else_of_the_bundles_recipe(bundle: Path) -> None:
+    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, recipe=QUICK))
+    result = run("build", bundle, "--workspace", "1")
+    assert result.exit_code == 0, result.stderr
+    (engine,) = read_bundle(bundle).manifest.engines
+    assert engine.recipe == dataclasses.replace(QUICK, flavor="tensorrt-rtx", workspace_gib=1)
+
+
+def test_the_builders_flags_are_recorded(built: Path) -> None:
+    (engine,) = read_bundle(built).manifest.engines
+    assert engine.flags == ("STRONGLY_TYPED", "REQUIRE_USER_ALLOCATION")
+
+
+def test_an_engine_whose_folder_was_deleted_is_forgotten_by_the_next_build(built: Path) -> None:
+    shutil.rmtree(built / "engines")
+    built_again = build_engine(built, explain=True)
+    assert read_bundle(built).manifest.engines == (built_again.engine,)
+
+
+def test_a_build_ahead_of_time_asks_nothing_of_cuda(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses() -> None:
+        raise CudaError("cudaGetDeviceCount", "cudaErrorSystemNotReady", 802, "not yet initialized")
+
+    monkeypatch.setattr(build_room, "open_cuda", refuses)
+    built = build_engine(bundle)
+    assert (built.made, built.loads_here) == (True, False)
+
+
+def test_an_engine_that_does_not_load_on_the_gpu_at_hand_is_not_verified_next(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, fake_cudart: FakeCudart
+) -> None:
+    """TensorRT-RTX on a Jetson's 8.7, which it has no engines for."""
+    monkeypatch.setattr(build_room, "open_cuda", fake_cudart.cuda)
+    result = run("build", bundle)
+    assert result.exit_code == 0, result.stderr
+    assert "GPUs of compute capability 8.0, 8.6, 8.9, 12.0+" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"next: gft-edge inspect --engine {bundle}"
+
+
+def test_numpy_and_tensorrt_alone_build_from_the_command_line(bundle: Path) -> None:
+    block = (
+        "import sys; sys.modules.update(dict.fromkeys(('click', 'rich', 'PIL', 'onnx', 'torch')))"
+    )
+    code = f"{block}\nimport runpy; runpy.run_module('gft_edge.nvidia', run_name='__main__')"
+    for arguments, status, out in (
+        (["--workspace", "1"], 0, "model.engine"),
+        (["--explain"], 0, "explain.engine"),
+        (["--workspace", "0"], 2, ""),
+    ):
+        command = [sys.executable, "-c", code, str(bundle), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert done.stdout.strip().endswith(out)
+    assert done.stderr == "Error: --workspace is 0: give GiB above 0, for example 2\n"
+    assert len(read_bundle(bundle).manifest.engines) == 2
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "empty", "missing"])
@@ -334,8 +396,8 @@ def test_memory_that_does_not_suffice_is_said(
     said: list[str] = []
     build_engine(bundle, dataclasses.replace(QUICK, workspace_gib=2), say=said.append)
     assert said[0].endswith(
-        " MiB of memory and up to 2 GiB of workspace, 100 MiB are free: "
-        "close other programs, add swap, or give --workspace"
+        " MiB of memory, and on a GPU a workspace of up to 2 GiB; 100 MiB are free: "
+        "close other programs, or add swap"
     )
 
 
@@ -371,7 +433,7 @@ def test_a_full_disk_leaves_the_bundle_readable(
 
     monkeypatch.setattr(os, "fsync", full)
     result = run("build", built, "--force")
-    assert "No space left on device" in refused(result, 1)
+    assert "model.engine: No space left on device" in refused(result, 2)
     monkeypatch.undo()
     assert files_of(built) == before
     read_bundle(built)
@@ -390,7 +452,7 @@ def test_a_disk_that_fills_between_engine_and_manifest_costs_one_more_build(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(BundleError, match="No space left"):
             build_engine(bundle, QUICK)
     assert read_bundle(bundle).manifest.engines == ()
     assert not [name for name in files_of(bundle) if "partial" in name]
@@ -593,7 +655,7 @@ def test_a_bundle_of_another_target_builds_no_engine(target: str, bundle: Path) 
         (("--version-compatible",),
          "{rtx}: has no version-compatible engines: leave --version-compatible out"),
         (("--hardware-compatibility-level", "ampere+"),
-         "{rtx}: has no --hardware-compatibility-level ampere+: choose another, or leave it out"),
+         "{rtx}: has no --hardware-compatibility-level ampere+: leave it out"),
         (("--timing-cache", "{tmp}/timing.cache"),
          "{rtx}: keeps no timing cache: leave --timing-cache out"),
         (("--timing-cache", "{tmp}/none/timing.cache"),
@@ -716,9 +778,8 @@ def test_export_without_a_library_says_why_and_what_is_next(
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == f"next: gft-edge build {out}"
     assert (
-        "no engine is built here: TensorRT is not installed here: pip install "
-        "'gft-edge[tensorrt]'. "
-        f"{out} holds the graph to build it from"
+        f"{out} is ready for the device; no engine is built here: "
+        "TensorRT is not installed here: pip install 'gft-edge[tensorrt]'"
     ) in result.stderr.splitlines()
     assert read_bundle(out).manifest.engines == ()
 
@@ -732,7 +793,7 @@ def test_export_for_another_machine_asks_of_this_one_no_more_than_the_graph(
     result = exporting(micro_run, micro_data, out, *options)
     assert result.exit_code == 0
     assert json.loads(result.stdout)["engine"] is None
-    assert f"keeps no timing cache: leave --timing-cache out. {out} holds the" in result.stderr
+    assert "keeps no timing cache: leave --timing-cache out" in result.stderr
     assert read_bundle(out).manifest.recipe == EngineRecipe(version_compatible=True)
     assert not cache.exists()
 

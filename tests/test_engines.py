@@ -23,6 +23,7 @@ from gft_edge.nvidia.engines import (
     host_of,
     misfit,
     read_engine,
+    serves,
 )
 from gft_edge.nvidia.library import Library
 from gft_edge.nvidia.system import l4t
@@ -470,3 +471,20 @@ def test_without_a_gpu_a_host_is_its_platform() -> None:
     assert (host.gpu, host.cuda) == (None, None)
     assert host.platform == host.platform.lower()
     assert host.text == f"{host.platform}, no GPU"
+
+
+def test_orins_of_one_name_are_told_apart_by_their_size() -> None:
+    nano, agx = JETSON, on(JETSON, multiprocessors=16)
+    assert fingerprint(EngineRecipe(), library(), nano) != fingerprint(
+        EngineRecipe(), library(), agx
+    )
+    assert misfit(engine(agx), GRAPH, library(), nano) == (
+        "was built on Orin with 16 multiprocessors, this is Orin with 8"
+    )
+
+
+def test_tensorrt_rtx_serves_no_jetson() -> None:
+    assert JETSON.gpu is not None
+    assert not serves(RTX, JETSON.gpu)
+    assert serves(library(), JETSON.gpu)
+    assert serves(RTX, DESKTOP)

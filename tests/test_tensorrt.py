@@ -289,8 +289,11 @@ def test_the_largest_network_builds_in_the_memory_that_a_build_announces(
     assert 0.6 < measured["peak"] / memory_bytes(measured["graph"]) < 1.05
 
 
-def test_a_batch_is_static_through_the_whole_network(parsed_of: ParsedOf, library: Any) -> None:
-    parsed = parsed_of("gft_tiny_edge", "int8", 8)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_batch_is_static_through_the_whole_network(
+    precision: str, parsed_of: ParsedOf, library: Any
+) -> None:
+    parsed = parsed_of("gft_tiny_edge", precision, 8)
     assert tuple(parsed.network.get_input(0).shape) == (8, 224, 224, 3)
     assert tuple(parsed.network.get_output(0).shape) == (8, CLASSES)
     ranking = parsed.layers(library.LayerType.TOPK)

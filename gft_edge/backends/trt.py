@@ -113,7 +113,8 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
 class Split:
     """Where the time of one run went, by CUDA events on its stream.
 
-    Where memory is shared the two copies are next to nothing: there are none.
+    Where memory is shared the two copies are next to nothing: there are none. A run that records a
+    CUDA graph, the first, counts the recording as computing.
     """
 
     host_to_device_ms: float
@@ -176,6 +177,7 @@ class TrtSession:
         """As `run`, for images that already lie on the GPU, in the input's shape and type.
 
         `address` is device memory of the caller's, a camera's frame for example, which stays his.
+        With `cuda_graph` each change of address records anew: keep to one.
         """
         with self._lock:
             self._check_open()

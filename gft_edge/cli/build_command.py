@@ -27,16 +27,15 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     It goes into the bundle beside those of other machines, and is built again only when the graph,
     the options or the machine changed. Without options the recipe is the export's.
     """
-    with progress() as report:
-        built = build_engine(
-            bundle,
-            engine_recipe(options, read_manifest(bundle).recipe),
-            explain,
-            options["timing_cache"],
-            force,
-            report,
-            say,
-        )
+    recipe = engine_recipe(options, read_manifest(bundle).recipe)
+    try:
+        with progress() as report:
+            built = build_engine(
+                bundle, recipe, explain, options["timing_cache"], force, report, say
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted: {bundle} is as it was")
+        raise
     if as_json:
         print_json({"bundle": str(bundle), "made": built.made, "engine": to_json(built.engine)})
         return

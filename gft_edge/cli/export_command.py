@@ -82,6 +82,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
     if options["timing_cache"] is not None and backend_for(target).TARGET != "tensorrt":
         raise UsageError(f"{target} builds no engine: leave --timing-cache out")
+    if options["timing_cache"] is not None and options["precision"] == "auto":
+        raise UsageError("--timing-cache is for one precision: leave it out with --precision auto")
     spec, model = load_run(run)
     precision = _precision(options)
     request = ExportRequest(
@@ -140,7 +142,7 @@ def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None
     try:
         builder_here(recipe, options["timing_cache"])
     except UsageError as error:
-        say(f"no engine is built here: {error}. {out} holds the graph to build it from")
+        say(f"{out} is ready for the device; no engine is built here: {error}")
         return None
     try:
         return build_engine(out, recipe, False, options["timing_cache"], False, report, say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from gft_edge.cli.output import (
     print_table,
     say,
 )
-from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.errors import GftEdgeError, MissingDependencyError, UsageError
+from gft_edge.nvidia.attention import Attention
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
@@ -192,8 +194,8 @@ def _engine(path: Path) -> LayerReport:
         engine, library = engine_for(
             path, manifest.engines, manifest.artifact.sha256, ("logits",), installed(), host
         )
-    except UsageError as error:
-        say(f"shown is the network as TensorRT parses it, for no engine loads here: {error}")
+    except GftEdgeError as error:
+        say(f"the network as TensorRT parses it, for no engine loads here: {error}")
         return report_of(asked, manifest.model, "parsed network")
     loaded = deserialized(path, engine, library, cuda, library.log())
     form = library.module.LayerInformationFormat.JSON
@@ -227,8 +229,19 @@ def _show_engine(report: LayerReport) -> None:
     print_table(
         "Attention",
         ("where", "one kernel", "why not"),
-        [(one.group, one.verdict, one.reason or "-") for one in report.attention],
+        [
+            (", ".join(one.group for one in alike), verdict, reason or "-")
+            for (verdict, reason), alike in _grouped(report.attention).items()
+        ],
     )
+
+
+def _grouped(attention: Sequence[Attention]) -> dict[tuple[str, str | None], list[Attention]]:
+    """Attention by verdict and reason."""
+    alike: dict[tuple[str, str | None], list[Attention]] = {}
+    for one in attention:
+        alike.setdefault((one.verdict, one.reason), []).append(one)
+    return alike
 
 
 def _computed(runtime_precision: str) -> str:

@@ -195,7 +195,7 @@ def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | Non
         if host.l4t:
             return "builds for the Jetson at hand alone: leave --hardware-compatibility-level out"
         if not library.has(_COMPATIBILITY[level]):
-            return f"has no --hardware-compatibility-level {level}: choose another, or leave it out"
+            return f"has no --hardware-compatibility-level {level}: leave it out"
     return None
 
 
@@ -319,16 +319,18 @@ def memory_bytes(graph_bytes: int) -> int:
 
 
 def _say_memory(graph_bytes: int, recipe: EngineRecipe, say: Say) -> None:
-    needed = memory_bytes(graph_bytes)
-    workspace = (
-        f" and up to {recipe.workspace_gib:g} GiB of workspace" if recipe.workspace_gib else ""
+    needed, free = memory_bytes(graph_bytes), _available_bytes()
+    gib = recipe.workspace_gib
+    # The GPU's, which on a Jetson is the host's.
+    workspace = f"{gib:g} GiB" if gib else "all that is free; --workspace bounds it"
+    text = (
+        f"the build takes about {needed / 2**20:.0f} MiB of memory, "
+        f"and on a GPU a workspace of up to {workspace}"
     )
-    free = _available_bytes()
-    text = f"the build takes about {needed / 2**20:.0f} MiB of memory{workspace}"
     if free is not None:
-        text += f", {free / 2**20:.0f} MiB are free"
+        text += f"; {free / 2**20:.0f} MiB are free"
         if free < needed:
-            text += ": close other programs, add swap, or give --workspace"
+            text += ": close other programs, or add swap"
     say(text)
 
 

@@ -1,0 +1,44 @@
+"""python -m gft_edge.nvidia BUNDLE: what gft-edge build does, where only numpy and TensorRT are.
+
+For a device whose Python has neither click nor rich. Same exit codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from gft_edge.bundle import read_manifest
+from gft_edge.errors import GftEdgeError
+from gft_edge.nvidia.build import build_engine
+from gft_edge.specs import EngineRecipe
+
+
+def main() -> None:
+    """Build the engine of a bundle for this machine."""
+    parser = argparse.ArgumentParser(prog="python -m gft_edge.nvidia", description=main.__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--explain", action="store_true", help="return the kept patches too")
+    parser.add_argument("--force", action="store_true", help="although a fresh engine is there")
+    parser.add_argument("--workspace", type=float, metavar="GIB", help="scratch memory")
+    given = parser.parse_args()
+    try:
+        recipe = read_manifest(given.bundle).recipe or EngineRecipe()
+        changed = dataclasses.replace(recipe, workspace_gib=given.workspace)
+        built = build_engine(
+            given.bundle,
+            None if given.workspace is None else changed,
+            given.explain,
+            force=given.force,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    except GftEdgeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(given.bundle / built.engine.path)
+
+
+if __name__ == "__main__":
+    main()
