@@ -799,6 +799,18 @@ def test_a_closed_session_refuses_to_run_and_closes_twice(
     assert_released(machine)
 
 
+def test_a_session_that_is_dropped_gives_everything_back(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    classifier = Classifier.load(bundle, cuda_graph=True)
+    size = classifier.bundle.manifest.model.preprocessing.image_size_px
+    classifier.outputs(np.zeros((2, size, size, 3), dtype=np.uint8))
+    assert machine.cudart.live
+    del classifier
+    assert_released(machine)
+
+
 def test_what_uses_something_goes_before_it(machine: FakeTensorrt, bundle: Path) -> None:
     add_engine(machine, bundle)
     session = session_of(bundle, explain=False, cuda_graph=True)

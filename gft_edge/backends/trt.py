@@ -197,6 +197,11 @@ class TrtSession:
                     self._cuda.use_device()
             self._held.close()
 
+    def __del__(self) -> None:
+        # Dropped without close: what it holds on the GPU would stay until the process ends.
+        with suppress(Exception):
+            self.close()
+
     def _load(self, folder: Path, record: Engine, library: Library, request: OpenRequest) -> None:
         cuda, path = self._cuda, folder / record.path
         engine = deserialized(folder, record, library, cuda, self._log)
