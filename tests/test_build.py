@@ -396,8 +396,8 @@ def test_memory_that_does_not_suffice_is_said(
     said: list[str] = []
     build_engine(bundle, dataclasses.replace(QUICK, workspace_gib=2), say=said.append)
     assert said[0].endswith(
-        " MiB of memory, and on a GPU a workspace of up to 2 GiB; 100 MiB are free: "
-        "close other programs, or add swap"
+        " MiB of memory, 100 MiB are free: close other programs, or add swap; "
+        "on a GPU also a workspace of up to 2 GiB"
     )
 
 

@@ -320,18 +320,15 @@ def memory_bytes(graph_bytes: int) -> int:
 
 def _say_memory(graph_bytes: int, recipe: EngineRecipe, say: Say) -> None:
     needed, free = memory_bytes(graph_bytes), _available_bytes()
-    gib = recipe.workspace_gib
-    # The GPU's, which on a Jetson is the host's.
-    workspace = f"{gib:g} GiB" if gib else "all that is free; --workspace bounds it"
-    text = (
-        f"the build takes about {needed / 2**20:.0f} MiB of memory, "
-        f"and on a GPU a workspace of up to {workspace}"
-    )
+    text = f"the build takes about {needed / 2**20:.0f} MiB of memory"
     if free is not None:
-        text += f"; {free / 2**20:.0f} MiB are free"
+        text += f", {free / 2**20:.0f} MiB are free"
         if free < needed:
             text += ": close other programs, or add swap"
-    say(text)
+    # The GPU's memory, which on a Jetson is the host's.
+    gib = recipe.workspace_gib
+    bound = f" of up to {gib:g} GiB" if gib else ", which --workspace bounds"
+    say(f"{text}; on a GPU also a workspace{bound}")
 
 
 def _available_bytes() -> int | None:

@@ -9,8 +9,8 @@ from typing import Any
 KEPT_LINES = 200
 
 # TensorRT takes the logger of its first object for the whole process and keeps the bare pointer:
-# a logger that went with its object would be called after its end. By id, for modules that are
-# stand-ins may not hash; the module is kept, so that its id stays its own.
+# a logger that went with its object would be called after its end. Kept by the module's id, with
+# the module, so that the id stays its own.
 _LOGS: dict[int, tuple[Any, Any]] = {}
 
 
