@@ -13,6 +13,9 @@
 #   trtexec --onnx=../@MODEL@ --saveEngine=model.engine --noTF32 --skipInference
 #   trtexec --loadEngine=model.engine --loadInputs=images:images_N.bin --exportOutput=outputs_N.json --iterations=1 --warmUp=0 --duration=0 --noCudaGraph --includeDataTransfers
 #
+# Where the bundle's recipe asks for version-compatible engines, all four lines end with
+# --versionCompatible: such an engine carries code of its own, which trtexec runs when told to.
+#
 # --noTF32: the scores that rank the patches are computed in FP32, which TF32 would round to 11 bits.
 
 set -u
@@ -140,7 +143,8 @@ if [ -z "$engine" ]; then
     whole "$model_sum"
     engine=$work/model.engine
     echo "building an engine, which takes minutes"
-    run "$trtexec" --onnx="$model" --saveEngine="$engine" --noTF32 --skipInference ${typed:+"$typed"}
+    run "$trtexec" --onnx="$model" --saveEngine="$engine" --noTF32 --skipInference ${typed:+"$typed"} \
+        ${version_compatible:+"$version_compatible"}
     [ -s "$engine" ] || refuse "trtexec wrote no engine: is there room in ${TMPDIR:-/tmp}?"
 fi
 
@@ -150,7 +154,8 @@ while [ "$first" -lt "$images" ]; do
     outputs=$work/outputs_$number.json
     run "$trtexec" --loadEngine="$engine" --loadInputs="images:images_$number.bin" \
         --exportOutput="$outputs" --iterations=1 --warmUp=0 --duration=0 \
-        ${no_graph:+"$no_graph"} ${transfers:+"$transfers"}
+        ${no_graph:+"$no_graph"} ${transfers:+"$transfers"} \
+        ${version_compatible:+"$version_compatible"}
     [ -s "$outputs" ] || refuse "trtexec wrote no outputs: is there room in ${TMPDIR:-/tmp}?"
     logits "$outputs" >"$work/batch"
     count=$(($(wc -l <"$work/batch")))

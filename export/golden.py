@@ -9,7 +9,7 @@ import numpy as np
 from gft_edge.bundle import GOLDEN_FILE, GOLDEN_IMAGES, sha256_of
 from gft_edge.classifier import static_batches
 from gft_edge.export.workbench import Workbench
-from gft_edge.specs import Artifact
+from gft_edge.specs import Artifact, EngineRecipe
 
 CHECK_TEMPLATE = Path(__file__).with_name("check.sh")
 
@@ -32,7 +32,9 @@ def write_golden(work: Workbench, folder: Path) -> tuple[str, ...]:
     return (GOLDEN_FILE,)
 
 
-def write_check(work: Workbench, artifact: Artifact, folder: Path) -> tuple[str, ...]:
+def write_check(
+    work: Workbench, artifact: Artifact, recipe: EngineRecipe, folder: Path
+) -> tuple[str, ...]:
     """Write check.sh and the files it feeds to trtexec, of the images in golden.npz. Returns the names.
 
     images_N.bin is one static batch as the graph takes it, the last one padded with its last image.
@@ -58,6 +60,7 @@ batch={work.given.batch}
 classes={len(work.spec.labels)}
 agreement_bound={tolerance.top1_agreement:g}
 cosine_bound={tolerance.cosine:g}
+version_compatible={"--versionCompatible" if recipe.version_compatible else ""}
 model=../{artifact.path}
 model_sum='{artifact.sha256}  ../{artifact.path}'
 sums='{sums}'"""

@@ -223,7 +223,7 @@ def _write_rest(
     write_labels(folder, work.spec.labels)
     names = (artifact.path, *artifact.companions, LABELS_FILE, *write_golden(work, folder))
     if backend.TARGET == "tensorrt":
-        names += write_check(work, artifact, folder)
+        names += write_check(work, artifact, request.recipe or EngineRecipe(), folder)
     images = work.images
     parsed = {"tensorrt parser": backend.version()} if backend.TARGET == "tensorrt" else {}
     write_manifest(

@@ -25,7 +25,7 @@ from gft_edge.fidelity import NO_BOUND, Outputs, compare
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.preprocess import batch_from_pixels
-from gft_edge.specs import InputSpec
+from gft_edge.specs import EngineRecipe, InputSpec
 from gft_edge.verification import read_golden
 
 # All that check.sh may use besides trtexec.
@@ -55,6 +55,7 @@ HELP = {{
     "--skipInference": "Exit after the build", "--loadInputs": "Load input values",
     "--exportOutput": "Write the output tensors", "--iterations": "Run at least N",
     "--warmUp": "milliseconds", "--duration": "seconds", "--help": "Print this message",
+    "--versionCompatible": "Mark the engine as version compatible",
 }}
 if MAJOR == 10:
     HELP |= {{"--stronglyTyped": "Create a strongly typed network. (default = disabled)"}}
@@ -297,6 +298,23 @@ def test_the_lines_that_are_run_are_those_that_the_script_names(
         expected[0],
         *(expected[1].replace("_N.", f"_{number}.") for number in range(8)),
     ]
+
+
+@pytest.mark.parametrize("major", [10, 11])
+def test_version_compatible_engines_are_built_and_loaded_as_such(
+    major: int, tmp_path: Path, micro_run: Path, micro_data: Path, device: Device
+) -> None:
+    spec, model = load_run(micro_run)
+    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
+    recipe = EngineRecipe(version_compatible=True)
+    export(model, spec, images, ExportRequest("tensorrt", recipe=recipe), tmp_path / "bundle")
+    device.trtexec(major)
+    done = device.check(tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    (help_line, *lines) = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
+    assert help_line.endswith("--help")
+    assert len(lines) == 9
+    assert all(line.endswith(" --versionCompatible") for line in lines)
 
 
 def test_a_given_engine_is_checked_and_none_is_built(bundle: Path, device: Device) -> None:
