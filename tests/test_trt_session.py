@@ -274,6 +274,27 @@ def test_verify_compares_kept_patches_where_an_engine_returns_them(
     assert report.golden.kept_overlap == (1.0, 1.0, 1.0)
 
 
+def test_verify_fails_when_the_engine_that_predicts_is_another_than_the_one_that_explains(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle, explain=True)
+    (skipped,) = verify(bundle).skipped
+    assert skipped.startswith(f"the engine that predicts: {bundle} holds no engine yet: ")
+    model = onnx.load(read_bundle(bundle).artifact_path)
+    bias = next(value for value in model.graph.initializer if list(value.dims) == [4])
+    bias.raw_data = np.asarray([9, 0, 0, 0], dtype=np.float32).tobytes()
+    add_engine(machine, bundle, model=model.SerializeToString())
+    report = verify(bundle)
+    assert report.verdict == "fail"
+    assert report.skipped == ()
+    assert report.golden is not None
+    assert report.golden.verdict == "pass"
+    assert all(
+        failure.startswith("golden outputs of the engine that predicts: ")
+        for failure in report.failures
+    )
+
+
 def test_verify_says_that_kept_patches_were_not_checked_and_how_they_can_be(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
