@@ -30,6 +30,7 @@ from gft_edge.export.workbench import Workbench, tool_versions
 from gft_edge.fidelity import TOLERANCES
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.build import check_recipe
+from gft_edge.nvidia.library import builder_library
 from gft_edge.specs import (
     Artifact,
     EngineRecipe,
@@ -181,7 +182,7 @@ def _graph(work: Workbench, request: ExportRequest) -> tuple[Path, Quantization 
 def _compiled(work: Workbench, request: ExportRequest, graph: Path, folder: Path) -> Artifact:
     backend = backend_for(request.target)
     name = f"build for {backend.TARGET}"
-    if backend.TARGET == "tensorrt" and backend.version() == "absent":
+    if backend.TARGET == "tensorrt" and _parser() == "absent":
         work.say(
             "no TensorRT library can parse here: the graph has not been read by its parser "
             "(pip install tensorrt-rtx adds one that needs no GPU)"
@@ -212,6 +213,14 @@ def _compiled(work: Workbench, request: ExportRequest, graph: Path, folder: Path
     return artifact
 
 
+def _parser() -> str:
+    """The TensorRT that reads graphs on this machine: one that is installed need not be able to."""
+    try:
+        return builder_library().name
+    except UsageError:
+        return "absent"
+
+
 def _write_rest(
     work: Workbench,
     request: ExportRequest,
@@ -225,7 +234,7 @@ def _write_rest(
     if backend.TARGET == "tensorrt":
         names += write_check(work, artifact, request.recipe or EngineRecipe(), folder)
     images = work.images
-    parsed = {"tensorrt parser": backend.version()} if backend.TARGET == "tensorrt" else {}
+    parsed = {"tensorrt parser": _parser()} if backend.TARGET == "tensorrt" else {}
     write_manifest(
         folder,
         Manifest(

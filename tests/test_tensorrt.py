@@ -31,6 +31,7 @@ from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.errors import PipelineError, UsageError
+from gft_edge.export import recipe as recipe_room
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
@@ -454,6 +455,24 @@ def test_without_a_gpu_the_backend_that_runs_the_graph_is_named(
     request = OpenRequest((1, 224, 224, 3), CLASSES, "typed")
     with pytest.raises(UsageError, match=r"ONNX Runtime runs the graph on a CPU: --backend onnx"):
         trt.open_session(tmp_path / "model.onnx", request)
+
+
+def test_an_installed_tensorrt_that_cannot_parse_here_is_not_said_to_have_parsed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, micro_run: Path, pictures: Path
+) -> None:
+    """The desktop library imports without a GPU, and has no parser there."""
+
+    def refuses(flavor: str | None = None) -> None:
+        raise UsageError("tensorrt 10.16.1 builds only where an NVIDIA GPU answers")
+
+    monkeypatch.setattr(recipe_room, "builder_library", refuses)
+    spec, model = load_run(micro_run)
+    images = draw_image_set(read_split(pictures, "val", spec.labels), count=8, seed=0)
+    said: list[str] = []
+    request = ExportRequest("trt")
+    bundle = export(model, spec, images, request, tmp_path / "bundle", say=said.append)
+    assert [text for text in said if "the graph has not been read by its parser" in text]
+    assert bundle.manifest.tools["tensorrt parser"] == "absent"
 
 
 def test_importing_the_backend_imports_no_tensorrt() -> None:
