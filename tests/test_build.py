@@ -819,7 +819,7 @@ def posing(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = types.ModuleType("tensorrt")
     module.__dict__.update(vars(rtx), __version__="10.13.3.9")
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30, 128)
+    gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 128)
     cuda = SimpleNamespace(gpu=lambda: gpu, runtime_version="12.8")
     monkeypatch.setattr(build_room, "open_cuda", lambda: cuda)
     return module

@@ -34,8 +34,8 @@ FOLDER = Path("bundles") / "grocery"
 LOGITS = ("logits",)
 KEPT = ("logits", "kept_1", "kept_2")
 
-ORIN = Gpu("Orin", "8.7", True, 8 * 2**30, 8)
-DESKTOP = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 24 * 2**30, 128)
+ORIN = Gpu("Orin", "8.7", True, 8)
+DESKTOP = Gpu("NVIDIA GeForce RTX 4090", "8.9", False, 128)
 JETSON = Host("linux-aarch64", ORIN, "12.6", "540.4.0", "R36.4.0")
 WORKSTATION = Host("linux-x86_64", DESKTOP, "12.8", "570.86.10", None)
 NO_GPU = Host("linux-x86_64", None, None, None, None)

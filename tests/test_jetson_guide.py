@@ -142,7 +142,7 @@ def test_what_the_guide_says_after_an_update_is_what_is_said() -> None:
         timing_cache=None,
         build_seconds=60,
     )
-    orin = Gpu("Orin", "8.7", integrated=True, memory_bytes=8 * 2**30, multiprocessors=8)
+    orin = Gpu("Orin", "8.7", integrated=True, multiprocessors=8)
     host = Host("linux-aarch64", orin, "13.2", None, "R39.2.0")
     library = Library(SimpleNamespace(__version__="10.16.1.11"), "tensorrt")
     with pytest.raises(UsageError) as raised:

@@ -25,7 +25,8 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     """Build the TensorRT engine of a bundle on the machine that runs it.
 
     It goes into the bundle beside those of other machines, and is built again only when the graph,
-    the options or the machine changed. Without options the recipe is the export's.
+    the options or the machine changed. Options replace those of the export; without any, an engine
+    that is there is kept, whatever its options were.
     """
     recipe = engine_recipe(options, read_manifest(bundle).recipe)
     try:
@@ -40,7 +41,7 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
         print_json({"bundle": str(bundle), "made": built.made, "engine": to_json(built.engine)})
         return
     if not built.made:
-        say("the graph, the recipe and this machine are those of this engine: not built again")
+        say("this engine is of this graph and machine: not built again (--force builds it)")
     print_engine(bundle, built.engine)
     # What was built ahead of time need not run on this machine.
     next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {bundle}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gft_edge.backends import backend_for, backends
-from gft_edge.bundle import is_bundle
+from gft_edge.bundle import Bundle, is_bundle
 from gft_edge.cli.options import (
     PATH,
     data_option,
@@ -29,7 +29,7 @@ from gft_edge.cli.output import (
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.image_folder import read_split
 from gft_edge.nvidia.build import Built, build_engine, builder_here
-from gft_edge.specs import EngineRecipe, ImageSet, InputSpec, ModelSpec, Progress, to_json
+from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Progress, to_json
 
 SUBSET_SIZE = 300
 
@@ -103,7 +103,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
-        built = _build(out, options, report) if bundle.manifest.target == "tensorrt" else None
+        built = _build(bundle, out, options["timing_cache"], report)
     manifest = bundle.manifest
     if as_json:
         print_json(
@@ -136,16 +136,18 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         next_line(f"gft-edge verify {out}")
 
 
-def _build(out: Path, options: dict[str, Any], report: Progress) -> Built | None:
+def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progress) -> Built | None:
     """The engine, where this machine can build one; elsewhere the reason is said."""
-    recipe = engine_recipe(options) or EngineRecipe()
+    recipe = bundle.manifest.recipe
+    if recipe is None:
+        return None
     try:
-        builder_here(recipe, options["timing_cache"])
+        builder_here(recipe, timing_cache)
     except UsageError as error:
         say(f"{out} is ready for the device; no engine is built here: {error}")
         return None
     try:
-        return build_engine(out, recipe, False, options["timing_cache"], False, report, say)
+        return build_engine(out, timing_cache=timing_cache, progress=report, say=say)
     except PipelineError as error:
         raise PipelineError(
             f"{error}. {out} is whole, verified, and without an engine: gft-edge build {out}"

@@ -40,7 +40,6 @@ class Gpu:
     name: str
     compute_capability: str
     integrated: bool
-    memory_bytes: int
     multiprocessors: int
 
 
@@ -77,7 +76,7 @@ class Cuda:
             self.call("cudaDeviceGetAttribute", attribute, 0)[0] for attribute in wanted
         )
         (name,) = self.call("cudaGetDeviceProperties", 0)
-        return Gpu(name, f"{major}.{minor}", bool(integrated), self.memory()[1], multiprocessors)
+        return Gpu(name, f"{major}.{minor}", bool(integrated), multiprocessors)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device."""
