@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from pathlib import Path
@@ -37,23 +38,38 @@ def open_rgb(path: str | Path) -> Image.Image:
     Raises ImageError when the file is missing, empty, no image, truncated or over MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
+        return _rgb_from_file(path)
+    except ImageError as error:
+        empty = Path(path).is_file() and not Path(path).stat().st_size
+        reason = "the file is empty (0 bytes)" if empty else str(error)
+        raise ImageError(f"{path}: {reason}") from error.__cause__
+
+
+def rgb_from_bytes(data: bytes) -> Image.Image:
+    """As `open_rgb`, for what an image file holds. Raises ImageError."""
+    if not data:
+        raise ImageError("the image bytes are empty")
+    try:
+        return _rgb_from_file(io.BytesIO(data))
+    except ImageError as error:
+        raise ImageError(f"image of {len(data):,} bytes: {error}") from error.__cause__
+
+
+def _rgb_from_file(file: str | Path | io.BytesIO) -> Image.Image:
+    try:
+        with Image.open(file) as image:
             return rgb_from_image(image)
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{path}: more than {MAX_PIXELS:,} pixels: scale it down before classifying"
+            f"more than {MAX_PIXELS:,} pixels: scale it down before classifying"
         ) from None
     except UnidentifiedImageError:
-        size = Path(path).stat().st_size
-        reason = "the file is empty (0 bytes)" if size == 0 else "not an image Pillow can read"
-        raise ImageError(f"{path}: {reason}") from None
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError("not an image Pillow can read") from None
     # A damaged file makes Pillow's decoders raise any of these.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{path}: cannot be decoded: {error}") from error
+        raise ImageError(f"cannot be decoded: {error}") from error
 
 
 def rgb_from_image(image: Image.Image) -> Image.Image:

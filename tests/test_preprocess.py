@@ -22,6 +22,7 @@ from gft_edge.preprocess import (
     image_from_array,
     open_rgb,
     resize_and_crop,
+    rgb_from_bytes,
     rgb_from_image,
 )
 from gft_edge.specs import CropMode, Preprocessing
@@ -87,6 +88,21 @@ def refusal(path: Path) -> str:
     return message
 
 
+def bytes_refusal(data: bytes) -> str:
+    """The one-line message the bytes of an image file are refused with."""
+    with pytest.raises(ImageError) as caught:
+        rgb_from_bytes(data)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
 def png(width: int, height: int, rows: bytes) -> bytes:
     """A 1-bit PNG of any declared size around `rows`."""
 
@@ -139,6 +155,39 @@ def test_the_float_batch_equals_torchvisions_to_tensor_and_normalize() -> None:
 def test_the_pixel_batch_is_the_pixels() -> None:
     pixels = np.zeros((2, 64, 64, 3), dtype=np.uint8)
     assert batch_from_pixels(pixels, spec(), "uint8") is pixels
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_the_bytes_of_a_file_are_read_as_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise(20, 11).save(path)
+    np.testing.assert_array_equal(rgb_from_bytes(path.read_bytes()), open_rgb(path))
+
+
+def test_bytes_are_turned_as_their_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert rgb_from_bytes(jpeg(noise(20, 11), exif=exif)).size == (11, 20)
+
+
+def test_no_bytes_are_called_empty() -> None:
+    assert bytes_refusal(b"") == "the image bytes are empty"
+
+
+def test_the_bytes_of_a_text_are_no_image() -> None:
+    message = bytes_refusal(b"not\nan image")
+    assert message == "image of 12 bytes: not an image Pillow can read"
+
+
+def test_half_a_jpeg_is_refused_with_its_length() -> None:
+    data = jpeg(noise(64, 64))
+    data = data[: len(data) // 2]
+    assert bytes_refusal(data).startswith(f"image of {len(data):,} bytes: cannot be decoded: ")
+
+
+def test_the_bytes_of_a_decompression_bomb_are_refused_from_their_header() -> None:
+    message = bytes_refusal(png(20_000, 20_000, b""))
+    assert message.endswith(f"more than {MAX_PIXELS:,} pixels: scale it down before classifying")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
