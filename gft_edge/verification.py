@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.backends import backend_for
-from gft_edge.bundle import GOLDEN_FILE, Bundle, read_bundle, read_manifest
+from gft_edge.bundle import Bundle, read_bundle, read_manifest
 from gft_edge.classifier import Advance, Classifier, load_pixels
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.fidelity import TOLERANCES, Outputs, compare, concatenate
+from gft_edge.golden import read_golden
 from gft_edge.image_folder import Split
 from gft_edge.specs import FidelityReport, Manifest, Tolerance, Verdict
 
@@ -145,33 +144,6 @@ def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
     one_patch = 1 - 2 / (min(keeps) + 1) / images - 1e-9  # rounding
     overlaps = tuple(min(bound.overlap_bound(n), one_patch) for n in range(len(keeps)))
     return dataclasses.replace(bound, kept_overlap=overlaps)
-
-
-def read_golden(bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Outputs]:
-    """The golden images and what the export measured for them. Raises BundleError."""
-    path = bundle.folder / GOLDEN_FILE
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            kept = tuple(arrays[name] for name in bundle.manifest.kept_outputs)
-            pixels, expected = arrays["images"], Outputs(arrays["logits"], kept)
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path} holds no golden outputs ({error}): export it anew") from error
-    model = bundle.manifest.model
-    count, size = len(pixels), model.preprocessing.image_size_px
-    shapes = {
-        "images": (pixels.shape, (count, size, size, 3)),
-        "logits": (expected.logits.shape, (count, len(model.labels))),
-        **{
-            name: (indices.shape, (count, stage.keep))
-            for name, indices, stage in zip(
-                bundle.manifest.kept_outputs, kept, model.stages, strict=True
-            )
-        },
-    }
-    for name, (shape, needed) in shapes.items():
-        if shape != needed or not count:
-            raise BundleError(f"{path}: {name} is {shape}, expected {needed}: export it anew")
-    return pixels, expected
 
 
 def split_outputs(

@@ -14,8 +14,8 @@ from gft_edge.backends import OpenRequest, Session, backend_for, backends, ov
 from gft_edge.bundle import Bundle, read_bundle
 from gft_edge.classifier import open_request
 from gft_edge.errors import BundleError, UsageError
+from gft_edge.golden import read_golden
 from gft_edge.onnx_bytes import graph_output
-from gft_edge.verification import read_golden
 
 ENGINES = sorted(backends())
 
