@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -22,12 +24,33 @@ from gft_edge.preprocess import (
     image_from_array,
     open_rgb,
     resize_and_crop,
+    rgb_from_bytes,
     rgb_from_image,
 )
 from gft_edge.specs import InputSpec, ModelSpec, Prediction, Preprocessing
 
-ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
+ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one `predict` went; the parts sum to `total_ms`.
+
+    `compute_ms` holds the launch and the wait for the engine too. Frames are decoded already.
+    """
+
+    decode_ms: float
+    preprocess_ms: float
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+    postprocess_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the encoded images or frames to the predictions."""
+        return float(sum(dataclasses.astuple(self)))
 
 
 class Classifier:
@@ -84,6 +107,13 @@ class Classifier:
         return cls(opened, engine.open_session(opened.artifact_path, request))
 
     @property
+    def session(self) -> Session:
+        """The engine itself. Raises UsageError when closed."""
+        if self._session is None:
+            raise UsageError("this Classifier is closed: load the bundle again")
+        return self._session
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.bundle.manifest.model.labels
@@ -102,36 +132,77 @@ class Classifier:
     ) -> list[Prediction] | list[list[Prediction]]:
         """The `top_k` likeliest classes, best first; one such list an image when given several.
 
-        An image is a path, a PIL image, or a uint8 array (H,W,3) RGB or (H,W) grey. Raises
-        ImageError for one that cannot be decoded, UsageError when closed or top_k < 1.
+        An image is a path, the bytes of an image file, a PIL image, or a uint8 array (H,W,3) RGB or
+        (H,W) grey. Raises ImageError for one that cannot be decoded, UsageError when closed or
+        top_k < 1.
         """
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}: give 1 or more")
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             return self._predictions(self.logits([images]), top_k)[0]
         if not len(images):
             return []
         return self._predictions(self.logits(images), top_k)
 
+    def predict_pixels(
+        self, pixels: npt.NDArray[np.uint8], top_k: int = 5
+    ) -> list[list[Prediction]]:
+        """As `predict`, for images that `prepare` has made ready: uint8 (images,S,S,3)."""
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}: give 1 or more")
+        return self._predictions(self.outputs(pixels).logits, top_k)
+
+    def prepare(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """Decode, resize and crop an image: uint8 (S,S,3). Raises ImageError."""
+        return load_pixels(image, self.bundle.manifest.model.preprocessing)
+
+    def predict_timed(
+        self, images: Sequence[ImageLike], top_k: int = 5
+    ) -> tuple[list[list[Prediction]], Timing]:
+        """As `predict` for one engine run: as many images as the static batch, and where the time went."""
+        manifest = self.bundle.manifest
+        if len(images) != manifest.input.batch:
+            raise UsageError(
+                f"{len(images)} images for one run of a static batch of {manifest.input.batch}"
+            )
+        started = time.perf_counter()
+        decoded = [decoded_rgb(image) for image in images]
+        at_preprocess = time.perf_counter()
+        spec = manifest.model.preprocessing
+        pixels = np.stack([resize_and_crop(image, spec) for image in decoded])
+        batch = batch_from_pixels(pixels, spec, manifest.input.dtype)
+        at_run = time.perf_counter()
+        outputs, split = self.session.run_split(batch)
+        at_postprocess = time.perf_counter()
+        predictions = self._predictions(outputs[0], top_k)
+        ended = time.perf_counter()
+        copies_ms = split.host_to_device_ms + split.device_to_host_ms
+        return predictions, Timing(
+            decode_ms=(at_preprocess - started) * 1000,
+            preprocess_ms=(at_run - at_preprocess) * 1000,
+            host_to_device_ms=split.host_to_device_ms,
+            compute_ms=(at_postprocess - at_run) * 1000 - copies_ms,
+            device_to_host_ms=split.device_to_host_ms,
+            postprocess_ms=(ended - at_postprocess) * 1000,
+        )
+
     def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
         """Float32 (images, classes), for one image or more."""
         if not len(images):
             raise UsageError("logits of no image: give one or more")
-        pixels = np.stack([self._pixels(image) for image in images])
+        pixels = np.stack([self.prepare(image) for image in images])
         return self.outputs(pixels).logits
 
     def outputs(self, pixels: npt.NDArray[np.uint8], advance: Advance | None = None) -> Outputs:
         """Everything the engine returns for preprocessed uint8 (images,S,S,3)."""
-        if self._session is None:
-            raise UsageError("this Classifier is closed: load the bundle again")
-        manifest = self.bundle.manifest
+        session, manifest = self.session, self.bundle.manifest
         size = manifest.model.preprocessing.image_size_px
         if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
                 f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, {size}, {size}, 3)"
             )
         return session_outputs(
-            self._session, pixels, manifest.input, manifest.model.preprocessing, advance
+            session, pixels, manifest.input, manifest.model.preprocessing, advance
         )
 
     def close(self) -> None:
@@ -151,9 +222,6 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
-        return load_pixels(image, self.bundle.manifest.model.preprocessing)
-
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
         if not np.isfinite(logits).all():
             raise FailedError("the logits hold NaN or infinity: run gft-edge verify on this bundle")
@@ -168,11 +236,18 @@ class Classifier:
 
 def load_pixels(image: ImageLike, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     """Any supported image -> uint8 (S,S,3). Raises ImageError."""
+    return resize_and_crop(decoded_rgb(image), spec)
+
+
+def decoded_rgb(image: ImageLike) -> Image.Image:
+    """Any supported image -> upright RGB. Raises ImageError."""
     if isinstance(image, np.ndarray):
-        return resize_and_crop(image_from_array(image), spec)
+        return image_from_array(image)
     if isinstance(image, Image.Image):
-        return resize_and_crop(rgb_from_image(image), spec)
-    return resize_and_crop(open_rgb(image), spec)
+        return rgb_from_image(image)
+    if isinstance(image, bytes):
+        return rgb_from_bytes(image)
+    return open_rgb(image)
 
 
 def open_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,7 +213,7 @@ def test_a_static_batch_is_padded_and_the_padding_never_seen(
     folder, expected = batch_of_three
     with Classifier.load(folder, kept=True) as loaded:
         assert loaded.bundle.manifest.input == InputSpec("float32", 3)
-        pixels = np.stack([loaded._pixels(path) for path in images[:count]])
+        pixels = np.stack([loaded.prepare(path) for path in images[:count]])
         outputs = loaded.outputs(pixels)
         assert len(loaded.predict(images[:count])) == count
     np.testing.assert_allclose(outputs.logits, expected.logits[:count], atol=1e-4)
@@ -282,3 +283,49 @@ def test_an_application_is_tested_with_the_fake_engine(
         answer = loaded.predict(images[0])
         assert sum(p.probability for p in answer) == pytest.approx(1)
         assert loaded.predict(images[0]) == answer
+
+
+def test_the_parts_of_a_timed_prediction_sum_to_it(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with Classifier.load(micro_bundles["onnx"]) as classifier:
+        predictions, timing = classifier.predict_timed([images[0].read_bytes()])
+        assert predictions == [classifier.predict(images[0])]
+    assert min(dataclasses.astuple(timing)) >= 0
+    assert timing.total_ms == sum(dataclasses.astuple(timing))
+    # An engine on the CPU copies to no device.
+    assert timing.host_to_device_ms == timing.device_to_host_ms == 0
+    assert min(timing.decode_ms, timing.preprocess_ms, timing.compute_ms) > 0
+
+
+def test_a_timed_prediction_fills_the_static_batch(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with (
+        Classifier.load(micro_bundles["onnx"]) as classifier,
+        pytest.raises(UsageError, match="2 images for one run of a static batch of 1"),
+    ):
+        classifier.predict_timed(images[:2])
+
+
+def test_prepared_pixels_are_predicted_like_the_image_they_come_from(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    with Classifier.load(micro_bundles["openvino"]) as classifier:
+        pixels = classifier.prepare(images[0])
+        assert classifier.predict_pixels(pixels[None]) == [classifier.predict(images[0])]
+        with pytest.raises(UsageError, match="top_k is 0: give 1 or more"):
+            classifier.predict_pixels(pixels[None], top_k=0)
+
+
+def test_a_session_says_what_its_engine_was_told(micro_bundles: dict[str, Path]) -> None:
+    with Classifier.load(micro_bundles["openvino"], threads=1) as classifier:
+        flags = classifier.session.flags()
+    assert "INFERENCE_PRECISION_HINT=float32" in flags
+    assert "PERFORMANCE_HINT=LATENCY" in flags
+    assert "INFERENCE_NUM_THREADS=1" in flags
+    with Classifier.load(micro_bundles["onnx"], threads=1) as classifier:
+        assert classifier.session.flags() == (
+            "providers=CPUExecutionProvider",
+            "intra_op_num_threads=1",
+        )

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -66,11 +68,30 @@ class OpenRequest:
     cuda_graph: bool = False
 
 
+@dataclass(frozen=True)
+class Split:
+    """Where the time of one run went.
+
+    On a GPU by CUDA events on the run's stream; where memory is shared the two copies are next to
+    nothing: there are none. An engine on the CPU only computes.
+    """
+
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+
+
 class Session(Protocol):
     """A loaded artifact, usable from several threads at once."""
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Logits (B,classes) float32, then one (B,K) int64 array a kept output."""
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """As `run`, with the time that each part took."""
+
+    def flags(self) -> tuple[str, ...]:
+        """What the engine was told that decides its speed, as NAME=VALUE."""
 
     def close(self) -> None:
         """Release the engine. Further runs raise."""
@@ -114,6 +135,15 @@ def _all() -> dict[str, Backend]:
         for info in pkgutil.iter_modules(__path__)
     ]
     return {module.TARGET: module for module in modules}
+
+
+def run_on_host(
+    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]], images: npt.NDArray[Any]
+) -> tuple[list[npt.NDArray[Any]], Split]:
+    """`run_split` of an engine without a device of its own: all of its time is computing."""
+    started = time.perf_counter()
+    outputs = run(images)
+    return outputs, Split(0.0, (time.perf_counter() - started) * 1000, 0.0)
 
 
 def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:

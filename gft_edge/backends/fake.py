@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import BuildRequest, OpenRequest, check_images
+from gft_edge.backends import BuildRequest, OpenRequest, Split, check_images, run_on_host
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import UsageError
 from gft_edge.specs import Artifact
@@ -69,6 +69,14 @@ class FakeSession:
         means = images.astype(np.float64).mean(axis=axes)
         distances = np.linalg.norm(means[:, None] - self._colours[None], axis=2)
         return [(-distances / 16).astype(np.float32)]
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """See Session."""
+        return run_on_host(self.run, images)
+
+    def flags(self) -> tuple[str, ...]:
+        """It is told nothing."""
+        return ()
 
     def close(self) -> None:
         """Nothing to release."""

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from gft_edge.backends import (
     BuildRequest,
     OpenRequest,
+    Split,
     check_images,
     check_signature,
     ordered_outputs,
+    run_on_host,
 )
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError, UsageError
@@ -96,6 +98,18 @@ class OrtSession:
         """See Session."""
         check_images(images, self._shape)
         return ordered_outputs(self._session.run(self._outputs, {"images": images}))
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """See Session."""
+        return run_on_host(self.run, images)
+
+    def flags(self) -> tuple[str, ...]:
+        """See Session; 0 threads are one a core."""
+        options = self._session.get_session_options()
+        return (
+            f"providers={','.join(self._session.get_providers())}",
+            f"intra_op_num_threads={options.intra_op_num_threads}",
+        )
 
     def close(self) -> None:
         """Drop the engine."""

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from gft_edge.backends import (
     BuildRequest,
     OpenRequest,
+    Split,
     check_images,
     check_signature,
     ordered_outputs,
+    run_on_host,
 )
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError
@@ -29,6 +31,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _HINTS = {"fp16": "f16", "bf16": "bf16"}
 # The engine's names of what a CPU computes in natively.
 _CAPABILITIES = {"fp16": "FP16", "bf16": "BF16"}
+
+# What decides the speed of a compiled model.
+_FLAGS = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
 
 
 def missing() -> str | None:
@@ -164,6 +169,19 @@ class OpenVinoSession:
         results = request.infer({0: images})
         return ordered_outputs([results[output] for output in self._outputs])
 
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """See Session."""
+        return run_on_host(self.run, images)
+
+    def flags(self) -> tuple[str, ...]:
+        """See Session; threads and streams as OpenVINO chose them."""
+        return tuple(f"{name}={_plain(self._compiled.get_property(name))}" for name in _FLAGS)
+
     def close(self) -> None:
         """Drop the engine."""
         del self._compiled, self._outputs, self._local
+
+
+def _plain(value: Any) -> str:
+    """A property as text: OpenVINO's types print as <Type: 'float32'> and PerformanceMode.LATENCY."""
+    return re.sub(r"<Type: '(.*)'>", r"\1", str(value)).rpartition(".")[2]

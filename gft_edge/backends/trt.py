@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from gft_edge.backends import (
     BuildRequest,
     OpenRequest,
+    Split,
     check_images,
     check_signature,
     ordered_outputs,
@@ -109,19 +109,6 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
     return TrtSession(folder, engine, library, cuda, request)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Where the time of one run went, by CUDA events on its stream.
-
-    Where memory is shared the two copies are next to nothing: there are none. A run that records a
-    CUDA graph, the first, counts the recording as computing.
-    """
-
-    host_to_device_ms: float
-    compute_ms: float
-    device_to_host_ms: float
-
-
 class TrtSession:
     """One engine with its buffers and stream; `run` may be called from several threads.
 
@@ -136,6 +123,7 @@ class TrtSession:
         self._shape = request.input_shape
         self._wanted = ["logits", *request.kept_outputs]
         self._graph_wanted = request.cuda_graph
+        self._flags = engine.flags
         self._graph: int | None = None
         self._graph_addresses: tuple[int, ...] = ()
         self._arrays: dict[str, npt.NDArray[Any]] = {}  # over pinned memory
@@ -161,7 +149,7 @@ class TrtSession:
             return self._outputs()
 
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
-        """As `run`, with the time that each part took on the GPU."""
+        """See Session. A run that records a CUDA graph, the first, counts that as computing."""
         with self._lock, ExitStack() as events:
             self._accept(images)
             self._cuda.use_device()
@@ -188,6 +176,10 @@ class TrtSession:
                 return self._outputs()
             finally:
                 self._bind("images", own)
+
+    def flags(self) -> tuple[str, ...]:
+        """See Session: the builder's flags, and how launches are made."""
+        return (*self._flags, f"cuda_graph={self._graph_wanted}", f"mapped_memory={self._shared}")
 
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
