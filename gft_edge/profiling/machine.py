@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from gft_edge.errors import GftEdgeError
+from gft_edge.nvidia import smi
 from gft_edge.nvidia.cuda import open_cuda
-from gft_edge.nvidia.system import l4t
+from gft_edge.nvidia.system import driver, l4t
+from gft_edge.profiling.sysfs import text
 
 # What decides the speed of low-precision inference, by the names Linux gives them.
 INSTRUCTION_SETS = (
@@ -22,13 +22,17 @@ INSTRUCTION_SETS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """`board` and `l4t` (Jetson Linux) are None on other machines; memory is physical."""
+    """`board` and `l4t` (Jetson Linux) are None on other machines; memory is physical.
+
+    `driver` is NVIDIA's, None without one.
+    """
 
     cpu: str
     cores: int
     instruction_sets: tuple[str, ...]
     memory_bytes: int
     gpus: tuple[str, ...]
+    driver: str | None
     board: str | None
     l4t: str | None
     system: str
@@ -45,7 +49,8 @@ def this_machine() -> Machine:
         instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
-        board=_text("/proc/device-tree/model"),
+        driver=driver(),
+        board=text(Path("/proc/device-tree/model")),
         l4t=l4t(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -62,8 +67,8 @@ def summary(machine: Machine) -> str:
 
 
 def _cpu_info() -> dict[str, str]:
-    text = _text("/proc/cpuinfo") or ""
-    pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+    lines = (text(Path("/proc/cpuinfo")) or "").splitlines()
+    pairs = (line.partition(":") for line in lines if ":" in line)
     info: dict[str, str] = {}
     for key, _, value in pairs:
         info.setdefault(key.strip(), value.strip())
@@ -96,20 +101,5 @@ def _cuda() -> tuple[str, ...]:
 
 
 def _nvidia_smi() -> tuple[str, ...]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = (line.split(", ") for line in done.stdout.splitlines() if line.strip())
-    return tuple(f"{r[0]} (driver {r[1]}, compute {r[2]})" for r in rows if len(r) == 3)
-
-
-def _text(path: str) -> str | None:
-    try:
-        return Path(path).read_text(errors="replace").strip("\x00\n ") or None
-    except OSError:
-        return None
+    rows = smi.query("name", "driver_version", "compute_cap")
+    return tuple(f"{name} (driver {version}, compute {compute})" for name, version, compute in rows)
