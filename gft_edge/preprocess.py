@@ -75,7 +75,8 @@ def _rgb_from_file(file: str | Path | io.BytesIO) -> Image.Image:
 def rgb_from_image(image: Image.Image) -> Image.Image:
     """Any PIL image to upright RGB: EXIF rotation applied, alpha dropped, 16 bits scaled to 8.
 
-    Raises ImageError for an image without pixels, over MAX_PIXELS, or that turns out damaged.
+    An image that is so already is returned itself, its pixels loaded. Raises ImageError for an image
+    without pixels, over MAX_PIXELS, or that turns out damaged.
     """
     try:
         return _upright_rgb(image)
@@ -93,6 +94,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     # Turned only where EXIF says so: exif_transpose copies the pixels of every other image.
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        # convert would copy: 48 MB of a 12-megapixel photograph, a fifth of its decoding and resizing.
+        image.load()
+        return image
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _rgb_from_deep(image)
     if image.mode in ("P", "La"):
@@ -158,7 +163,11 @@ def batch_from_pixels(
     """uint8 (B,S,S,3) -> what the graph takes: the same for `uint8`, normalised NCHW for `float32`."""
     if dtype == "uint8":
         return pixels
-    mean = np.asarray(spec.mean, dtype=np.float32)
-    std = np.asarray(spec.std, dtype=np.float32)
-    normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    # NCHW first, then in place: a ninth of the time at batch 1, a sixth at 16.
+    normalised = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    normalised /= np.float32(255)
+    normalised -= mean
+    normalised /= std
+    return normalised

@@ -349,6 +349,23 @@ def test_a_strip_is_squashed_whatever_its_aspect() -> None:
     assert resize_and_crop(Image.new("RGB", (1, 30_000)), spec(64, 1.0, "squash")).shape[0] == 64
 
 
+def test_an_rgb_image_is_not_copied(tmp_path: Path) -> None:
+    image = noise(20, 11)
+    assert rgb_from_image(image) is image
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        assert rgb_from_image(opened) is opened
+    np.testing.assert_array_equal(opened, image)  # its pixels outlive the file
+
+
+def test_a_frame_that_changes_later_is_not_the_image_any_more() -> None:
+    for shape in ((4, 5, 3), (4, 5)):
+        frame = np.zeros(shape, dtype=np.uint8)
+        image = image_from_array(frame)
+        frame[:] = 255
+        assert not np.asarray(image).any()
+
+
 def test_an_image_without_pixels_is_refused() -> None:
     with pytest.raises(ImageError, match="holds no pixels"):
         resize_and_crop(rgb_from_image(Image.new("RGB", (0, 5))), spec())
