@@ -592,9 +592,12 @@ def test_a_fresh_engine_is_found_while_another_build_runs(
 
 # The callback slows the build down, so that a signal meets it under way on any machine.
 SLOW_BUILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from gft_edge.nvidia.build import build_engine
+
+# A shell starts what runs in its background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def progress(text, done, total):
     if done > 100:
