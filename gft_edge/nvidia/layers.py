@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gft_edge.errors import PipelineError
+from gft_edge.placement import group_of, groups_by_flow
 
 PRODUCTS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION"})
 # They change a tensor's type or layout and compute nothing.
@@ -37,8 +37,8 @@ class Layer:
     `kind` is a LayerType's name, or an engine's own in capitals. `precision` is what the layer
     writes, but `int8` of a product that reads INT8. `group` is `patch embedding`, `block N`,
     `GALA layer N`, `selection N` (its score, TopK and gathers), `head` or `other`. `nodes` are the
-    ONNX nodes in it. A network's layers alone know the tensors that they read and write, by name,
-    and the shape of the first one written.
+    ONNX nodes in it, `reads` and `writes` the tensors by name. A network's layers alone know the
+    shape of the first one written, an engine's the kernel (its tactic), if they tell details.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Layer:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
+    kernel: str = ""
 
 
 def network_layers(network: Any) -> tuple[Layer, ...]:
@@ -59,7 +60,6 @@ def network_layers(network: Any) -> tuple[Layer, ...]:
     layers, without an ONNX node, and folded away by the builder.
     """
     passed: dict[str, str] = {}  # what a left-out layer writes -> what it reads
-    owner = {network.get_input(n).name: "patch embedding" for n in range(network.num_inputs)}
     dequantized: set[str] = set()
     layers = []
     for number in range(network.num_layers):
@@ -72,19 +72,16 @@ def network_layers(network: Any) -> tuple[Layer, ...]:
         if kind == "CONSTANT" or not nodes:
             passed.update((name, reads[0]) for name in writes if reads)
             continue
-        # Functions outside any module leave no name: such a layer belongs where its data comes from,
-        # and a gather to the selection that made its index.
-        owners = [owner[name] for name in reads if name in owner]
-        group = group_of(nodes) or (owners[-1] if owners else "")
-        gathers = kind == "GATHER" and len(owners) == 2
-        owner.update((name, owners[0] if gathers else group) for name in writes if group)
         if kind == "DEQUANTIZE":
             dequantized.update(writes)
         quantized = kind in PRODUCTS and len(dequantized.intersection(reads[:2])) == 2
         precision = "int8" if quantized else _precision(outputs[0].dtype.name)
         shape = tuple(outputs[0].shape)
-        layers.append(Layer(layer.name, kind, precision, group, nodes, reads, writes, shape))
-    return _with_weights(layers)
+        layers.append(Layer(layer.name, kind, precision, "", nodes, reads, writes, shape))
+    return tuple(
+        dataclasses.replace(layer, group=group)
+        for layer, group in zip(layers, groups_by_flow(layers), strict=True)
+    )
 
 
 def engine_layers(information: str) -> tuple[Layer, ...]:
@@ -103,38 +100,6 @@ def engine_layers(information: str) -> tuple[Layer, ...]:
         ) from error
 
 
-def group_of(nodes: Iterable[str], known: Mapping[str, str] | None = None) -> str:
-    """The group that most of the ONNX nodes are in, "" where none tells. `known` goes first."""
-    groups = Counter((known or {}).get(node) or _named_group(node) for node in nodes)
-    del groups[""]
-    return groups.most_common(1)[0][0] if groups else ""
-
-
-def _named_group(node: str) -> str:
-    module = re.match(r"(backbone\.blocks|layers|selections)\.(\d+)\b", node)
-    if module:
-        number = int(module[2])
-        return {
-            "backbone.blocks": f"block {number}",
-            "layers": f"GALA layer {number + 1}",
-            "selections": f"selection {number + 1}",
-        }[module[1]]
-    if re.match(r"backbone\.(norm/|fc_norm|head)", node):
-        return "head"
-    return "patch embedding" if node.startswith("backbone.") else ""
-
-
-def _with_weights(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Give what reads constants alone, the DequantizeLinear of a weight, to the layer that reads it."""
-    reader: dict[str, str] = {}
-    placed = []
-    for layer in reversed(layers):
-        group = layer.group or reader.get(layer.writes[0], "other")
-        reader.update((name, group) for name in layer.reads)
-        placed.append(dataclasses.replace(layer, group=group))
-    return tuple(reversed(placed))
-
-
 def _engine_layer(entry: Any) -> Layer:
     if isinstance(entry, str):
         entry = {"Name": entry}
@@ -147,7 +112,12 @@ def _engine_layer(entry: Any) -> Layer:
     precision = next(iter(written), UNKNOWN)
     if kind in PRODUCTS and "int8" in given:
         precision = "int8"
-    return Layer(name, kind, precision, group_of(nodes) or "other", nodes)
+    reads, writes = (
+        tuple(str(tensor.get("Name", "")) for tensor in entry.get(side, ()))
+        for side in ("Inputs", "Outputs")
+    )
+    group, kernel = group_of(nodes) or "other", str(entry.get("TacticName") or "")
+    return Layer(name, kind, precision, group, nodes, reads, writes, kernel=kernel)
 
 
 def _engine_kind(name: str, entry: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
