@@ -1,6 +1,71 @@
-"""ONNX bytes written without the onnx package: an inner tensor of a graph becomes an output."""
+"""ONNX bytes written and read without the onnx package, which a device does not have."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of an ONNX graph and the tensors that it reads and writes; absent inputs are left out."""
+
+    name: str
+    operator: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def graph_nodes(model: bytes) -> tuple[GraphNode, ...]:
+    """The nodes of a serialized ModelProto, in its order.
+
+    Field numbers are those of onnx.proto: ModelProto.graph 7, GraphProto.node 1, NodeProto.input 1,
+    .output 2, .name 3 and .op_type 4.
+    """
+    graphs = [content for number, content in _fields(memoryview(model)) if number == 7]
+    return tuple(
+        _graph_node(content)
+        for graph in graphs
+        for number, content in _fields(graph)
+        if number == 1
+    )
+
+
+def _graph_node(message: memoryview) -> GraphNode:
+    texts: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
+    for number, content in _fields(message):
+        if number in texts:
+            texts[number].append(str(content, "utf-8"))
+    reads, writes = (tuple(filter(None, texts[number])) for number in (1, 2))
+    return GraphNode(texts[3][-1], texts[4][-1], reads, writes)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each length-delimited field; others are passed over."""
+    place = 0
+    while place < len(message):
+        key, place = _read_varint(message, place)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            _, place = _read_varint(message, place)
+        elif wire_type == 2:
+            size, place = _read_varint(message, place)
+            yield number, message[place : place + size]
+            place += size
+        else:
+            place += {1: 8, 5: 4}[wire_type]
+
+
+def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A number and where it ends."""
+    number = shift = 0
+    while True:
+        digit = message[place]
+        place += 1
+        number |= (digit & 0x7F) << shift
+        shift += 7
+        if digit < 0x80:
+            return number, place
 
 
 def graph_output(name: str) -> bytes:

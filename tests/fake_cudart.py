@@ -166,6 +166,10 @@ class FakeCudart:
         else:
             self._streams[stream].append(work)
 
+    def drain(self, stream: int) -> None:
+        """Do what waits in a stream, as an engine does that reports its times at once."""
+        self._run(stream)
+
     def refuse_in_capture(self, stream: int) -> bool:
         """Whether a stream is being captured; what may not be done in a capture has then broken it."""
         return stream in self._captures and bool(self._invalidate())

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import functools
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.onnx_bytes import GraphNode, graph_nodes
+
 if TYPE_CHECKING:
     from tests.fake_cudart import FakeCudart
 
 HEADER, PORTABLE_HEADER = b"a plan: ", b"a plan with its own runtime: "
 SCRATCH_BYTES = 64 << 20
+LAYER_MS = 0.01  # what a profiler is told of every layer
 
 DTYPES: dict[str, type[Any]] = {
     "uint8": np.uint8,
@@ -53,6 +57,24 @@ class ILogger:
         raise NotImplementedError
 
 
+class IProfiler:
+    """What a profiler inherits from, and constructs: a base that is not is none to TensorRT."""
+
+    def __init__(self) -> None:
+        self.constructed = True
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """To be overridden."""
+        raise NotImplementedError
+
+
+class LayerInformationFormat(enum.Enum):
+    """Of an inspector's answer."""
+
+    ONELINE = 0
+    JSON = 1
+
+
 class FakeTensorrt:
     """`module` is to be used as tensorrt; calls are noted in the CUDA runtime's `calls`.
 
@@ -72,6 +94,8 @@ class FakeTensorrt:
         self.module = SimpleNamespace(
             __version__=version,
             ILogger=ILogger,
+            IProfiler=IProfiler,
+            LayerInformationFormat=LayerInformationFormat,
             Runtime=functools.partial(_Runtime, self),
             nptype=_nptype,
         )
@@ -152,13 +176,14 @@ class _Runtime(_Counted):
 
 
 class _Engine(_Counted):
-    __slots__ = ("_logger", "_runtime", "_session", "_tensors")
+    __slots__ = ("_logger", "_nodes", "_runtime", "_session", "_tensors")
 
     def __init__(self, fake: FakeTensorrt, runtime: _Runtime, logger: ILogger, model: bytes):
         super().__init__(fake)
         self._runtime = runtime  # which an engine keeps alive
         self._logger = logger
         self._session = _onnx_session(model)
+        self._nodes = graph_nodes(model)
         self._tensors: dict[str, Any] = {
             value.name: value
             for value in (*self._session.get_inputs(), *self._session.get_outputs())
@@ -182,6 +207,9 @@ class _Engine(_Counted):
         kind = self._tensors[name].type.removeprefix("tensor(").removesuffix(")")
         return DataType[kind.upper()]
 
+    def create_engine_inspector(self) -> _Inspector:
+        return _Inspector(self._fake, self._nodes)
+
     def create_execution_context(self) -> _Context | None:
         if self._fake.refuses("create_execution_context", self._logger):
             return None
@@ -191,8 +219,33 @@ class _Engine(_Counted):
         return _Context(self._fake, self, self._logger, self._session)
 
 
+class _Inspector(_Counted):
+    """Each ONNX node is a layer of its own."""
+
+    __slots__ = ("_nodes",)
+
+    def __init__(self, fake: FakeTensorrt, nodes: tuple[GraphNode, ...]):
+        super().__init__(fake)
+        self._nodes = nodes
+
+    def get_engine_information(self, form: LayerInformationFormat) -> str:
+        assert form is LayerInformationFormat.JSON
+        return json.dumps({"Layers": [self._entry(node) for node in self._nodes], "Bindings": []})
+
+    def _entry(self, node: GraphNode) -> dict[str, Any]:
+        kind = "Float"
+        return {
+            "Name": node.name,
+            "LayerType": node.operator,
+            "Inputs": [{"Name": name, "Format/Datatype": kind} for name in node.reads],
+            "Outputs": [{"Name": name, "Format/Datatype": kind} for name in node.writes],
+            "TacticName": f"fake_{node.operator.lower()}",
+            "Metadata": f"[ONNX Layer: {node.name}]",
+        }
+
+
 class _Context(_Counted):
-    __slots__ = ("_addresses", "_engine", "_logger", "_session", "_warm")
+    __slots__ = ("_addresses", "_engine", "_logger", "_session", "_warm", "profiler")
 
     def __init__(self, fake: FakeTensorrt, engine: _Engine, logger: ILogger, session: Any):
         super().__init__(fake)
@@ -201,11 +254,16 @@ class _Context(_Counted):
         self._session = session
         self._addresses: dict[str, int] = {}
         self._warm = False
+        self.profiler: IProfiler | None = None
         fake.cudart.free_bytes -= SCRATCH_BYTES
 
     def __del__(self) -> None:
         self._fake.cudart.free_bytes += SCRATCH_BYTES
         super().__del__()
+
+    @property
+    def engine(self) -> _Engine:
+        return self._engine
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if self._fake.refuses("set_tensor_address", self._logger):
@@ -231,6 +289,11 @@ class _Context(_Counted):
         self._warm = True
         self._logger.log(Severity.WARNING, "something that is said at every run")
         cudart.enqueue(stream_handle, functools.partial(self._work(), dict(self._addresses)))
+        if self.profiler is not None:
+            assert self.profiler.constructed
+            cudart.drain(stream_handle)
+            for node in self._engine._nodes:
+                self.profiler.report_layer_time(node.name, LAYER_MS)
         return True
 
     def _work(self) -> Any:

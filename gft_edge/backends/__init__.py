@@ -10,6 +10,9 @@ A backend module defines
     version() -> str                           of the engine
     build(graph, folder, request) -> Artifact  compile an ONNX file (or its own form) into `folder`
     open_session(path, request) -> Session     load an artifact
+    layer_times(path, request, images, runs, in_turn) -> LayerRun
+                                               load it instrumented and time its layers over `runs`
+                                               inferences, with a call of `in_turn` before each
 
 Vendor libraries are imported inside these functions, so that every module imports everywhere.
 """
@@ -19,7 +22,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -38,6 +41,12 @@ ALIASES = {
     "trt": "tensorrt",
     "engine": "tensorrt",
 }
+
+# Engines' names of types -> the project's.
+_TYPES = {
+    "f32": "fp32", "float": "fp32", "f16": "fp16", "float16": "fp16", "bfloat16": "bf16",
+    "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64", "boolean": "bool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,37 @@ class Split:
     device_to_host_ms: float
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer as its engine runs it, and its mean time an inference.
+
+    `kind` is the engine's operator, `kernel` what computes it: an exec type of OpenVINO, a provider
+    of ONNX Runtime, a tactic of TensorRT, "" where none is told. `nodes` are those of the exported
+    graph in it, as far as the engine remembers them; `reads` and `writes` are the tensors between
+    layers. What is done in place takes 0 ms.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    precision: str
+    nodes: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    mean_ms: float
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """An instrumented session's layers in order, and the wall time of each of its inferences."""
+
+    layers: tuple[LayerTime, ...]
+    samples_ms: tuple[float, ...]
+
+
+InTurn = Callable[[], object]
+
+
 class Session(Protocol):
     """A loaded artifact, usable from several threads at once."""
 
@@ -114,6 +154,15 @@ class Backend(Protocol):
     def build(self, graph: Path, folder: Path, request: BuildRequest) -> Artifact: ...
 
     def open_session(self, path: Path, request: OpenRequest) -> Session: ...
+
+    def layer_times(
+        self,
+        path: Path,
+        request: OpenRequest,
+        images: npt.NDArray[Any],
+        runs: int,
+        in_turn: InTurn,
+    ) -> LayerRun: ...
 
 
 def backends() -> dict[str, Backend]:
@@ -174,3 +223,36 @@ def ordered_outputs(outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     return [outputs[0].astype(np.float32, copy=False)] + [
         kept.astype(np.int64, copy=False) for kept in outputs[1:]
     ]
+
+
+def warmed_up(run: Callable[[], object], warm_up_ms: float = 200) -> int:
+    """Repeat a call until it is warm, and say how often that was."""
+    until = time.perf_counter() + warm_up_ms / 1000
+    count = 0
+    while count < 3 or time.perf_counter() < until:
+        run()
+        count += 1
+    return count
+
+
+def samples_in_turn(run: Callable[[], object], runs: int, in_turn: InTurn) -> tuple[float, ...]:
+    """Wall times of a call in milliseconds; `in_turn` is called before each and not counted."""
+    samples_ms = []
+    for _ in range(runs):
+        in_turn()
+        started = time.perf_counter()
+        run()
+        samples_ms.append((time.perf_counter() - started) * 1000)
+    return tuple(samples_ms)
+
+
+def precision_of(kind: str, types: Iterable[str]) -> str:
+    """The precision a layer computes in; `types` are an engine's names, what it writes before all else.
+
+    A matrix product that reads or writes 8 bit integers is INT8.
+    """
+    names = [_TYPES.get(name.lower(), name.lower()) for name in types]
+    product = any(operator in kind for operator in ("MatMul", "Gemm", "Conv", "FullyConnected"))
+    if product and {"int8", "uint8"}.intersection(names):
+        return "int8"
+    return names[0] if names else "unknown"

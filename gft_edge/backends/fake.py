@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import BuildRequest, OpenRequest, Split, check_images, run_on_host
+from gft_edge.backends import (
+    BuildRequest,
+    InTurn,
+    LayerRun,
+    OpenRequest,
+    Split,
+    check_images,
+    run_on_host,
+)
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import UsageError
 from gft_edge.specs import Artifact
@@ -53,6 +61,13 @@ def open_session(path: Path, request: OpenRequest) -> FakeSession:
     if request.kept_outputs:
         raise UsageError("the fake backend keeps no patches: choose a real one")
     return FakeSession(request)
+
+
+def layer_times(
+    path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+) -> LayerRun:
+    """Raises UsageError: it has no layers."""
+    raise UsageError("the fake backend has no layers to time: choose a real one")
 
 
 class FakeSession:

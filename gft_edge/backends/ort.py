@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    InTurn,
+    LayerRun,
+    LayerTime,
     OpenRequest,
     Split,
     check_images,
     check_signature,
     ordered_outputs,
+    precision_of,
     run_on_host,
+    samples_in_turn,
+    warmed_up,
 )
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError, UsageError
-from gft_edge.onnx_bytes import graph_output
+from gft_edge.onnx_bytes import GraphNode, graph_nodes, graph_output
 from gft_edge.specs import Artifact
 
 TARGET = "onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
+
+_OPTIMIZED_FILE = "optimized.onnx"
+_TIMED = "_kernel_time"  # behind a node's name in the profiler's events
 
 
 def missing() -> str | None:
@@ -66,10 +79,74 @@ def open_session(path: Path, request: OpenRequest) -> OrtSession:
     return OrtSession(path, request)
 
 
-class OrtSession:
-    """One InferenceSession; its `run` may be called from several threads."""
+def layer_times(
+    path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+) -> LayerRun:
+    """By its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
+    if missing():
+        raise MissingDependencyError("ONNX Runtime", "onnx")
+    with TemporaryDirectory() as folder:
+        session = OrtSession(path, request, Path(folder))
+        warmed_up(lambda: session.run(images))
+        samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
+        events = json.loads(Path(session._session.end_profiling()).read_bytes())
+        session.close()
+        graph = (Path(folder) / _OPTIMIZED_FILE).read_bytes()
+    return LayerRun(_layers(graph, events, runs), samples_ms)
 
-    def __init__(self, path: Path, request: OpenRequest):
+
+def _layers(graph: bytes, events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
+    """The nodes of the graph that ONNX Runtime made, with their time in the last `runs` inferences."""
+    timed = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith(_TIMED):
+            timed[event["name"].removesuffix(_TIMED)].append(event)
+    nodes = graph_nodes(graph)
+    named = {node.name for node in nodes}
+    # What it makes of a function (Softmax and Gelu in FP16) has no name in the graph and a made up
+    # one in the events: they are in the same order.
+    unnamed = defaultdict(list)
+    for name, inferences in timed.items():
+        if name not in named:
+            unnamed[inferences[0]["args"]["op_name"]].append(name)
+    layers = []
+    for node in nodes:
+        if not node.name and unnamed[node.operator]:
+            node = dataclasses.replace(node, name=unnamed[node.operator].pop(0))
+        layers.append(_layer(node, timed[node.name][-runs:]))
+    left = ((name, operator) for operator, names in unnamed.items() for name in names)
+    layers += [_layer(GraphNode(*one, (), ()), timed[one[0]][-runs:]) for one in left]
+    return tuple(layers)
+
+
+def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
+    """One without events was folded away and takes no time."""
+    said = events[-1]["args"] if events else {"provider": ""}
+    types = [
+        name
+        for side in ("output", "input")
+        for t in said.get(f"{side}_type_shape", ())
+        for name in t
+    ]
+    return LayerTime(
+        name=node.name,
+        kind=node.operator,
+        kernel=said["provider"],
+        precision=precision_of(node.operator, types),
+        nodes=(node.name,),
+        reads=node.reads,
+        writes=node.writes,
+        mean_ms=sum(event["dur"] for event in events) / max(len(events), 1) / 1000,
+    )
+
+
+class OrtSession:
+    """One InferenceSession; its `run` may be called from several threads.
+
+    With `profile`, a folder, it times its nodes and writes the graph that it runs there.
+    """
+
+    def __init__(self, path: Path, request: OpenRequest, profile: Path | None = None):
         import onnxruntime
 
         if path.suffix != ".onnx":
@@ -78,6 +155,10 @@ class OrtSession:
         options.log_severity_level = 3
         if request.threads is not None:
             options.intra_op_num_threads = request.threads
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "times")
+            options.optimized_model_filepath = str(profile / _OPTIMIZED_FILE)
         model = path.read_bytes() + b"".join(map(graph_output, request.kept_outputs))
         try:
             self._session = onnxruntime.InferenceSession(

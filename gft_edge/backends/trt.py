@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -15,11 +17,16 @@ import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    InTurn,
+    LayerRun,
+    LayerTime,
     OpenRequest,
     Split,
     check_images,
     check_signature,
     ordered_outputs,
+    samples_in_turn,
+    warmed_up,
 )
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import (
@@ -30,6 +37,7 @@ from gft_edge.errors import (
 )
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
 from gft_edge.nvidia.engines import deserialized, engine_for, host_of, no_memory, serves
+from gft_edge.nvidia.layers import engine_layers
 from gft_edge.nvidia.library import (
     Library,
     builder_library,
@@ -109,6 +117,39 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
     return TrtSession(folder, engine, library, cuda, request)
 
 
+def layer_times(
+    path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+) -> LayerRun:
+    """By its profiler, between whose layers the GPU waits. Raises as `open_session`.
+
+    A replayed CUDA graph reports no layers: every inference is launched anew.
+    """
+    session = open_session(path, dataclasses.replace(request, cuda_graph=False))
+    try:
+        times_ms = session.time_layers()
+        warmed_up(lambda: session.run(images))
+        times_ms.clear()
+        samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
+        information = session.layer_information()
+    finally:
+        session.close()
+    return LayerRun(_layer_times(information, times_ms, runs), samples_ms)
+
+
+def _layer_times(information: str, times_ms: dict[str, float], runs: int) -> tuple[LayerTime, ...]:
+    """The engine's layers as its inspector tells them, then those that its profiler alone does."""
+    layers = engine_layers(information)
+    unknown = times_ms.keys() - {layer.name for layer in layers}
+    layers += engine_layers(json.dumps({"Layers": sorted(unknown)}))
+    return tuple(
+        LayerTime(
+            layer.name, layer.kind, layer.kernel, layer.precision, layer.nodes,
+            layer.reads, layer.writes, times_ms.get(layer.name, 0.0) / runs,
+        )
+        for layer in layers
+    )  # fmt: skip
+
+
 class TrtSession:
     """One engine with its buffers and stream; `run` may be called from several threads.
 
@@ -132,7 +173,9 @@ class TrtSession:
         self._shared = cuda.gpu().integrated
         self._context: Any = None
         self._stream = 0
+        self._profiler: Any = None
         self._lock = threading.Lock()
+        self._library = library
         self._log = library.log()
         self._held = ExitStack()
         try:
@@ -180,6 +223,24 @@ class TrtSession:
     def flags(self) -> tuple[str, ...]:
         """See Session: the builder's flags, and how launches are made."""
         return (*self._flags, f"cuda_graph={self._graph_wanted}", f"mapped_memory={self._shared}")
+
+    def time_layers(self) -> dict[str, float]:
+        """From here on each run adds its layers' milliseconds to what is returned, by layer name."""
+        times_ms: dict[str, float] = {}
+        with self._lock:
+            self._check_open()
+            # TensorRT keeps the bare pointer. With a profiler a launch returns when it has reported.
+            self._profiler = _profiler(self._library.module.IProfiler, times_ms)
+            self._context.profiler = self._profiler
+        return times_ms
+
+    def layer_information(self) -> str:
+        """What the engine's inspector tells of its layers, as JSON."""
+        with self._lock:
+            self._check_open()
+            inspector = self._context.engine.create_engine_inspector()
+            form = self._library.module.LayerInformationFormat.JSON
+            return str(inspector.get_engine_information(form))
 
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
@@ -322,6 +383,17 @@ class TrtSession:
 
     def _drop_context(self) -> None:
         self._context = None
+
+
+def _profiler(base: Any, times_ms: dict[str, float]) -> Any:
+    class Profiler(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times_ms[layer_name] = times_ms.get(layer_name, 0.0) + ms
+
+    return Profiler()
 
 
 def _give_back(free: Callable[[int], None], handle: int) -> None:
