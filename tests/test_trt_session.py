@@ -37,6 +37,7 @@ from gft_edge.nvidia.cudart import FUNCTIONS
 from gft_edge.nvidia.engines import host_of, read_engine
 from gft_edge.nvidia.library import Library
 from gft_edge.onnx_bytes import graph_output
+from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.specs import Engine, EngineRecipe, InputSpec
 from gft_edge.verification import verify
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 3)
 SIZE_PX = 64
+LAYER_MS = 0.01  # what the fake's profiler reports of every layer
 DESCRIBING = {"cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError"}
 
 Pixels = npt.NDArray[np.uint8]
@@ -1056,3 +1058,58 @@ def test_the_fastest_precision_is_found_among_engines(
     assert timed == {"fp32", "fp16"}
     assert [engine.path for engine in bundle.manifest.engines] == ["engines/here/model.engine"]
     assert read_engine(bundle.folder, bundle.manifest.engines[0])
+
+
+# Where its time goes.
+
+
+def test_layers_are_timed_by_the_profiler_and_told_by_the_inspector(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    breakdown = layer_profile(bundle, runs=3)
+    assert breakdown.engine == "tensorrt 10.3.0"
+    parts = {part.name: part for part in breakdown.parts}
+    assert set(parts) == set(part_names(read_bundle(bundle).manifest.model)) - {"other"}
+    # The stand-in reports every layer with the same time.
+    for part in breakdown.parts:
+        assert part.mean_ms == pytest.approx(part.layers * LAYER_MS)
+    assert sum(part.share for part in breakdown.parts) == pytest.approx(1)
+    assert {one.precision for one in breakdown.top} == {"fp32"}
+    assert all(one.kernel.startswith("fake_") for one in breakdown.top)
+
+
+def test_layers_are_timed_without_replaying_a_graph(machine: FakeTensorrt, bundle: Path) -> None:
+    add_engine(machine, bundle)
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    request = dataclasses.replace(
+        open_request(manifest.model, manifest.input, "typed"),
+        graph_sha256=manifest.artifact.sha256,
+        engines=manifest.engines,
+        cuda_graph=True,
+    )
+    machine.cudart.calls.clear()
+    run = trt.layer_times(opened.artifact_path, request, pictures(), 3, list)
+    assert "cudaStreamBeginCapture" not in {name for name, _ in machine.cudart.calls}
+    assert len(run.samples_ms) == 3
+    assert [one.mean_ms for one in run.layers] == pytest.approx([LAYER_MS] * len(run.layers))
+
+
+def test_a_layer_that_the_profiler_alone_knows_is_timed_too() -> None:
+    information = json.dumps({"Layers": [{"Name": "backbone.head/Gemm", "LayerType": "gemm"}]})
+    times_ms = {"backbone.head/Gemm": 4.0, "backbone.blocks.0/Add": 2.0}
+    known, alone = trt._layer_times(information, times_ms, 2)
+    assert (known.nodes, known.mean_ms) == (("backbone.head/Gemm",), 2.0)
+    assert (alone.nodes, alone.precision, alone.mean_ms) == (
+        ("backbone.blocks.0/Add",), "unknown", 1.0,
+    )  # fmt: skip
+
+
+def test_without_a_gpu_no_layer_is_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu() -> Any:
+        raise UsageError("no NVIDIA GPU answers")
+
+    monkeypatch.setattr(trt, "open_cuda", no_gpu)
+    message = refusal(lambda: layer_profile(bundle, runs=1), UsageError)
+    assert message.startswith("no NVIDIA GPU answers. ONNX Runtime runs the graph on a CPU")

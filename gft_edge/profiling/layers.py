@@ -1,0 +1,264 @@
+"""Where the time of a bundle goes: its layers grouped by the parts of a GFT, from an instrumented run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.backends import LayerRun, LayerTime, OpenRequest, backend_for
+from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.classifier import open_request, static_batches
+from gft_edge.errors import UsageError
+from gft_edge.placement import groups_by_flow
+from gft_edge.specs import Manifest, ModelSpec
+
+RUNS = 50
+# ONNX Runtime keeps its events in a file, 200 KB an inference.
+MOST_RUNS = 1000
+TOP_LAYERS = 15
+
+Verdict: TypeAlias = Literal["fused", "not fused", "unknown"]
+
+PATCH_EMBEDDING, BASE_BLOCKS, HEAD, OTHER = "patch embedding", "base blocks", "head", "other"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the network: the sum of its layers' times, its share of all layers' (of 1).
+
+    `layers` counts those that take time.
+    """
+
+    name: str
+    mean_ms: float
+    share: float
+    layers: int
+
+
+@dataclass(frozen=True)
+class TopLayer:
+    """One layer, the part that it lies in and its share of all layers' time (of 1)."""
+
+    name: str
+    part: str
+    kind: str
+    kernel: str
+    precision: str
+    mean_ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """Whether the attention of a block or a GALA layer runs as one kernel, and why that is said."""
+
+    where: str
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Where the time of one inference goes.
+
+    `parts` are in the order they run, `top` the layers that take longest. `instrumented_ms` and
+    `plain_ms` are means of whole inferences with and without instrumentation, measured in turn;
+    `overhead` is what instrumentation adds to a plain one, the median over the pairs (of 1).
+    """
+
+    target: str
+    engine: str
+    runs: int
+    parts: tuple[Part, ...]
+    top: tuple[TopLayer, ...]
+    attention: tuple[AttentionKernel, ...]
+    instrumented_ms: float
+    plain_ms: float
+    overhead: float
+
+    @property
+    def layers_ms(self) -> float:
+        """All layers. The rest of `instrumented_ms` goes by between them."""
+        return sum(part.mean_ms for part in self.parts)
+
+
+def layer_profile(
+    bundle: str | Path | Bundle,
+    backend: str | None = None,
+    threads: int | None = None,
+    runs: int = RUNS,
+    pixels: npt.NDArray[np.uint8] | None = None,
+) -> Breakdown:
+    """Time the layers of a bundle over `runs` inferences, each beside a plain one.
+
+    `pixels` are preprocessed images, uint8 (N,S,S,3), of which the first batch is used; seeded noise
+    unless given: no layer's time depends on what it computes. Raises UsageError where the engine
+    cannot run here or has no layers to time.
+    """
+    if not 1 <= runs <= MOST_RUNS:
+        raise UsageError(f"runs is {runs}: give 1 to {MOST_RUNS}")
+    opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    manifest = opened.manifest
+    engine = backend_for(backend or manifest.target)
+    request = _request(manifest, engine.TARGET, threads)
+    images = _batch(manifest, pixels)
+    path = opened.artifact_path
+    plain_ms: list[float] = []
+    session = engine.open_session(path, request)
+
+    def run_plain() -> None:
+        started = time.perf_counter()
+        session.run(images)
+        plain_ms.append((time.perf_counter() - started) * 1000)
+
+    try:
+        run_plain()
+        plain_ms.clear()
+        timed = engine.layer_times(path, request, images, runs, run_plain)
+    finally:
+        session.close()
+    return breakdown_of(timed, plain_ms, manifest.model, engine.TARGET, engine.version())
+
+
+def breakdown_of(
+    timed: LayerRun, plain_ms: Sequence[float], model: ModelSpec, target: str, engine: str
+) -> Breakdown:
+    """Group an instrumented run's layers. `plain_ms` has an inference without it for each with it."""
+    groups = groups_by_flow(timed.layers)
+    total_ms = sum(layer.mean_ms for layer in timed.layers)
+    if not total_ms:
+        raise UsageError(f"{engine} timed no layer: profile without --layers")
+    members: dict[str, list[LayerTime]] = {name: [] for name in part_names(model)}
+    for layer, group in zip(timed.layers, groups, strict=True):
+        if layer.mean_ms:
+            members[part_of(group, model)].append(layer)
+    parts = tuple(
+        Part(name, mean_ms, mean_ms / total_ms, len(inside))
+        for name, inside in members.items()
+        for mean_ms in [sum(layer.mean_ms for layer in inside)]
+        if inside
+    )
+    top = sorted(
+        ((layer, name) for name, inside in members.items() for layer in inside),
+        key=lambda pair: -pair[0].mean_ms,
+    )
+    pairs = zip(timed.samples_ms, plain_ms, strict=True)
+    return Breakdown(
+        target,
+        engine,
+        len(timed.samples_ms),
+        parts,
+        tuple(_top_layer(layer, name, total_ms) for layer, name in top[:TOP_LAYERS]),
+        attention_kernels(timed.layers, groups),
+        statistics.mean(timed.samples_ms),
+        statistics.mean(plain_ms),
+        statistics.median(instrumented / plain for instrumented, plain in pairs) - 1,
+    )
+
+
+def part_names(model: ModelSpec) -> list[str]:
+    """Every part that a GFT may have, in the order they run."""
+    stages = [
+        f"stage {number + 1}: {part}"
+        for number in range(len(model.stages))
+        for part in ("GALA", "selection", "refinement blocks")
+    ]
+    return [PATCH_EMBEDDING, BASE_BLOCKS, *stages, HEAD, OTHER]
+
+
+def part_of(group: str, model: ModelSpec) -> str:
+    """The part that a group of placement.group_of lies in.
+
+    GALA is the extra layer of a stage or, in block mode, the block whose attention scores.
+    """
+    kind, _, number = group.rpartition(" ")
+    if kind == "GALA layer":
+        return f"stage {number}: GALA"
+    if kind == "selection":
+        return f"stage {number}: selection"
+    if kind != "block":
+        return group
+    positions = [stage.position for stage in model.stages]
+    reached = sum(position <= int(number) for position in positions)
+    if not reached:
+        return BASE_BLOCKS
+    scores = model.gala == "block" and int(number) in positions
+    return f"stage {reached}: {'GALA' if scores else 'refinement blocks'}"
+
+
+def attention_kernels(
+    layers: Sequence[LayerTime], groups: Sequence[str]
+) -> tuple[AttentionKernel, ...]:
+    """What became of each block's and GALA layer's attention, in the order they run."""
+    inside: dict[str, list[LayerTime]] = defaultdict(list)
+    for layer, group in zip(layers, groups, strict=True):
+        # A selection that scores by class attention has a softmax too, and is no attention.
+        if group.startswith(("block", "GALA")):
+            inside[group].append(layer)
+    return tuple(
+        AttentionKernel(group, *_attention_verdict(members)) for group, members in inside.items()
+    )
+
+
+def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
+    """By the layer that holds the softmax, of which every attention has one."""
+    for layer in layers:
+        if "ATTENTION" in layer.kind.upper():
+            return "fused", f"one {layer.kind}"
+        held = " ".join((layer.kind, *layer.nodes, *layer.writes)).upper()
+        if "SOFTMAX" not in held:
+            continue
+        if "MATMUL" not in held and "SCALEDDOTPRODUCTATTENTION" not in held:
+            return "not fused", f"its softmax runs apart from its products, as {layer.kind}"
+        # What OpenVINO makes of a product with weights is a FullyConnected.
+        if any(other.kind == "MatMul" for other in layers):
+            return "not fused", "one of its products runs apart, as MatMul"
+        return "fused", f"one {layer.kind}, {layer.kernel}"
+    return "unknown", "no layer of it names a softmax"
+
+
+def _top_layer(layer: LayerTime, part: str, total_ms: float) -> TopLayer:
+    return TopLayer(
+        layer.name,
+        part,
+        layer.kind,
+        layer.kernel,
+        layer.precision,
+        layer.mean_ms,
+        layer.mean_ms / total_ms,
+    )
+
+
+def _request(manifest: Manifest, target: str, threads: int | None) -> OpenRequest:
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
+    if threads is not None and target == "tensorrt":
+        raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
+    request = open_request(
+        manifest.model, manifest.input, manifest.runtime_precision, threads=threads
+    )
+    return dataclasses.replace(
+        request, graph_sha256=manifest.artifact.sha256, engines=manifest.engines
+    )
+
+
+def _batch(manifest: Manifest, pixels: npt.NDArray[np.uint8] | None) -> npt.NDArray[Any]:
+    """The first batch of pixels, or noise, as the graph takes it."""
+    preprocessing = manifest.model.preprocessing
+    if pixels is None:
+        size = preprocessing.image_size_px
+        shape = (manifest.input.batch, size, size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    batch, _ = next(static_batches(pixels, manifest.input, preprocessing))
+    return batch

@@ -1,0 +1,389 @@
+"""Where the time of a bundle goes, by the real engines' own counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+
+from gft_edge.backends import LayerRun, LayerTime, backend_for, precision_of
+from gft_edge.bundle import read_bundle
+from gft_edge.classifier import open_request
+from gft_edge.errors import GftEdgeError, UsageError
+from gft_edge.onnx_bytes import graph_nodes
+from gft_edge.placement import groups_by_flow
+from gft_edge.profiling.charts import breakdown_chart
+from gft_edge.profiling.layers import (
+    AttentionKernel,
+    Breakdown,
+    attention_kernels,
+    breakdown_of,
+    layer_profile,
+    part_names,
+    part_of,
+)
+from gft_edge.specs import ModelSpec, Stage
+
+TARGETS = ("onnx", "openvino")
+RUNS = 5
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def breakdowns(micro_bundles: dict[str, Path]) -> dict[str, Breakdown]:
+    """Target -> where the micro bundle's time goes, on one thread."""
+    return {t: layer_profile(folder, threads=1, runs=RUNS) for t, folder in micro_bundles.items()}
+
+
+@pytest.fixture
+def model(micro_bundles: dict[str, Path]) -> ModelSpec:
+    """Four blocks with a GALA layer before the blocks 1, 2 and 3."""
+    return read_bundle(micro_bundles["onnx"]).manifest.model
+
+
+def timed(folder: Path, runs: int = RUNS, in_turn: Callable[[], object] = list) -> LayerRun:
+    """An instrumented run of a bundle by its own engine."""
+    bundle = read_bundle(folder)
+    manifest = bundle.manifest
+    request = open_request(manifest.model, manifest.input, manifest.runtime_precision, threads=1)
+    images = np.zeros(request.input_shape, np.uint8)
+    backend = backend_for(manifest.target)
+    return backend.layer_times(bundle.artifact_path, request, images, runs, in_turn)
+
+
+def layer(kind: str, *nodes: str, name: str = "", ms: float = 1.0) -> LayerTime:
+    return LayerTime(name or nodes[0], kind, "kernel", "fp32", nodes, (), (name,), ms)
+
+
+def refusal(work: Callable[[], object], kind: type[GftEdgeError] = UsageError) -> str:
+    """The one line in which something is refused."""
+    with pytest.raises(kind) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What real engines tell.
+
+
+def test_every_part_of_the_network_is_there_in_the_order_it_runs(
+    breakdowns: dict[str, Breakdown], model: ModelSpec
+) -> None:
+    names = {target: [part.name for part in breakdowns[target].parts] for target in TARGETS}
+    assert names["onnx"] == part_names(model)[:-1], "no layer is `other`"
+    # OpenVINO counts whole microseconds: of a micro network some parts take none.
+    assert [name for name in names["onnx"] if name in names["openvino"]] == names["openvino"]
+    assert {"patch embedding", "base blocks", "stage 1: GALA"} <= set(names["openvino"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_shares_are_of_all_layers_and_the_layers_are_about_the_whole(
+    target: str, breakdowns: dict[str, Breakdown]
+) -> None:
+    breakdown = breakdowns[target]
+    assert sum(part.share for part in breakdown.parts) == pytest.approx(1)
+    for part in breakdown.parts:
+        assert part.share == pytest.approx(part.mean_ms / breakdown.layers_ms)
+        assert part.layers >= 1
+    # The rest of an inference is spent between layers; counters are whole microseconds.
+    assert 0.1 < breakdown.layers_ms / breakdown.instrumented_ms < 1.2
+    assert breakdown.runs == RUNS
+    assert breakdown.plain_ms > 0
+    assert breakdown.engine == backend_for(target).version()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_selection_holds_its_topk_and_all_gathers(
+    target: str, micro_bundles: dict[str, Path]
+) -> None:
+    layers = timed(micro_bundles[target]).layers
+    places: dict[str, list[str]] = {}
+    for one, group in zip(layers, groups_by_flow(layers), strict=True):
+        places.setdefault(one.kind, []).append(group)
+    selections = ["selection 1", "selection 2", "selection 3"]
+    assert sorted(places["TopK"]) == selections
+    # Tokens, q, k and v at every stage; behind the last block the class token is gathered too.
+    for selection in selections:
+        assert places["Gather"].count(selection) >= 4
+    assert set(places["Gather"]) - set(selections) <= {"block 3", "head"}
+    products = places["Gemm" if target == "onnx" else "FullyConnected"]
+    assert not any(group.startswith("selection") for group in products)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_top_layers_tell_where_they_lie_and_in_what_they_compute(
+    target: str, breakdowns: dict[str, Breakdown]
+) -> None:
+    top = breakdowns[target].top
+    assert [one.mean_ms for one in top] == sorted((one.mean_ms for one in top), reverse=True)
+    parts = {part.name: part for part in breakdowns[target].parts}
+    for one in top:
+        assert one.mean_ms <= parts[one.part].mean_ms
+        assert one.precision in ("fp32", "uint8", "int32", "int64", "bool")
+        assert one.kernel
+    convolution = next(one for one in top if one.kind.startswith("Conv"))
+    assert convolution.part == "patch embedding"
+    assert convolution.precision == "fp32"
+
+
+def test_openvino_fuses_every_attention_and_onnx_runtime_none(
+    breakdowns: dict[str, Breakdown],
+) -> None:
+    where = [
+        "block 0", "GALA layer 1", "block 1", "GALA layer 2", "block 2", "GALA layer 3", "block 3",
+    ]  # fmt: skip
+    found = {target: breakdowns[target].attention for target in TARGETS}
+    assert sorted(one.where for one in found["openvino"]) == sorted(where)
+    assert sorted(one.where for one in found["onnx"]) == sorted(where)
+    assert {one.verdict for one in found["openvino"]} == {"fused"}
+    assert all(one.reason.startswith("one Subgraph, jit_") for one in found["openvino"])
+    assert {(one.verdict, one.reason) for one in found["onnx"]} == {
+        ("not fused", "its softmax runs apart from its products, as Softmax")
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_something_else_is_measured_in_turn(target: str, micro_bundles: dict[str, Path]) -> None:
+    calls: list[int] = []
+    run = timed(micro_bundles[target], 4, lambda: calls.append(1))
+    assert len(calls) == len(run.samples_ms) == 4
+    assert min(run.samples_ms) > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_file_is_left(
+    target: str, micro_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(micro_bundles[target].iterdir())
+    assert timed(micro_bundles[target]).layers
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(micro_bundles[target].iterdir()) == before
+
+
+def test_openvino_profiles_an_onnx_bundle_too(micro_bundles: dict[str, Path]) -> None:
+    breakdown = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=RUNS)
+    assert breakdown.target == "openvino"
+    assert "stage 2: GALA" in [part.name for part in breakdown.parts]
+
+
+def test_pixels_may_be_given(micro_bundles: dict[str, Path]) -> None:
+    pixels = np.zeros((3, 64, 64, 3), np.uint8)
+    assert layer_profile(micro_bundles["onnx"], threads=1, runs=1, pixels=pixels).runs == 1
+
+
+def test_onnx_runtimes_nodes_are_read_without_the_onnx_package(
+    micro_bundles: dict[str, Path],
+) -> None:
+    path = read_bundle(micro_bundles["onnx"]).artifact_path
+    expected = [
+        (node.name, node.op_type, tuple(filter(None, node.input)), tuple(node.output))
+        for node in onnx.load(path).graph.node
+    ]
+    nodes = graph_nodes(path.read_bytes())
+    assert [(n.name, n.operator, n.reads, n.writes) for n in nodes] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "precision"),
+    [
+        ("FullyConnected", ["f32"], "fp32"),
+        ("FullyConnected", ["u8"], "int8"),
+        ("QLinearMatMul", ["float", "uint8", "int8"], "int8"),
+        ("Transpose", ["uint8", "uint8"], "uint8"),
+        ("QuantizeLinear", ["int8", "float"], "int8"),
+        ("Subgraph", ["bf16"], "bf16"),
+        ("Gemm", ["float16", "float16"], "fp16"),
+        ("Reshape", [], "unknown"),
+    ],
+)
+def test_precisions_have_one_name_whatever_an_engine_calls_them(
+    kind: str, types: list[str], precision: str
+) -> None:
+    assert precision_of(kind, types) == precision
+
+
+# The parts of a network.
+
+
+def variant(model: ModelSpec, **changes: Any) -> ModelSpec:
+    return dataclasses.replace(model, **changes)
+
+
+def test_in_layer_mode_a_stage_starts_with_its_extra_layer(model: ModelSpec) -> None:
+    paper = variant(model, stages=(Stage(8, 147), Stage(9, 98), Stage(9, 49)))
+    parts = [part_of(group, paper) for group in ("block 7", "GALA layer 1", "selection 1",
+        "block 8", "GALA layer 3", "block 9", "block 11", "head", "patch embedding", "other")]  # fmt: skip
+    assert parts == [
+        "base blocks", "stage 1: GALA", "stage 1: selection", "stage 1: refinement blocks",
+        "stage 3: GALA", "stage 3: refinement blocks", "stage 3: refinement blocks", "head",
+        "patch embedding", "other",
+    ]  # fmt: skip
+    assert set(parts) <= set(part_names(paper))
+
+
+def test_in_block_mode_a_stage_starts_with_the_block_that_scores(model: ModelSpec) -> None:
+    edge = variant(model, gala="block", stages=(Stage(3, 48), Stage(6, 32)))
+    parts = [part_of(f"block {number}", edge) for number in (2, 3, 4, 6, 7)]
+    assert parts == [
+        "base blocks", "stage 1: GALA", "stage 1: refinement blocks", "stage 2: GALA",
+        "stage 2: refinement blocks",
+    ]  # fmt: skip
+
+
+def test_a_network_without_stages_has_base_blocks_alone(model: ModelSpec) -> None:
+    dense = variant(model, stages=())
+    assert part_names(dense) == ["patch embedding", "base blocks", "head", "other"]
+    assert part_of("block 11", dense) == "base blocks"
+
+
+def test_layers_without_time_count_nowhere(model: ModelSpec) -> None:
+    layers = (
+        layer("Conv", "backbone.patch_embed/Conv", ms=3),
+        layer("Gemm", "backbone.blocks.0.mlp.fc1/Gemm", ms=1),
+        layer("Reshape", "backbone.blocks.0/Reshape", ms=0),
+        layer("Kernel", "kernel_7", ms=4),
+    )
+    breakdown = breakdown_of(LayerRun(layers, (10.0, 12.0)), [8.0, 10.0], model, "onnx", "engine 1")
+    assert [(part.name, part.mean_ms, part.share, part.layers) for part in breakdown.parts] == [
+        ("patch embedding", 3, 3 / 8, 1),
+        ("base blocks", 1, 1 / 8, 1),
+        ("other", 4, 1 / 2, 1),
+    ]
+    assert [one.name for one in breakdown.top] == ["kernel_7", layers[0].name, layers[1].name]
+    assert (breakdown.instrumented_ms, breakdown.plain_ms) == (11, 9)
+    # Pair by pair: 1.25 and 1.2.
+    assert breakdown.overhead == pytest.approx(0.225)
+
+
+@pytest.mark.parametrize(
+    ("layers", "verdict", "reason"),
+    [
+        ([layer("MultiHeadAttention", "backbone.blocks.0.attn/MatMul_2")],
+         "fused", "one MultiHeadAttention"),
+        ([layer("FUSED_ATTENTION", "backbone.blocks.0.attn/MatMul")],
+         "fused", "one FUSED_ATTENTION"),
+        ([layer("Subgraph", "Softmax_7", "backbone.blocks.0.attn/MatMul_2")],
+         "fused", "one Subgraph, kernel"),
+        ([layer("MatMul", "backbone.blocks.0.attn/MatMul"),
+          layer("Subgraph", "Softmax_7", "backbone.blocks.0.attn/MatMul_2")],
+         "not fused", "one of its products runs apart, as MatMul"),
+        ([layer("Softmax", "backbone.blocks.0.attn/Softmax")],
+         "not fused", "its softmax runs apart from its products, as Softmax"),
+        ([layer("ReduceMax", "backbone.blocks.0.attn/ReduceMax", name="_inlfunc_Softmax_X")],
+         "not fused", "its softmax runs apart from its products, as ReduceMax"),
+        ([layer("FOREIGN_NODE", "backbone.blocks.0/Add")],
+         "unknown", "no layer of it names a softmax"),
+    ],
+)  # fmt: skip
+def test_an_attention_is_fused_when_its_softmax_runs_with_its_products(
+    layers: list[LayerTime], verdict: Any, reason: str
+) -> None:
+    found = attention_kernels(layers, ["block 0"] * len(layers))
+    assert found == (AttentionKernel("block 0", verdict, reason),)
+
+
+def test_the_softmax_of_a_class_score_is_no_attention() -> None:
+    softmax = layer("Softmax", "selections.0/Softmax")
+    assert attention_kernels([softmax], ["selection 1"]) == ()
+
+
+# The picture.
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_chart_is_xml_that_names_every_part_with_its_time(
+    target: str, breakdowns: dict[str, Breakdown]
+) -> None:
+    root = ElementTree.fromstring(breakdown_chart(breakdowns[target]))
+    assert root.tag == f"{SVG}svg"
+    assert root.get("role") == "img"
+    assert root.findtext(f"{SVG}title", "").startswith("Where the time goes: ")
+    shown = [one.text for one in root.iter(f"{SVG}text")]
+    description = root.findtext(f"{SVG}desc", "")
+    for part in breakdowns[target].parts:
+        assert part.name in shown
+        assert f"{part.mean_ms:.3f} ms, {part.share:.1%}" in shown
+        assert f"{part.name} {part.share:.1%}" in description
+    assert len(list(root.iter(f"{SVG}rect"))) == len(breakdowns[target].parts)
+
+
+def test_no_text_of_the_chart_meets_another_or_the_edge(breakdowns: dict[str, Breakdown]) -> None:
+    slow = breakdowns["onnx"].parts[0]
+    parts = [
+        dataclasses.replace(slow, name=f"stage {n}: refinement blocks", mean_ms=1234.5 / n)
+        for n in range(1, 14)
+    ]
+    breakdown = dataclasses.replace(breakdowns["onnx"], parts=tuple(parts))
+    root = ElementTree.fromstring(breakdown_chart(breakdown))
+    width_px, height_px = float(root.attrib["width"]), float(root.attrib["height"])
+    boxes = []
+    for one in root.iter(f"{SVG}text"):
+        size_px = float(one.attrib["font-size"])
+        # Bold digits and capitals of common fonts are about 0.6 of the size wide.
+        length_px = 0.6 * size_px * len(one.text or "")
+        right = float(one.attrib["x"]) + (0 if one.attrib["text-anchor"] == "end" else length_px)
+        bottom = float(one.attrib["y"])
+        boxes.append((right - length_px, bottom - size_px, right, bottom))
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        assert left >= -1
+        assert top >= 0
+        assert right <= width_px
+        assert bottom <= height_px
+        for other in boxes[:number]:
+            apart = other[2] <= left or right <= other[0] or other[3] <= top or bottom <= other[1]
+            assert apart, (number, boxes[number], other)
+
+
+def test_what_an_engine_is_called_cannot_break_the_picture(
+    breakdowns: dict[str, Breakdown],
+) -> None:
+    breakdown = dataclasses.replace(breakdowns["onnx"], engine="<b> & co")
+    root = ElementTree.fromstring(breakdown_chart(breakdown))
+    assert any("<b> & co" in (one.text or "") for one in root.iter(f"{SVG}text"))
+
+
+# What cannot be profiled.
+
+
+@pytest.mark.parametrize("runs", [0, -3, 1001])
+def test_a_count_of_runs_that_makes_no_profile_is_refused(
+    runs: int, micro_bundles: dict[str, Path]
+) -> None:
+    message = refusal(lambda: layer_profile(micro_bundles["onnx"], runs=runs))
+    assert message == f"runs is {runs}: give 1 to 1000"
+
+
+@pytest.mark.parametrize(
+    ("backend", "threads", "message"),
+    [
+        ("fake", None, "the fake backend has no layers to time: choose a real one"),
+        ("onnx", 0, "threads is 0: give 1 to "),
+        ("tensorrt", 1, "threads are a CPU engine's: leave them out for tensorrt"),
+        ("tpu", None, "there is no target 'tpu': choose from "),
+    ],
+)
+def test_an_engine_that_cannot_profile_says_so_in_one_line(
+    backend: str, threads: int | None, message: str, micro_bundles: dict[str, Path]
+) -> None:
+    said = refusal(lambda: layer_profile(micro_bundles["onnx"], backend, threads, runs=1))
+    assert said.startswith(message)
+
+
+def test_a_bundle_of_another_engine_says_so_in_one_line(micro_bundles: dict[str, Path]) -> None:
+    said = refusal(lambda: layer_profile(micro_bundles["openvino"], "onnx", runs=1))
+    assert said == "ONNX Runtime runs bundles of --target onnx, not model.xml"
+
+
+def test_an_engine_that_times_no_layer_is_refused(model: ModelSpec) -> None:
+    run = LayerRun((layer("Conv", "backbone.patch_embed/Conv", ms=0),), (1.0,))
+    said = refusal(lambda: breakdown_of(run, [1.0], model, "onnx", "engine 1"))
+    assert said == "engine 1 timed no layer: profile without --layers"
