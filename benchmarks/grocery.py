@@ -22,7 +22,7 @@ from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.export.verify import torch_outputs
 from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
-from gft_edge.profiling.latency import interleaved_medians_ms
+from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.verification import verify
 

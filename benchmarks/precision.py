@@ -37,7 +37,7 @@ from gft_edge.export.workbench import Workbench
 from gft_edge.fidelity import NO_BOUND, TOLERANCES, Outputs, compare
 from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import load_run
-from gft_edge.profiling.latency import interleaved_medians_ms
+from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import InputSpec, ModelSpec
 

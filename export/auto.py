@@ -17,7 +17,7 @@ from gft_edge.export.recipe import ExportRequest, check_request, export
 from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.build import build_engine
-from gft_edge.profiling.latency import interleaved_medians_ms
+from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import Candidate, ImageSet, ModelSpec, Progress, Say
 

@@ -30,7 +30,7 @@ from gft_edge.model.gft import GFT
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.pictures import kept_patches, sheet
 from gft_edge.preprocess import batch_from_pixels
-from gft_edge.profiling.latency import interleaved_medians_ms
+from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import ModelSpec, Prediction, Preprocessing, Progress, Say, to_json
 from gft_edge.training.loop import RunConfig, supports_bf16, train

@@ -1,27 +1,197 @@
-"""Median latency of bundles, measured in turn so that a drift of the machine meets them alike."""
+"""Bundles measured in turn, A B C A B C, so that a drift of the machine meets them alike."""
 
 from __future__ import annotations
 
+import json
+import signal
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from gft_edge.errors import FailedError, GftEdgeError, UsageError
+from gft_edge.profiling.worker import SETTLE_S, Boundary
+
+# Long enough to hold many inferences of a small network, short against what the clocks do.
+TURN_S = 0.25
+# In a turn of a slow one.
+LEAST_IN_TURN = 5
+# Three windows of three: also where the duration is short.
+LEAST_TURNS = 9
+
+# Warm: the last three turns within this of each other. What never settles is measured as it is.
+WARM_SPREAD = 0.05
+MOST_WARM_UP_S = 5.0
 
 
-def interleaved_medians_ms(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 50, warm_up_ms: float = 200
-) -> dict[str, float]:
-    """Median wall time of each call, in milliseconds: A B C A B C ..., `rounds` times.
+class Worker:
+    """The process that holds a bundle. Use it as a context manager."""
 
-    Each call is first repeated for `warm_up_ms`.
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._asked = 0
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gft_edge.profiling.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its reply.
+
+        Raises UsageError or FailedError as the worker did, FailedError when it died.
+        """
+        assert self._process.stdin is not None
+        self._asked += 1
+        try:
+            self._process.stdin.write(json.dumps({"do": do, "id": self._asked, **request}) + "\n")
+            self._process.stdin.flush()
+            reply = self._reply(self._asked)
+        except BrokenPipeError:
+            reply = None
+        if reply is None:
+            raise FailedError(self._how_it_died())
+        if "error" in reply:
+            kind: type[GftEdgeError] = UsageError if reply["exit_code"] == 2 else FailedError
+            named = reply["error"].startswith(self.name)
+            raise kind(reply["error"] if named else f"{self.name}: {reply['error']}")
+        return reply
+
+    def _reply(self, asked: int) -> dict[str, Any] | None:
+        """To this request: an interrupt leaves the reply to the one before unread, or half read."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with suppress(ValueError):
+                reply: dict[str, Any] = json.loads(line)
+                if reply["id"] == asked:
+                    return reply
+        return None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if kind is not None:
+            self._process.kill()
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def _how_it_died(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{self.name}: the process that measures it ended with {how}: {last}"
+
+
+@dataclass
+class Series:
+    """The turns of one bundle at one boundary: per turn, the parts of each call in milliseconds."""
+
+    worker: Worker
+    boundary: Boundary
+    turns: list[list[list[float]]] = field(default_factory=list)
+    lost: int = 0
+
+    def take_turn(self, seconds: float, settle_s: float = SETTLE_S) -> None:
+        """Measure one turn more. Raises FailedError where the clock does not move."""
+        reply = self.worker.ask("turn", boundary=self.boundary, seconds=seconds, settle_s=settle_s)
+        self.lost += reply["lost"]
+        if not reply["parts"]:
+            raise FailedError(
+                f"{self.worker.name}: the clock of this machine stands still or goes backwards: "
+                "nothing can be timed on it"
+            )
+        self.turns.append(reply["parts"])
+
+    @property
+    def samples_ms(self) -> list[list[float]]:
+        """What each call took, turn by turn."""
+        return [[sum(parts) for parts in turn] for turn in self.turns]
+
+    @property
+    def count(self) -> int:
+        """Calls so far."""
+        return sum(map(len, self.turns))
+
+    @property
+    def measured_s(self) -> float:
+        """Time in calls so far."""
+        return sum(sum(turn) for turn in self.samples_ms) / 1000
+
+
+def warm_up(all_series: Sequence[Series], warm_up_ms: float, duration_s: float) -> float:
+    """Take turns for at least `warm_up_ms` each and until the medians settle; the turns are forgotten.
+
+    Returns the seconds of a turn for a measurement of `duration_s`.
     """
-    for call in calls.values():
-        until = time.perf_counter() + warm_up_ms / 1000
-        while time.perf_counter() < until:
-            call()
-    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            samples_ms[name].append((time.perf_counter() - started) * 1000)
-    return {name: statistics.median(values) for name, values in samples_ms.items()}
+    started = time.perf_counter()
+    turn_s = min(TURN_S, duration_s / LEAST_TURNS)
+    while True:
+        for series in all_series:
+            series.take_turn(min(turn_s, max(warm_up_ms / 1000, 0.01)))
+        slowest_ms = max(statistics.median(series.samples_ms[-1]) for series in all_series)
+        turn_s = max(turn_s, LEAST_IN_TURN * slowest_ms / 1000)
+        lengths = [series.measured_s * 1000 >= warm_up_ms for series in all_series]
+        spent_s = time.perf_counter() - started
+        settled = all(map(_settled, all_series)) or spent_s > MOST_WARM_UP_S * len(all_series)
+        if all(lengths) and settled:
+            break
+    for series in all_series:
+        series.turns.clear()
+        series.lost = 0
+    return turn_s
+
+
+def _settled(series: Series) -> bool:
+    medians = [statistics.median(turn) for turn in series.samples_ms[-3:]]
+    return len(medians) == 3 and max(medians) / min(medians) - 1 <= WARM_SPREAD
+
+
+def measure_in_turn(
+    all_series: Sequence[Series],
+    duration_s: float,
+    min_samples: int,
+    turn_s: float,
+    advance: Callable[[float], None] = lambda done: None,
+) -> bool:
+    """Take turns until every series has its duration, samples and LEAST_TURNS. False when interrupted.
+
+    `advance` is told the fraction done. Every series has as many turns as the others; one that an
+    interrupt cut short is left out.
+    """
+    try:
+        while True:
+            for series in all_series:
+                series.take_turn(turn_s)
+            done = min(
+                min(series.measured_s / duration_s, series.count / min_samples)
+                for series in all_series
+            )
+            done = min(done, len(all_series[0].turns) / LEAST_TURNS)
+            advance(min(done, 1.0))
+            if done >= 1:
+                return True
+    except KeyboardInterrupt:
+        whole = min(len(series.turns) for series in all_series)
+        for series in all_series:
+            del series.turns[whole:]
+        return False

@@ -1,0 +1,27 @@
+"""Median time of calls in this process, in turn so that a drift of the machine meets them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved_medians_ms(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 50, warm_up_ms: float = 200
+) -> dict[str, float]:
+    """Median wall time of each call, in milliseconds: A B C A B C ..., `rounds` times.
+
+    Each call is first repeated for `warm_up_ms`.
+    """
+    for call in calls.values():
+        until = time.perf_counter() + warm_up_ms / 1000
+        while time.perf_counter() < until:
+            call()
+    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            samples_ms[name].append((time.perf_counter() - started) * 1000)
+    return {name: statistics.median(values) for name, values in samples_ms.items()}

@@ -1,0 +1,187 @@
+"""One bundle in a process of its own, measured when it is told to.
+
+Memory, load time and the engine's thread pool are then this bundle's alone, and an engine that dies
+takes nothing with it. Requests and replies are JSON, a line each: `open`, `turn`, `usage`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gft_edge.bundle import read_bundle
+from gft_edge.classifier import Classifier, ImageLike, static_batches
+from gft_edge.errors import GftEdgeError
+from gft_edge.golden import read_golden
+from gft_edge.nvidia.cuda import open_cuda
+
+Boundary = Literal["engine", "end_to_end"]
+
+# The parts of one measured call, in milliseconds, that sum to it. Called with its running number.
+Measure = Callable[[int], Sequence[float]]
+
+# Uncounted at the start of each turn: caches hold another bundle, and threads are asleep.
+SETTLE_S = 0.05
+
+# A turn gives up here: it would never end where the clock stands still.
+MOST_LOST = 100
+
+
+class Subject:
+    """A loaded bundle and the inputs it is measured on."""
+
+    def __init__(self, request: Mapping[str, Any]):
+        started = time.perf_counter()
+        self._classifier = Classifier.load(
+            request["bundle"],
+            request["backend"],
+            request["threads"],
+            cuda_graph=request["cuda_graph"],
+        )
+        self.load_ms = (time.perf_counter() - started) * 1000
+        manifest = self._classifier.bundle.manifest
+        self._batch = manifest.input.batch
+        self._images = _images(request["images"], request["golden"])
+        size = max(len(self._images), self._batch)
+        self._images = [self._images[n % len(self._images)] for n in range(size)]
+        first = [self._classifier.prepare(image) for image in self._images[: self._batch]]
+        self._prepared = next(
+            batch
+            for batch, _ in static_batches(
+                np.stack(first), manifest.input, manifest.model.preprocessing
+            )
+        )
+        self.first_ms = self._engine(0)[0]
+        self._counts = {"engine": 0, "end_to_end": 0}
+
+    def turn(
+        self, boundary: Boundary, seconds: float, settle_s: float
+    ) -> tuple[list[list[float]], int]:
+        """See timed_turn; calls are numbered on from turn to turn."""
+        measure = self._engine if boundary == "engine" else self._end_to_end
+        parts, lost = timed_turn(measure, seconds, self._counts[boundary], settle_s)
+        self._counts[boundary] += len(parts)
+        return parts, lost
+
+    def opened(self) -> dict[str, Any]:
+        """What is known once it is loaded. `inputs`: after how many calls the images come round again."""
+        return {
+            "load_ms": self.load_ms,
+            "first_ms": self.first_ms,
+            "flags": self._classifier.session.flags(),
+            "inputs": len(self._images),
+        }
+
+    def _engine(self, number: int) -> Sequence[float]:
+        return (self._classifier.session.run_split(self._prepared)[1].compute_ms,)
+
+    def _end_to_end(self, number: int) -> Sequence[float]:
+        images = [self._images[(number + n) % len(self._images)] for n in range(self._batch)]
+        timing = self._classifier.predict_timed(images)[1]
+        return (
+            timing.decode_ms,
+            timing.preprocess_ms,
+            timing.host_to_device_ms,
+            timing.compute_ms,
+            timing.device_to_host_ms,
+            timing.postprocess_ms,
+        )
+
+
+def timed_turn(
+    measure: Measure, seconds: float, number: int, settle_s: float
+) -> tuple[list[list[float]], int]:
+    """Call for `seconds` of measured time, at least once: the parts of each call, and how many were lost.
+
+    Lost is a call that took no time or less: the clock went backwards. Calls are numbered from
+    `number`; those that settle the engine use that number too.
+    """
+    _repeat(measure, settle_s, lambda: number)
+    parts: list[list[float]] = []
+    lost = _repeat(measure, seconds, lambda: number + len(parts), parts.append)
+    return parts, lost
+
+
+def _repeat(
+    measure: Measure,
+    seconds: float,
+    number: Callable[[], int],
+    keep: Callable[[list[float]], object] = lambda parts: None,
+) -> int:
+    """Call until the sum of what the calls took reaches `seconds`; how many took no time or less."""
+    elapsed_ms, lost = 0.0, 0
+    while True:
+        parts = list(measure(number()))
+        took_ms = sum(parts)
+        if took_ms > 0 and min(parts) >= 0:
+            keep(parts)
+            elapsed_ms += took_ms
+        else:
+            lost += 1
+        if elapsed_ms >= seconds * 1000 or lost > MOST_LOST:
+            return lost
+
+
+def _images(paths: Sequence[str], golden: str) -> list[ImageLike]:
+    """Encoded images, or else the golden frames of the bundle at `golden`."""
+    if paths:
+        return [Path(path).read_bytes() for path in paths]
+    return list(read_golden(read_bundle(golden))[0])
+
+
+def _free_device_bytes() -> int | None:
+    """What the GPU has left; None without one."""
+    try:
+        return open_cuda().memory()[0]
+    except GftEdgeError:
+        return None
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Answer requests until stdin ends; what an engine prints on stdout goes to stderr."""
+    # Ctrl-C goes to the whole group of processes: what was measured so far is the parent's to report.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(os.dup(1), "w") as replies:
+        os.dup2(2, 1)
+        subject: Subject | None = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                if request["do"] == "open":
+                    free = _free_device_bytes() if request["on_gpu"] else None
+                    subject = Subject(request)
+                    reply = subject.opened()
+                    if free is not None:
+                        reply["device_bytes"] = free - (_free_device_bytes() or free)
+                elif request["do"] == "turn":
+                    assert subject is not None
+                    parts, lost = subject.turn(
+                        request["boundary"], request["seconds"], request["settle_s"]
+                    )
+                    reply = {"parts": parts, "lost": lost}
+                else:
+                    reply = {"peak_rss_bytes": _peak_rss_bytes(), "cpu_s": time.process_time()}
+            except (GftEdgeError, OSError) as error:
+                reply = {"error": str(error), "exit_code": getattr(error, "exit_code", 1)}
+            replies.write(json.dumps({**reply, "id": request["id"]}) + "\n")
+            replies.flush()
+
+
+if __name__ == "__main__":
+    main()
