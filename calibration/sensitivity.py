@@ -80,6 +80,16 @@ def sensitivity(
     return sorted(results, key=lambda row: row.damage / row.macs, reverse=True)
 
 
+def unmeasured(model: GFT) -> list[LayerSensitivity]:
+    """Every layer with its share of the work and no damage: for a network whose outputs mean nothing."""
+    layers = quantizable_layers(model)
+    macs = layer_macs(model, layers)
+    return [
+        LayerSensitivity(name, 0.0, 0.0, (), (), 0.0, macs[name] / sum(macs.values()))
+        for name in layers
+    ]
+
+
 def damage_of_all(model: GFT, batches: Sequence[Tensor]) -> float:
     """The damage, as in LayerSensitivity, of all layers in INT8 at once."""
     layers = quantizable_layers(model)

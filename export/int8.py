@@ -23,6 +23,7 @@ from gft_edge.calibration.sensitivity import (
     LayerSensitivity,
     damage_of_all,
     sensitivity,
+    unmeasured,
 )
 from gft_edge.calibration.smoothing import channel_peaks, smooth
 from gft_edge.errors import DataError, UsageError
@@ -40,6 +41,7 @@ from gft_edge.specs import (
     Preprocessing,
     Quantization,
     Say,
+    Tolerance,
 )
 
 # None is off. NNCF's default is 0.95, its own conformance tests of ViTs use the others.
@@ -57,11 +59,16 @@ LEAST_KNOWN = 0.5
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized."""
+    """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized.
+
+    Without `judged` these and no others stay out, whatever that costs, and nothing is smoothed: for a
+    network whose weights mean nothing (see baseline).
+    """
 
     images: ImageSet
     method: str = "minmax"
     keep_high_precision: tuple[str, ...] = ()
+    judged: bool = True
 
 
 def int8_onnx(
@@ -75,9 +82,11 @@ def int8_onnx(
     pixels = _calibration_pixels(work, request)
     batches = normalised_batches(pixels, work.spec.preprocessing)
     few = batches[: MEASURED_IMAGES // BATCH]
-    with work.stage("smooth-quant"):
-        advance = work.counter("smooth-quant", len(pixels))
-        network, strength = smoothed(work.model, batches, few, advance, work.say)
+    network, strength = work.model, None
+    if request.judged:
+        with work.stage("smooth-quant"):
+            advance = work.counter("smooth-quant", len(pixels))
+            network, strength = smoothed(work.model, batches, few, advance, work.say)
     ranking = _ranking(work, network, few, request)
     with work.stage("calibrate"):
         peaks = activation_peaks(
@@ -91,7 +100,7 @@ def int8_onnx(
     def build(high: tuple[str, ...], final: bool) -> FidelityReport:
         layers = [row.layer for row in ranking if row.layer not in high]
         quantize_onnx(base, path, peaks, layers, centred)
-        return work.measure("int8", "onnx", "f32", path, with_reserve(work.tolerance))
+        return work.measure("int8", "onnx", "f32", path, _held_to(work, request))
 
     quantization = _search(work, ranking, request, strength, build)
     work.record(path, "onnx", "int8")
@@ -114,12 +123,16 @@ def int8_openvino(
         inputs = batch_from_pixels(pixels[:images], work.spec.preprocessing, work.given.dtype)
         quantize_openvino(graph, path, inputs, work.given.batch, layers, strength, request.method)
 
-    with work.stage("smooth-quant"):
-        strength = _strength_in_openvino(work, pixels[:MEASURED_IMAGES], path, quantize, request)
+    strength = None
+    if request.judged:
+        with work.stage("smooth-quant"):
+            strength = _strength_in_openvino(
+                work, pixels[:MEASURED_IMAGES], path, quantize, request
+            )
 
     def build(high: tuple[str, ...], final: bool) -> FidelityReport:
         quantize(high, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
-        return work.measure("int8", "openvino", "f32", path, with_reserve(work.tolerance))
+        return work.measure("int8", "openvino", "f32", path, _held_to(work, request))
 
     quantization = _search(work, ranking, request, strength, build)
     work.record(path, "openvino-ir", "int8")
@@ -131,6 +144,8 @@ def _calibration_pixels(work: Workbench, request: CalibrationRequest) -> npt.NDA
     images = request.images
     with work.stage("calibration images"):
         pixels = pixels_of(images, work.spec.preprocessing)
+        if not request.judged:
+            return pixels
         refuse_unfit_pixels(pixels, images.paths)
         some = slice(0, 2 * MEASURED_IMAGES)
         logits = torch_outputs(work.model, pixels[some], work.spec.preprocessing).logits
@@ -170,6 +185,8 @@ def _ranking(
             f"--keep-high-precision: the network has no layer {unknown[0]!r}{hint}: "
             "gft-edge sensitivity RUN lists them"
         )
+    if not request.judged:
+        return unmeasured(network)
     with work.stage("sensitivity"):
         targets = request.images.targets[:MEASURED_IMAGES]
         return sensitivity(network, batches, targets, work.counter("sensitivity", len(layers)))
@@ -224,6 +241,10 @@ def _name(strength: float | None) -> str:
     return "off" if strength is None else f"{strength:g}"
 
 
+def _held_to(work: Workbench, request: CalibrationRequest) -> Tolerance:
+    return with_reserve(work.tolerance) if request.judged else work.tolerance
+
+
 def _search(
     work: Workbench,
     ranking: list[LayerSensitivity],
@@ -232,7 +253,11 @@ def _search(
     build: Callable[[tuple[str, ...], bool], FidelityReport],
 ) -> Quantization:
     with work.stage("int8"):
-        high, report = fewest_high_precision(ranking, request.keep_high_precision, build, work.say)
+        high = request.keep_high_precision
+        if request.judged:
+            high, report = fewest_high_precision(ranking, high, build, work.say)
+        else:
+            report = build(high, True)
     work.reports.append(report)
     images = request.images
     return Quantization(

@@ -27,7 +27,7 @@ from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.export.workbench import Workbench, tool_versions
-from gft_edge.fidelity import TOLERANCES
+from gft_edge.fidelity import NO_BOUND, TOLERANCES
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.build import check_recipe
 from gft_edge.nvidia.library import builder_library
@@ -57,7 +57,8 @@ class ExportRequest:
     """What to build. `compress_weights` stores OpenVINO's weights in FP16; it computes in f32.
 
     `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
-    that the export is verified on. `calibration` is for int8.
+    that the export is verified on. `calibration` is for int8. Without `judged` a precision under fp32
+    may cost anything: for a network whose weights mean nothing.
     """
 
     target: str
@@ -69,6 +70,7 @@ class ExportRequest:
     max_drop: float = 0.01
     calibration: CalibrationRequest | None = None
     recipe: EngineRecipe | None = None
+    judged: bool = True
 
     @property
     def artifact_precision(self) -> str:
@@ -78,6 +80,8 @@ class ExportRequest:
     @property
     def tolerance(self) -> Tolerance:
         """What the artifact has to hold."""
+        if not self.judged and self.precision != "fp32":
+            return NO_BOUND
         bound = TOLERANCES[self.artifact_precision]
         return (
             bound if bound.max_drop is None else dataclasses.replace(bound, max_drop=self.max_drop)

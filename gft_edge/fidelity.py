@@ -22,7 +22,7 @@ BF16_TOLERANCE = Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, 
 INT8_TOLERANCE = Tolerance(0.99, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=0.01)
 
 # For comparisons that report and do not judge.
-NO_BOUND = Tolerance(top1_agreement=0, kept_overlap=(0,), cosine=-1)
+NO_BOUND = Tolerance(top1_agreement=0.0, kept_overlap=(0.0,), cosine=-1.0)
 
 TOLERANCES = {
     "fp32": FP32_TOLERANCE,

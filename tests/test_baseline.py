@@ -1,0 +1,76 @@
+"""A dense backbone is exported like the bundle it is measured beside, whatever that bundle's precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.cli import main
+from gft_edge.errors import UsageError
+from gft_edge.export.baseline import dense_bundle
+from gft_edge.specs import ImageRecord, Quantization
+
+BACKBONE = "deit_tiny_patch16_224"
+HIGH = ("backbone.patch_embed.proj", "selections.0.smooth")
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_baseline_has_the_same_input_classes_and_precision_and_drops_nothing(
+    target: str, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    like = read_bundle(micro_bundles[target])
+    made = dense_bundle(like, BACKBONE, tmp_path / "dense").manifest
+    assert (made.target, made.precision, made.input) == (target, "fp32", like.manifest.input)
+    assert made.model.labels == like.manifest.model.labels
+    assert made.model.preprocessing == like.manifest.model.preprocessing
+    assert made.model.stages == ()
+    assert made.kept_outputs == ()
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_int8_baseline_leaves_out_the_layers_that_the_bundle_leaves_out(
+    target: str, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = read_bundle(micro_bundles[target])
+    quantization = Quantization("minmax", 0.5, ImageRecord(8, 0, "0"), HIGH, 3, 0.5)
+    manifest = dataclasses.replace(bundle.manifest, precision="int8", quantization=quantization)
+    made = dense_bundle(Bundle(bundle.folder, manifest), BACKBONE, tmp_path / "dense").manifest
+    assert made.precision == "int8"
+    assert made.quantization is not None
+    # A dense network has no selection to leave out.
+    assert made.quantization.high_precision == HIGH[:1]
+    assert 0.9 < made.quantization.int8_macs < 1
+
+
+@pytest.mark.parametrize("name", ["resnet50", "deit_tiny", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_that_no_vit_has_is_refused(
+    name: str, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"--baseline {name} is neither a bundle nor a plain ViT"):
+        dense_bundle(read_bundle(micro_bundles["onnx"]), name, tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_profile_says_whether_selecting_pays(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    quick = ("--duration", "0.1", "--min-samples", "20", "--warmup-ms", "10")
+    arguments = ("profile", micro_bundles["openvino"], "--baseline", BACKBONE, *quick)
+    kept = tmp_path / "dense"
+    first = CliRunner().invoke(main, [*map(str, arguments), "--baseline-out", str(kept)])
+    assert first.exit_code == 0, first.output
+    # The baseline is a much larger network here.
+    assert (
+        f"{micro_bundles['openvino']}: selection against {BACKBONE}: engine: pays x "
+        in first.stdout
+    )
+    assert "random weights" in first.stderr
+    again = CliRunner().invoke(
+        main, ["profile", str(micro_bundles["openvino"]), "--baseline", str(kept), *quick]
+    )
+    assert again.exit_code == 0, again.output
+    assert "engine: pays x " in again.stdout
