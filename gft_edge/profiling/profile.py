@@ -1,0 +1,333 @@
+"""A profile from beginning to end: the machine before, bundles measured in turn, the machine after."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gft_edge.backends import backend_for
+from gft_edge.bundle import Bundle, read_bundle, size_bytes
+from gft_edge.errors import FailedError, UsageError
+from gft_edge.golden import read_golden
+from gft_edge.image_folder import images_below
+from gft_edge.preprocess import open_rgb
+from gft_edge.profiling.conditions import likely_causes, read_conditions
+from gft_edge.profiling.energy import Energy, PowerMeter
+from gft_edge.profiling.latency import Series, Worker, measure_in_turn, warm_up
+from gft_edge.profiling.layers import Breakdown, layer_profile
+from gft_edge.profiling.machine import this_machine
+from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
+from gft_edge.profiling.report import (
+    END_TO_END,
+    ENGINE,
+    SCHEMA_VERSION,
+    Boundaries,
+    Hint,
+    Inputs,
+    Parts,
+    Profile,
+    Report,
+    Role,
+    Settings,
+    all_stable,
+    boundary_of,
+)
+from gft_edge.profiling.worker import SETTLE_S
+from gft_edge.specs import Progress, Say
+
+# Enough for sizes to differ, few enough that each comes round often.
+MOST_IMAGES = 32
+IDLE_S = 5.0
+ENERGY_S = 10.5
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to measure and how; see report.Settings. `images` None takes golden frames."""
+
+    bundles: tuple[Path, ...]
+    baseline: Path | None = None
+    images: Path | None = None
+    duration_s: float = 10.0
+    warmup_ms: float = 200.0
+    min_samples: int = 662
+    percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
+    hint: Hint = "latency"
+    threads: int | None = None
+    batch: int | None = None
+    backend: str | None = None
+    cuda_graph: bool = False
+    layers: bool = False
+
+
+def check_request(request: ProfileRequest) -> None:
+    """Raise UsageError for a number that nothing can be measured with."""
+    if not request.bundles:
+        raise UsageError(
+            "profile which bundle? give one or more folders that gft-edge export wrote"
+        )
+    if not 0 < request.duration_s < float("inf"):
+        raise UsageError(f"--duration is {request.duration_s:g}: give seconds over 0")
+    if not 0 <= request.warmup_ms < float("inf"):
+        raise UsageError(f"--warmup-ms is {request.warmup_ms:g}: give 0 or more")
+    if request.min_samples < 1:
+        raise UsageError(f"--min-samples is {request.min_samples}: give 1 or more")
+    for percentile in request.percentiles:
+        # Over it a report would need a million samples.
+        if not 0 < percentile <= 99.99:
+            raise UsageError(
+                f"--percentiles has {percentile:g}: give numbers over 0 and up to 99.99, as 50,90,99"
+            )
+
+
+def profile(
+    request: ProfileRequest,
+    progress: Progress = lambda text, done, total: None,
+    say: Say = lambda text: None,
+) -> Profile:
+    """Measure the bundles, the baseline last, on this machine.
+
+    Ctrl-C while samples are taken ends the measuring and gives a profile that is not complete.
+    Raises UsageError for what cannot run here or be compared, FailedError when an engine dies.
+    """
+    check_request(request)
+    folders = [*request.bundles, *([request.baseline] if request.baseline else [])]
+    bundles = [read_bundle(folder) for folder in folders]
+    batch = _batch(bundles, request.batch)
+    paths, inputs = _inputs(request.images, bundles[0])
+    with ExitStack() as stack:
+        subjects: list[_Subject] = []
+        for bundle in bundles:
+            progress("load", len(subjects), len(bundles))
+            worker = stack.enter_context(Worker(str(bundle.folder)))
+            on_gpu = _target(bundle, request.backend) == "tensorrt"
+            opened = _open(worker, bundle, request, paths, bundles[0], on_gpu)
+            series = (Series(worker, "engine"), Series(worker, "end_to_end"))
+            subjects.append(_Subject(bundle, worker, opened, series, on_gpu))
+        on_gpu = any(subject.on_gpu for subject in subjects)
+        source = find_power_source(nvidia_gpu=on_gpu)
+        idle_w = _idle_power_w(source)
+        all_series = [series for subject in subjects for series in subject.series]
+        turn_s = warm_up(all_series, request.warmup_ms, request.duration_s)
+        own_s = _cpu_s(subjects)
+        before = read_conditions()
+        complete = measure_in_turn(
+            all_series,
+            request.duration_s,
+            request.min_samples,
+            turn_s,
+            lambda done: progress("measure", round(100 * done), 100),
+        )
+        after = read_conditions()
+        own_s = _cpu_s(subjects) - own_s + after.own_cpu_s - before.own_cpu_s
+        if not all_series[0].turns:
+            raise FailedError("interrupted before the first turn was over: nothing was measured")
+        settings = Settings(
+            request.duration_s,
+            request.warmup_ms,
+            request.min_samples,
+            request.percentiles,
+            request.hint,
+            request.threads,
+            batch,
+            request.backend,
+            request.cuda_graph,
+            turn_s * 1000,
+            SETTLE_S * 1000,
+        )
+        reports: list[Report] = []
+        for number, subject in enumerate(subjects):
+            role: Role = (
+                "baseline" if request.baseline and number == len(subjects) - 1 else "bundle"
+            )
+            first = reports[0].boundaries if reports else None
+            energy = _energy(subject, source, idle_w, batch, complete)
+            layers = None
+            if request.layers:
+                progress("layers", number, len(subjects))
+                layers = layer_profile(subject.bundle, request.backend, request.threads)
+            reports.append(_report(subject, role, settings, first, energy, layers))
+    stable = all_stable(reports)
+    causes = () if stable else likely_causes(before, after, own_s)
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        version=metadata.version("gft-edge"),
+        made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        complete=complete,
+        stable=stable,
+        causes=causes,
+        machine=this_machine(),
+        before=before,
+        after=after,
+        settings=settings,
+        inputs=inputs,
+        reports=tuple(reports),
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    bundle: Bundle
+    worker: Worker
+    opened: Mapping[str, Any]
+    series: tuple[Series, ...]  # engine, then end to end
+    on_gpu: bool
+
+
+def _target(bundle: Bundle, backend: str | None) -> str:
+    return backend_for(backend or bundle.manifest.target).TARGET
+
+
+def _open(
+    worker: Worker,
+    bundle: Bundle,
+    request: ProfileRequest,
+    paths: Sequence[Path],
+    first: Bundle,
+    on_gpu: bool,
+) -> Mapping[str, Any]:
+    return worker.ask(
+        "open",
+        bundle=str(bundle.folder),
+        backend=request.backend,
+        threads=request.threads,
+        cuda_graph=request.cuda_graph and on_gpu,
+        images=[str(path) for path in paths],
+        golden=str(first.folder),
+        on_gpu=on_gpu,
+    )
+
+
+def _idle_power_w(source: PowerSource | Unavailable) -> float | None:
+    """Of the machine with everything loaded and nothing to do."""
+    if isinstance(source, Unavailable):
+        return None
+    with PowerMeter(source) as meter:
+        time.sleep(IDLE_S)
+    return meter.mean_power_w
+
+
+def _energy(
+    subject: _Subject,
+    source: PowerSource | Unavailable,
+    idle_w: float | None,
+    batch: int,
+    complete: bool,
+) -> Energy:
+    """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
+    if isinstance(source, Unavailable):
+        return Energy(available=False, why=source.why)
+    if not complete:
+        return Energy(available=False, why="interrupted before it was measured")
+    series = Series(subject.worker, "engine")
+    with PowerMeter(source) as meter:
+        series.take_turn(ENERGY_S, settle_s=0)
+    return meter.energy(series.count * batch, idle_w)
+
+
+def _cpu_s(subjects: Sequence[_Subject]) -> float:
+    """CPU seconds of the processes that measure, so far."""
+    return sum(float(subject.worker.ask("usage")["cpu_s"]) for subject in subjects)
+
+
+def _batch(bundles: Sequence[Bundle], asked: int | None) -> int:
+    """The static batch of all. Raises UsageError where they differ, or differ from the one asked for."""
+    batches = {bundle.manifest.input.batch: bundle.folder for bundle in reversed(bundles)}
+    if asked is not None and set(batches) != {asked}:
+        batch, folder = next((b, f) for b, f in batches.items() if b != asked)
+        raise UsageError(
+            f"{folder} takes {batch} images a call and --batch is {asked}: shapes are static, "
+            f"export it with --batch {asked}"
+        )
+    if len(batches) > 1:
+        listed = ", ".join(f"{folder} {batch}" for batch, folder in batches.items())
+        raise UsageError(f"bundles of different batches cannot be compared: {listed} images a call")
+    return bundles[0].manifest.input.batch
+
+
+def _inputs(images: Path | None, first: Bundle) -> tuple[list[Path], Inputs]:
+    """Up to MOST_IMAGES image files spread over the folder, or no path and the golden frames."""
+    digest = hashlib.sha256()
+    if images is None:
+        frames = read_golden(first)[0]
+        digest.update(frames.tobytes())
+        return [], Inputs("golden frames", len(frames), digest.hexdigest(), str(first.folder))
+    if not images.exists():
+        raise UsageError(f"{images}: no such folder of images")
+    found = images_below(images) if images.is_dir() else [images]
+    if not found:
+        raise UsageError(f"{images} holds no image: give --images a folder of photographs")
+    step = max(1, len(found) // MOST_IMAGES)
+    paths = found[::step][:MOST_IMAGES]
+    for path in paths:
+        open_rgb(path)
+        digest.update(path.read_bytes())
+    return paths, Inputs("encoded images", len(paths), digest.hexdigest(), str(images))
+
+
+def _report(
+    subject: _Subject,
+    role: Role,
+    settings: Settings,
+    first: Boundaries | None,
+    energy: Energy,
+    layers: Breakdown | None,
+) -> Report:
+    manifest, opened = subject.bundle.manifest, subject.opened
+    backend = backend_for(settings.backend or manifest.target)
+    usage = subject.worker.ask("usage")
+    engine, end_to_end = subject.series
+    boundaries = Boundaries(
+        boundary_of(
+            ENGINE,
+            engine.samples_ms,
+            settings.percentiles,
+            settings.batch,
+            1,
+            first.engine.by_turn() if first else None,
+            lost=engine.lost,
+        ),
+        boundary_of(
+            END_TO_END,
+            end_to_end.samples_ms,
+            settings.percentiles,
+            settings.batch,
+            opened["inputs"],
+            first.end_to_end.by_turn() if first and first.end_to_end else None,
+            _parts(end_to_end),
+            end_to_end.lost,
+        ),
+    )
+    device_bytes = opened.get("device_bytes")
+    return Report(
+        bundle=str(subject.bundle.folder),
+        digest=manifest.seal,
+        role=role,
+        network=manifest.model.name,
+        target=backend.TARGET,
+        precision=manifest.precision,
+        engine=backend.version(),
+        flags=tuple(opened["flags"]),
+        files_mb=size_bytes(subject.bundle) / 2**20,
+        load_ms=opened["load_ms"],
+        first_ms=opened["first_ms"],
+        peak_rss_mb=usage["peak_rss_bytes"] / 2**20,
+        device_memory_mb=None if device_bytes is None else device_bytes / 2**20,
+        boundaries=boundaries,
+        ratio_to_first=boundaries.engine.ratio_to_first,
+        energy=energy,
+        layers=layers,
+    )
+
+
+def _parts(series: Series) -> Parts:
+    calls = [parts for turn in series.turns for parts in turn]
+    return Parts(*(statistics.mean(part) for part in zip(*calls, strict=True)))

@@ -1,0 +1,336 @@
+"""A profile as data: built from raw samples, written as JSON, read back, compared with others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gft_edge.bundle import write_whole
+from gft_edge.errors import SpecError, UsageError
+from gft_edge.profiling import samples as of
+from gft_edge.profiling.conditions import Conditions
+from gft_edge.profiling.energy import Energy
+from gft_edge.profiling.layers import Breakdown
+from gft_edge.profiling.machine import Machine
+from gft_edge.specs import from_json, to_json
+
+SCHEMA_VERSION = 1
+
+Hint = Literal["latency", "throughput"]
+Role = Literal["bundle", "baseline"]
+
+# Always in a report; `--percentiles` adds others.
+STANDARD = (50.0, 90.0, 99.0)
+
+# What the boundaries are, word for word in every report.
+ENGINE = (
+    "engine: the engine's synchronous inference on prepared input; on TensorRT between CUDA events"
+)
+END_TO_END = "end to end: encoded image or decoded frame -> labels"
+ENGINE_THROUGHPUT = "engine, requests in flight: from the start of a request to its completion"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it was measured. `batch` is images a call; `backend` None takes each bundle's own target.
+
+    `settle_ms` at the start of each turn of `turn_ms` is not counted.
+    """
+
+    duration_s: float
+    warmup_ms: float
+    min_samples: int
+    percentiles: tuple[float, ...]
+    hint: Hint
+    threads: int | None
+    batch: int
+    backend: str | None
+    cuda_graph: bool
+    turn_ms: float
+    settle_ms: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What end to end begins with: encoded images (file bytes), or decoded golden frames of a bundle.
+
+    `digest` is of their contents, in order.
+    """
+
+    kind: Literal["encoded images", "golden frames"]
+    count: int
+    digest: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The mean of each part of a call end to end, in milliseconds; they sum to its `mean_ms`."""
+
+    decode_ms: float
+    preprocess_ms: float
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+    postprocess_ms: float
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The latency of a call between two points, and the raw samples that all else here derives from.
+
+    Percentiles are None with fewer samples than they need (samples.samples_needed). `cv` is the
+    coefficient of variation; `cv_of_one_input` the same once every input's own median is divided out,
+    which `stable` is judged by, with the spread of the medians of three windows. `turns` has how many
+    of the samples each turn took. `ratio_to_first` is the median over turns of the time by the
+    first bundle's in the same turn, with its 95 % interval. `lost` calls took no time or less, as a
+    clock that goes backwards has it.
+    """
+
+    what: str
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    percentiles_ms: Mapping[str, float | None]
+    mean_ms: float
+    min_ms: float
+    max_ms: float
+    cv: float
+    cv_of_one_input: float
+    window_p50_ms: tuple[float, ...]
+    spread: float
+    stable: bool
+    images_per_s: float
+    ratio_to_first: float
+    ratio_interval: tuple[float, ...] | None
+    split_ms: Parts | None
+    inputs: int
+    lost: int
+    turns: tuple[int, ...]
+    samples_ms: tuple[float, ...]
+
+    def by_turn(self) -> list[tuple[float, ...]]:
+        """The samples, a tuple a turn."""
+        ends = [sum(self.turns[: n + 1]) for n in range(len(self.turns))]
+        return [
+            self.samples_ms[end - count : end] for end, count in zip(ends, self.turns, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Never to be mixed. `end_to_end` is None for throughput, where one call has no latency of its own."""
+
+    engine: Boundary
+    end_to_end: Boundary | None
+
+    def measured(self) -> tuple[Boundary, ...]:
+        """Those there are."""
+        return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One bundle. `digest` is its manifest's seal; MiB are 2**20 bytes.
+
+    `load_ms` is from the call to a loaded engine in a fresh process, importing and hashing included;
+    `first_ms` the first inference after that. `peak_rss_mb` is that process's, in MiB, with the inputs in
+    it; `device_memory_mb` what loading and the first inference took of the GPU's, in MiB.
+    """
+
+    bundle: str
+    digest: str
+    role: Role
+    network: str
+    target: str
+    precision: str
+    engine: str
+    flags: tuple[str, ...]
+    files_mb: float
+    load_ms: float
+    first_ms: float
+    peak_rss_mb: float
+    device_memory_mb: float | None
+    boundaries: Boundaries
+    ratio_to_first: float
+    energy: Energy
+    layers: Breakdown | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one run of `gft-edge profile` found, and on which machine in which condition.
+
+    `complete` is False when it was interrupted: the samples are those so far. `causes` is what may
+    have made it unstable; `made_at` is UTC.
+    """
+
+    schema_version: int
+    version: str
+    made_at: str
+    complete: bool
+    stable: bool
+    causes: tuple[str, ...]
+    machine: Machine
+    before: Conditions
+    after: Conditions
+    settings: Settings
+    inputs: Inputs
+    reports: tuple[Report, ...]
+
+
+def boundary_of(
+    what: str,
+    turns: Sequence[Sequence[float]],
+    percentiles: Sequence[float],
+    batch: int,
+    inputs: int,
+    first: Sequence[Sequence[float]] | None = None,
+    split: Parts | None = None,
+    lost: int = 0,
+    images_per_s: float | None = None,
+) -> Boundary:
+    """Derive everything from the samples of each turn; `first` are the first bundle's, None for itself.
+
+    `images_per_s` is given where calls overlap, else it follows from the samples.
+    """
+    samples_ms = tuple(sample for turn in turns for sample in turn)
+    mean_ms = statistics.mean(samples_ms)
+    cv_of_one_input = of.variation_of_one_input(samples_ms, inputs)
+    windows = of.window_medians(turns)
+    ratio, interval = (1.0, None) if first is None else of.paired_ratio(turns, first)
+    p50_ms, p90_ms, p99_ms = (of.percentile_ms(samples_ms, p) for p in STANDARD)
+    return Boundary(
+        what=what,
+        p50_ms=p50_ms,
+        p90_ms=p90_ms,
+        p99_ms=p99_ms,
+        percentiles_ms={f"p{p:g}_ms": of.percentile_ms(samples_ms, p) for p in percentiles},
+        mean_ms=mean_ms,
+        min_ms=min(samples_ms),
+        max_ms=max(samples_ms),
+        cv=of.variation(samples_ms),
+        cv_of_one_input=cv_of_one_input,
+        window_p50_ms=windows,
+        spread=of.spread(windows),
+        stable=len(windows) == of.WINDOWS
+        and of.spread(windows) <= of.MOST_SPREAD
+        and cv_of_one_input <= of.MOST_VARIATION
+        and not lost,
+        images_per_s=1000 * batch / mean_ms if images_per_s is None else images_per_s,
+        ratio_to_first=ratio,
+        ratio_interval=interval,
+        split_ms=split,
+        inputs=inputs,
+        lost=lost,
+        turns=tuple(map(len, turns)),
+        samples_ms=samples_ms,
+    )
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write the JSON whole or not at all."""
+    write_whole(path, (json.dumps(to_json(profile), indent=1) + "\n").encode())
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a JSON that `write_profile` wrote; what derives from samples is derived again.
+
+    Raises UsageError for a file that is none, or of another schema version.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(f"{path} is no profile: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} is no profile of schema version {SCHEMA_VERSION}: give a file that "
+            "gft-edge profile --json wrote"
+        )
+    profile = from_json(Profile, data, str(path))
+    if not profile.reports:
+        raise SpecError(f"{path}: reports is empty")
+    return _derived(profile, str(path))
+
+
+def _derived(profile: Profile, where: str) -> Profile:
+    first = profile.reports[0].boundaries
+    reports = []
+    for number, report in enumerate(profile.reports):
+        given, others = report.boundaries, first if number else None
+        engine = _rebuilt(given.engine, others.engine if others else None, profile, where)
+        end_to_end = given.end_to_end and _rebuilt(
+            given.end_to_end, others.end_to_end if others else None, profile, where
+        )
+        reports.append(
+            dataclasses.replace(
+                report,
+                boundaries=Boundaries(engine, end_to_end),
+                ratio_to_first=engine.ratio_to_first,
+            )
+        )
+    return dataclasses.replace(profile, reports=tuple(reports), stable=all_stable(reports))
+
+
+def all_stable(reports: Sequence[Report]) -> bool:
+    """Whether every boundary of every bundle is."""
+    return all(boundary.stable for report in reports for boundary in report.boundaries.measured())
+
+
+def _rebuilt(given: Boundary, first: Boundary | None, profile: Profile, where: str) -> Boundary:
+    if sum(given.turns) != len(given.samples_ms) or not given.samples_ms or min(given.turns) < 1:
+        raise SpecError(f"{where}: turns do not count the {len(given.samples_ms)} samples_ms")
+    if not all(0 < sample < math.inf for sample in given.samples_ms) or given.inputs < 1:
+        raise SpecError(f"{where}: samples_ms hold what is no time")
+    overlapping = profile.settings.hint == "throughput"
+    return boundary_of(
+        given.what,
+        given.by_turn(),
+        profile.settings.percentiles,
+        profile.settings.batch,
+        given.inputs,
+        first.by_turn() if first else None,
+        given.split_ms,
+        given.lost,
+        given.images_per_s if overlapping else None,
+    )
+
+
+def check_comparable(profiles: Mapping[str, Profile]) -> None:
+    """Raise UsageError unless all measured the same: boundaries, inputs, batch and hint.
+
+    Keyed by what each is called in the message. Machines may differ: that is what one compares.
+    """
+    (first_name, first), *others = profiles.items()
+    for name, profile in others:
+        for what, ours, theirs in (
+            ("hint", first.settings.hint, profile.settings.hint),
+            ("batch", first.settings.batch, profile.settings.batch),
+            ("inputs", _inputs(first), _inputs(profile)),
+            ("boundaries", _boundaries(first), _boundaries(profile)),
+        ):
+            if ours != theirs:
+                raise UsageError(
+                    f"{first_name} and {name} differ in {what} ({ours}; {theirs}): their numbers "
+                    "cannot be compared, profile both alike"
+                )
+
+
+def _inputs(profile: Profile) -> str:
+    inputs = profile.inputs
+    return f"{inputs.count} {inputs.kind} of digest {inputs.digest[:12]}"
+
+
+def _boundaries(profile: Profile) -> str:
+    reports = profile.reports
+    found = {b.what for r in reports for b in (r.boundaries.engine, r.boundaries.end_to_end) if b}
+    return "; ".join(sorted(found))
