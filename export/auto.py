@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shutil
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from gft_edge.backends import backend_for
 from gft_edge.bundle import Bundle, read_bundle, replacing, write_manifest
-from gft_edge.classifier import Classifier
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.export.recipe import ExportRequest, check_request, export
-from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.build import build_engine
-from gft_edge.profiling.calls import interleaved_medians_ms
+from gft_edge.profiling.latency import engine_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import Candidate, ImageSet, ModelSpec, Progress, Say
 
@@ -25,7 +21,6 @@ AUTO = "auto"
 
 # A lower precision is not worth its risk for less.
 LEAST_GAIN = 0.03
-ROUNDS = 100
 
 
 def export_fastest(
@@ -74,7 +69,7 @@ def export_fastest(
                     if precision == "fp32":
                         raise
                     left_out[precision] = str(error).partition(" Nothing was written")[0]
-        medians_ms = _medians_ms(built, images, spec)
+        medians_ms = engine_medians_ms({name: bundle.folder for name, bundle in built.items()})
         kept = _fastest(medians_ms)
         candidates = _candidates(backend.PRECISIONS, built, left_out, medians_ms, kept)
         for candidate in candidates:
@@ -87,18 +82,6 @@ def export_fastest(
 def _of(request: ExportRequest, precision: str) -> ExportRequest:
     calibration = request.calibration if precision == "int8" else None
     return dataclasses.replace(request, precision=precision, calibration=calibration)
-
-
-def _medians_ms(built: dict[str, Bundle], images: ImageSet, spec: ModelSpec) -> dict[str, float]:
-    with ExitStack() as stack:
-        calls = {}
-        for precision, bundle in built.items():
-            batch = bundle.manifest.input.batch
-            one = dataclasses.replace(images, paths=images.paths[:1] * batch)
-            pixels = pixels_of(one, spec.preprocessing)
-            classifier = stack.enter_context(Classifier.load(bundle))
-            calls[precision] = functools.partial(classifier.outputs, pixels)
-        return interleaved_medians_ms(calls, ROUNDS)
 
 
 def _fastest(medians_ms: dict[str, float]) -> str:

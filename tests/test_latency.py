@@ -10,21 +10,15 @@ from pathlib import Path
 import pytest
 
 from gft_edge.errors import FailedError, UsageError
-from gft_edge.profiling.latency import Series, Worker, measure_in_turn, warm_up
+from gft_edge.profiling.latency import (
+    Series,
+    Worker,
+    engine_medians_ms,
+    measure_in_turn,
+    open_bundle,
+    warm_up,
+)
 from gft_edge.profiling.worker import MOST_LOST, timed_turn
-
-
-def _open(worker: Worker, bundle: Path, **changes: object) -> dict[str, object]:
-    request: dict[str, object] = {
-        "bundle": str(bundle),
-        "backend": None,
-        "threads": None,
-        "cuda_graph": False,
-        "images": [],
-        "golden": str(bundle),
-        "on_gpu": False,
-    }
-    return worker.ask("open", **{**request, **changes})
 
 
 def test_a_turn_lasts_its_time_and_numbers_its_calls() -> None:
@@ -56,7 +50,7 @@ def test_a_clock_that_stands_still_ends_the_turn() -> None:
 
 def test_two_bundles_take_as_many_turns_each(micro_bundles: dict[str, Path]) -> None:
     with Worker("a") as a, Worker("b") as b:
-        opened = [_open(a, micro_bundles["onnx"]), _open(b, micro_bundles["openvino"])]
+        opened = [open_bundle(a, micro_bundles["onnx"]), open_bundle(b, micro_bundles["openvino"])]
         assert all(float(str(reply["load_ms"])) > 0 for reply in opened)
         series = [Series(a, "engine"), Series(b, "engine"), Series(a, "end_to_end")]
         turn_s = warm_up(series, 10, 0.5)
@@ -77,7 +71,7 @@ def test_an_interrupt_keeps_whole_rounds(micro_bundles: dict[str, Path]) -> None
             raise KeyboardInterrupt
 
     with Worker("a") as worker:
-        _open(worker, micro_bundles["onnx"])
+        open_bundle(worker, micro_bundles["onnx"])
         series = [Series(worker, "engine"), Series(worker, "end_to_end")]
         assert not measure_in_turn(series, 600, 10**9, 0.01, interrupt)
         assert [len(one.turns) for one in series] == [3, 3]
@@ -89,7 +83,7 @@ def test_an_interrupt_in_the_middle_of_a_turn_leaves_the_worker_usable(
     micro_bundles: dict[str, Path],
 ) -> None:
     with Worker("a") as worker:
-        _open(worker, micro_bundles["onnx"])
+        open_bundle(worker, micro_bundles["onnx"])
         worker._process.stdin.write(  # type: ignore[union-attr]
             '{"do": "turn", "id": 99, "boundary": "engine", "seconds": 0.01, "settle_s": 0}\n'
         )
@@ -98,14 +92,20 @@ def test_an_interrupt_in_the_middle_of_a_turn_leaves_the_worker_usable(
 
 def test_what_a_worker_refuses_its_parent_raises(tmp_path: Path) -> None:
     with Worker("a") as worker, pytest.raises(UsageError, match=r"a: .*no such bundle|manifest"):
-        _open(worker, tmp_path / "absent")
+        open_bundle(worker, tmp_path / "absent")
 
 
 def test_a_worker_that_dies_says_how(micro_bundles: dict[str, Path]) -> None:
     with Worker("bundles/a") as worker:
-        _open(worker, micro_bundles["onnx"])
+        open_bundle(worker, micro_bundles["onnx"])
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(
             FailedError, match=r"bundles/a: the process .* ended with signal SIGKILL"
         ):
             worker.ask("usage")
+
+
+def test_the_median_of_each_engine_is_its_own(micro_bundles: dict[str, Path]) -> None:
+    medians_ms = engine_medians_ms(micro_bundles, duration_s=0.1)
+    assert list(medians_ms) == list(micro_bundles)
+    assert all(median_ms > 0 for median_ms in medians_ms.values())

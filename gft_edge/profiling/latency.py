@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,7 @@ LEAST_IN_TURN = 5
 LEAST_TURNS = 9
 
 # Warm: the last three turns within this of each other. What never settles is measured as it is.
+WARM_UP_MS = 200.0
 WARM_SPREAD = 0.05
 MOST_WARM_UP_S = 5.0
 
@@ -100,6 +102,32 @@ class Worker:
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"{self.name}: the process that measures it ended with {how}: {last}"
+
+
+def open_bundle(
+    worker: Worker,
+    bundle: Path,
+    backend: str | None = None,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    images: Sequence[Path] = (),
+    golden: Path | None = None,
+    on_gpu: bool = False,
+) -> dict[str, Any]:
+    """Have a worker load a bundle and what it is measured on: `images`, or the frames of `golden`.
+
+    Returns load_ms, first_ms, flags, inputs and, with `on_gpu`, device_bytes. Raises as Classifier.load.
+    """
+    return worker.ask(
+        "open",
+        bundle=str(bundle),
+        backend=backend,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        images=[str(path) for path in images],
+        golden=str(golden or bundle),
+        on_gpu=on_gpu,
+    )
 
 
 @dataclass
@@ -195,3 +223,23 @@ def measure_in_turn(
         for series in all_series:
             del series.turns[whole:]
         return False
+
+
+def engine_medians_ms(
+    bundles: Mapping[str, Path], duration_s: float = 2.0, min_samples: int = 64
+) -> dict[str, float]:
+    """Median of each bundle's engine on its golden frames, in turn; Ctrl-C is raised."""
+    with ExitStack() as stack:
+        series = {}
+        for name, folder in bundles.items():
+            worker = stack.enter_context(Worker(str(folder)))
+            open_bundle(worker, folder)
+            series[name] = Series(worker, "engine")
+        each = list(series.values())
+        turn_s = warm_up(each, WARM_UP_MS, duration_s)
+        if not measure_in_turn(each, duration_s, min_samples, turn_s):
+            raise KeyboardInterrupt
+        return {
+            name: statistics.median(sample for turn in one.samples_ms for sample in turn)
+            for name, one in series.items()
+        }

@@ -21,7 +21,7 @@ from gft_edge.image_folder import images_below
 from gft_edge.preprocess import open_rgb
 from gft_edge.profiling.conditions import likely_causes, read_conditions
 from gft_edge.profiling.energy import Energy, PowerMeter
-from gft_edge.profiling.latency import Series, Worker, measure_in_turn, warm_up
+from gft_edge.profiling.latency import Series, Worker, measure_in_turn, open_bundle, warm_up
 from gft_edge.profiling.layers import Breakdown, layer_profile
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
@@ -109,7 +109,16 @@ def profile(
             progress("load", len(subjects), len(bundles))
             worker = stack.enter_context(Worker(str(bundle.folder)))
             on_gpu = _target(bundle, request.backend) == "tensorrt"
-            opened = _open(worker, bundle, request, paths, bundles[0], on_gpu)
+            opened = open_bundle(
+                worker,
+                bundle.folder,
+                request.backend,
+                request.threads,
+                request.cuda_graph and on_gpu,
+                paths,
+                bundles[0].folder,
+                on_gpu,
+            )
             series = (Series(worker, "engine"), Series(worker, "end_to_end"))
             subjects.append(_Subject(bundle, worker, opened, series, on_gpu))
         on_gpu = any(subject.on_gpu for subject in subjects)
@@ -184,26 +193,6 @@ class _Subject:
 
 def _target(bundle: Bundle, backend: str | None) -> str:
     return backend_for(backend or bundle.manifest.target).TARGET
-
-
-def _open(
-    worker: Worker,
-    bundle: Bundle,
-    request: ProfileRequest,
-    paths: Sequence[Path],
-    first: Bundle,
-    on_gpu: bool,
-) -> Mapping[str, Any]:
-    return worker.ask(
-        "open",
-        bundle=str(bundle.folder),
-        backend=request.backend,
-        threads=request.threads,
-        cuda_graph=request.cuda_graph and on_gpu,
-        images=[str(path) for path in paths],
-        golden=str(first.folder),
-        on_gpu=on_gpu,
-    )
 
 
 def _idle_power_w(source: PowerSource | Unavailable) -> float | None:
