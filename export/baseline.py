@@ -18,7 +18,7 @@ from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.golden import read_golden
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.nvidia.build import build_engine
+from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.specs import ImageSet, Manifest, ModelSpec, Progress, Say
 
 HALF_WEIGHTS = "-fp16-weights"
@@ -48,8 +48,13 @@ def dense_bundle(
         bundle = export(
             model, spec, images, _request(like.manifest, model, images), out, progress, say
         )
-    if like.manifest.target == "tensorrt":
-        build_engine(out, progress=progress, say=say)
+    if like.manifest.recipe is not None:
+        try:
+            builder_here(like.manifest.recipe)
+        except UsageError as error:
+            say(f"no engine of the baseline is built here: {error}")
+        else:
+            build_engine(out, progress=progress, say=say)
     return bundle
 
 
