@@ -1,0 +1,64 @@
+"""What a profile says in words: whether to trust it, whether selecting patches pays, what it cost."""
+
+from __future__ import annotations
+
+from gft_edge.profiling.report import Boundary, Profile, Report
+from gft_edge.profiling.samples import paired_ratio
+
+# What a ratio must differ by from 1 to be worth a word, whatever its interval says.
+WORTH_SAYING = 0.02
+
+
+def verdicts(profile: Profile) -> list[str]:
+    """What the numbers say: stable or why not, and whether selecting patches pays."""
+    lines = []
+    if not profile.complete:
+        lines.append("PARTIAL: interrupted, percentiles are of the samples so far")
+    if not profile.stable:
+        causes = "; ".join(profile.causes) or "unknown, nothing was recorded that explains it"
+        lines.append(f"UNSTABLE: do not decide on these numbers. Likely cause: {causes}")
+    baseline = next((r for r in profile.reports if r.role == "baseline"), None)
+    if baseline is not None:
+        lines += [_pays(report, baseline) for report in profile.reports if report.role == "bundle"]
+    return lines
+
+
+def why_unstable(boundary: Boundary) -> str:
+    """Which bound was missed."""
+    return f"UNSTABLE: cv {boundary.cv_of_one_input:.1%}, windows {boundary.spread:.1%} apart" + (
+        f", {boundary.lost} calls lost to the clock" if boundary.lost else ""
+    )
+
+
+def energy_text(report: Report) -> str:
+    """Millijoules an image, net of idling where that is known; or why there are none."""
+    energy = report.energy
+    if energy.gross_mj_per_image is None:
+        return f"not available: {energy.why}"
+    net = energy.net_mj_per_image
+    text = f"{energy.gross_mj_per_image:.1f} mJ an image"
+    return text if net is None else f"{text}, {net:.1f} over idle"
+
+
+def named_boundaries(report: Report) -> list[tuple[str, Boundary]]:
+    """Those that were measured, the engine's first."""
+    found = [("engine", report.boundaries.engine), ("end to end", report.boundaries.end_to_end)]
+    return [(name, boundary) for name, boundary in found if boundary is not None]
+
+
+def _pays(report: Report, baseline: Report) -> str:
+    """How many times as fast a bundle is as the dense network, in turns paired with it."""
+    said = []
+    pairs = zip(named_boundaries(report), named_boundaries(baseline), strict=True)
+    for (name, ours), (_, dense) in pairs:
+        ratio, interval = paired_ratio(dense.by_turn(), ours.by_turn())
+        sure = interval is not None and not interval[0] <= 1 <= interval[1]
+        if not sure or abs(ratio - 1) < WORTH_SAYING:
+            verdict = f"makes no difference here (x {ratio:.2f})"
+        elif ratio > 1:
+            verdict = f"pays x {ratio:.2f} here"
+        else:
+            verdict = f"does not pay here (x {ratio:.2f})"
+        between = f", 95 % between {interval[0]:.2f} and {interval[1]:.2f}" if interval else ""
+        said.append(f"{name}: {verdict}{between}")
+    return f"{report.bundle}: selection against {baseline.network}: " + "; ".join(said)
