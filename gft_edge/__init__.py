@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import GftEdgeError
-from gft_edge.specs import Prediction
 
 if TYPE_CHECKING:
     from gft_edge.classifier import Classifier
+    from gft_edge.specs import Prediction
 
 __all__ = ["Classifier", "GftEdgeError", "Prediction"]
 
@@ -17,4 +17,9 @@ def __getattr__(name: str) -> Any:
         from gft_edge.classifier import Classifier
 
         return Classifier
+    # Late as well: the command line's --help needs nothing of it.
+    if name == "Prediction":
+        from gft_edge.specs import Prediction
+
+        return Prediction
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,6 +61,8 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
     for name, command in main.commands.items():
         assert f"`gft-edge {name}" in readme, f"{name} is not in the README"
         assert run(name, "--help").exit_code == 0
+        first = command.get_short_help_str(40).removesuffix("...")
+        assert first in run("--help").stdout, f"gft-edge --help says something else of {name}"
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert parameter.name

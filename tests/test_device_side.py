@@ -57,7 +57,11 @@ def test_every_device_side_module_imports_with_the_base_install_alone() -> None:
 
 
 def test_importing_the_package_loads_no_engine() -> None:
-    code = "import gft_edge, gft_edge.cli, json; print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import gft_edge, gft_edge.cli, json\n"
+        "assert [*gft_edge.cli.main.commands.values()]\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     loaded = set(json.loads(run_without((), code)))
     assert not loaded & {*HOST_PACKAGES, *LEARNING, *ENGINES}
 
@@ -67,6 +71,16 @@ def test_gft_edge_help_needs_the_base_install_alone() -> None:
     out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code)
     assert out.startswith("Usage: gft-edge")
     assert "predict" in out
+
+
+def test_gft_edge_help_loads_no_command_and_no_array() -> None:
+    code = """
+from gft_edge.cli import main
+main(['--help'], standalone_mode=False)
+assert not {'numpy', 'PIL', 'rich', 'gft_edge.specs'} & {*sys.modules}
+assert not [name for name in sys.modules if name.endswith('_command')]
+"""
+    assert "Classify images" in run_without((), code)
 
 
 def test_the_help_of_every_command_needs_the_base_install_alone() -> None:
