@@ -19,7 +19,7 @@ from gft_edge.classifier import open_request
 from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.onnx_bytes import graph_nodes
 from gft_edge.placement import groups_by_flow
-from gft_edge.profiling.charts import breakdown_chart
+from gft_edge.profiling.layer_chart import breakdown_chart
 from gft_edge.profiling.layers import (
     AttentionKernel,
     Breakdown,

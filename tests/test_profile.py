@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -420,3 +421,29 @@ def test_layers_are_told_by_part_in_a_run_of_their_own(
         assert part.name in result.stdout
     assert "instrumentation costs" in result.stdout
     assert "attention " in result.stdout
+
+
+def test_a_page_and_a_picture_are_written(
+    measured: tuple[Result, Path], micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    page, picture = tmp_path / "page.html", tmp_path / "layers.svg"
+    bundles = (micro_bundles["onnx"], micro_bundles["openvino"])
+    result = run(
+        "profile", *bundles, "--layers", "--picture", picture, "--html", page, *QUICK
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    drawing = ElementTree.fromstring(picture.read_text())
+    shown = {"".join(node.itertext()) for node in drawing.iter("{http://www.w3.org/2000/svg}text")}
+    assert {str(bundle) for bundle in bundles} <= shown
+    assert "Where the time goes" in page.read_text()
+    assert run("profile", "--load", measured[1], "--html", page).exit_code == 0
+
+
+def test_a_picture_of_no_layers_is_refused(
+    micro_bundles: dict[str, Path], measured: tuple[Result, Path], tmp_path: Path
+) -> None:
+    picture = tmp_path / "layers.svg"
+    result = run("profile", micro_bundles["onnx"], "--picture", picture)
+    assert result.exit_code == 2
+    assert "--picture draws layers: give --layers too" in result.stderr
+    assert not picture.exists()

@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import is_bundle, read_bundle
+from gft_edge.bundle import is_bundle, read_bundle, write_whole
 from gft_edge.cli.options import PATH, backend_option, threads_option
 from gft_edge.cli.output import next_line, print_json, progress, say, shown
 from gft_edge.cli.profile_tables import print_across, print_profile
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.profiling.layer_chart import breakdown_sheet
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
+from gft_edge.profiling.profile_page import profile_page
 from gft_edge.profiling.report import Profile, check_comparable, read_profile, write_profile
 from gft_edge.specs import Progress, to_json
 
@@ -39,7 +41,9 @@ from gft_edge.specs import Progress, to_json
 @backend_option
 @click.option("--cuda-graph", is_flag=True, help="TensorRT: replay launches from one recording.")
 @click.option("--layers", is_flag=True, help="Where the time goes, in a run of its own.")
+@click.option("--picture", type=PATH, metavar="FILE", help="Draw the layers as SVG.")
 @click.option("--load", is_flag=True, help="BUNDLE... are JSON files of earlier profiles.")
+@click.option("--html", "html_file", type=PATH, metavar="FILE", help="Write it as one page.")
 @click.option(
     "--json", "json_file", type=PATH, metavar="FILE", help="Write the report; - for stdout."
 )
@@ -50,10 +54,12 @@ def command(bundles: tuple[Path, ...], load: bool, **options: Any) -> None:
     frame to labels. UNSTABLE numbers say what may have disturbed them. --load compares earlier
     reports that measured the same. Ctrl-C reports the samples so far.
     """
-    _check_files(options["json_file"])
+    _check_files(options["json_file"], options["html_file"], options["picture"])
     if load:
         _load(bundles, options)
         return
+    if options["picture"] is not None and not options["layers"]:
+        raise UsageError("--picture draws layers: give --layers too")
     if options["baseline"] is None and options["baseline_out"] is not None:
         raise UsageError("--baseline-out keeps an exported baseline: give --baseline too")
     with ExitStack() as stack:
@@ -139,11 +145,28 @@ def _deliver(profiles: dict[str, Profile], options: dict[str, Any]) -> None:
             print_json(to_json(first))
             return
         write_profile(first, options["json_file"])
+    if options["html_file"] is not None:
+        write_whole(options["html_file"], profile_page(profiles).encode())
+    if options["picture"] is not None:
+        write_whole(options["picture"], _picture(profiles).encode())
     for name, result in profiles.items():
         print_profile(result, name)
     if others:
         print_across(profiles)
-    if options["json_file"] is not None:
-        click.echo(f"written: {shown(str(options['json_file']))}")
-    elif not others:
-        next_line("the same with --json FILE keeps the samples for --load")
+    for file in (options["json_file"], options["html_file"], options["picture"]):
+        if file is not None:
+            click.echo(f"written: {shown(str(file))}")
+    if options["json_file"] is None and not others:
+        next_line("the same with --json FILE keeps the samples for --load, --html FILE draws them")
+
+
+def _picture(profiles: dict[str, Profile]) -> str:
+    found = {
+        f"{name} {report.bundle}".strip(): report.layers
+        for name, profile in profiles.items()
+        for report in profile.reports
+        if report.layers is not None
+    }
+    if not found:
+        raise UsageError("--picture draws layers, and there are none: profile with --layers")
+    return breakdown_sheet(found)

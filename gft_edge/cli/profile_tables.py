@@ -11,10 +11,7 @@ from gft_edge.cli.output import print_table, shown
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.report import Boundary, Profile, Report
-from gft_edge.profiling.samples import paired_ratio
-
-# What a ratio must differ by from 1 to be worth a word, whatever its interval says.
-WORTH_SAYING = 0.02
+from gft_edge.profiling.verdict import energy_text, named_boundaries, verdicts, why_unstable
 
 
 def print_profile(profile: Profile, title: str = "") -> None:
@@ -27,7 +24,7 @@ def print_profile(profile: Profile, title: str = "") -> None:
         [
             _latency_row(name, report, boundary, profile)
             for report in profile.reports
-            for name, boundary in _boundaries(report)
+            for name, boundary in named_boundaries(report)
         ],
     )  # fmt: skip
     _print_parts(profile)
@@ -44,21 +41,7 @@ def print_profile(profile: Profile, title: str = "") -> None:
         if report.layers is not None:
             _print_layers(report.bundle, report.layers)
     for line in verdicts(profile):
-        click.echo(line)
-
-
-def verdicts(profile: Profile) -> list[str]:
-    """What the numbers say: stable or why not, and whether selecting patches pays."""
-    lines = []
-    if not profile.complete:
-        lines.append("PARTIAL: interrupted, percentiles are of the samples so far")
-    if not profile.stable:
-        causes = "; ".join(profile.causes) or "unknown, nothing was recorded that explains it"
-        lines.append(f"UNSTABLE: do not decide on these numbers. Likely cause: {causes}")
-    baseline = next((r for r in profile.reports if r.role == "baseline"), None)
-    if baseline is not None:
-        lines += [_pays(report, baseline) for report in profile.reports if report.role == "bundle"]
-    return lines
+        click.echo(shown(line))
 
 
 def print_across(profiles: Mapping[str, Profile]) -> None:
@@ -67,7 +50,7 @@ def print_across(profiles: Mapping[str, Profile]) -> None:
     first: dict[str, float] = {}
     for name, profile in profiles.items():
         for report in profile.reports:
-            for boundary_name, boundary in _boundaries(report):
+            for boundary_name, boundary in named_boundaries(report):
                 median_ms = boundary.p50_ms or boundary.mean_ms
                 first.setdefault(boundary_name, median_ms)
                 rows.append(
@@ -80,16 +63,6 @@ def print_across(profiles: Mapping[str, Profile]) -> None:
         ("profile", "bundle", "machine", "boundary", "median ms", "time / first", "verdict"),
         rows,
     )
-
-
-def energy_text(report: Report) -> str:
-    """Millijoules an image, net of idling where that is known; or why there are none."""
-    energy = report.energy
-    if energy.gross_mj_per_image is None:
-        return f"not available: {energy.why}"
-    net = energy.net_mj_per_image
-    text = f"{energy.gross_mj_per_image:.1f} mJ an image"
-    return text if net is None else f"{text}, {net:.1f} over idle"
 
 
 def _conditions(profile: Profile) -> str:
@@ -105,11 +78,6 @@ def _percentile_names(profile: Profile) -> list[str]:
     return [f"p{percentile:g}" for percentile in profile.settings.percentiles]
 
 
-def _boundaries(report: Report) -> list[tuple[str, Boundary]]:
-    found = [("engine", report.boundaries.engine), ("end to end", report.boundaries.end_to_end)]
-    return [(name, boundary) for name, boundary in found if boundary is not None]
-
-
 def _latency_row(name: str, report: Report, boundary: Boundary, profile: Profile) -> list[str]:
     label = f"{report.bundle} (baseline)" if report.role == "baseline" else report.bundle
     interval = boundary.ratio_interval
@@ -122,15 +90,8 @@ def _latency_row(name: str, report: Report, boundary: Boundary, profile: Profile
         f"{boundary.cv:.1%}",
         f"{boundary.images_per_s:.1f}",
         f"{ratio} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ratio,
-        "stable" if boundary.stable else _why(boundary),
+        "stable" if boundary.stable else why_unstable(boundary),
     ]
-
-
-def _why(boundary: Boundary) -> str:
-    """Which bound was missed."""
-    return f"UNSTABLE: cv {boundary.cv_of_one_input:.1%}, windows {boundary.spread:.1%} apart" + (
-        f", {boundary.lost} calls lost to the clock" if boundary.lost else ""
-    )
 
 
 def _ms(value: float | None) -> str:
@@ -179,23 +140,4 @@ def _print_layers(bundle: str, found: Breakdown) -> None:
     click.echo(
         f"instrumented {found.instrumented_ms:.3f} ms, plain {found.plain_ms:.3f} ms in turn: "
         f"instrumentation costs {found.overhead:+.1%}"
-    )
-
-
-def _pays(report: Report, baseline: Report) -> str:
-    """How many times as fast a bundle is as the dense network, in turns paired with it."""
-    said = []
-    for (name, ours), (_, dense) in zip(_boundaries(report), _boundaries(baseline), strict=True):
-        ratio, interval = paired_ratio(dense.by_turn(), ours.by_turn())
-        sure = interval is not None and not interval[0] <= 1 <= interval[1]
-        if not sure or abs(ratio - 1) < WORTH_SAYING:
-            verdict = f"makes no difference here (x {ratio:.2f})"
-        elif ratio > 1:
-            verdict = f"pays x {ratio:.2f} here"
-        else:
-            verdict = f"does not pay here (x {ratio:.2f})"
-        between = f", 95 % between {interval[0]:.2f} and {interval[1]:.2f}" if interval else ""
-        said.append(f"{name}: {verdict}{between}")
-    return f"{shown(report.bundle)}: selection against {shown(baseline.network)}: " + "; ".join(
-        said
     )

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
-from gft_edge.profiling.charts import breakdown_chart
 from gft_edge.profiling.conditions import Conditions, GpuState, other_load
 from gft_edge.profiling.drawing import shortened
 from gft_edge.profiling.latency_charts import (
@@ -15,6 +14,7 @@ from gft_edge.profiling.latency_charts import (
     split_chart,
     timeline_chart,
 )
+from gft_edge.profiling.layer_chart import breakdown_chart
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import Machine, summary
 from gft_edge.profiling.page import (

@@ -1,9 +1,10 @@
-"""Charts as SVG text: no library, no script, legible on light and dark pages alike."""
+"""Where the time of an inference goes, as a chart."""
 
 from __future__ import annotations
 
-from xml.sax.saxutils import escape
+from collections.abc import Mapping
 
+from gft_edge.profiling.drawing import bar, svg, text
 from gft_edge.profiling.layers import Breakdown
 
 WIDTH_PX = 760
@@ -52,42 +53,22 @@ def breakdown_chart(breakdown: Breakdown) -> str:
     )
 
 
+def breakdown_sheet(breakdowns: Mapping[str, Breakdown]) -> str:
+    """A picture of its own, on white: the chart of each bundle under its name."""
+    rows, top_px = [], 0
+    for name, breakdown in breakdowns.items():
+        height_px = TITLE_PX + len(breakdown.parts) * ROW_PX + FOOT_PX
+        chart = breakdown_chart(breakdown).replace("<svg ", f'<svg y="{top_px + 30}" ', 1)
+        rows += [text(0, top_px + 18, name, weight="bold"), chart]
+        top_px += height_px + 50
+    white = bar(0, 0, WIDTH_PX, top_px, "#ffffff")
+    names = ", ".join(breakdowns)
+    return svg(WIDTH_PX, top_px, "Where the time goes", names, [white, *rows])
+
+
 def part_colour(part: str) -> str:
     """The fill of a part of the network, the same in every stage."""
     return STAGE_COLOURS.get(part.partition(": ")[2], BASE_COLOUR)
-
-
-def svg(width_px: int, height_px: int, title: str, description: str, content: list[str]) -> str:
-    """A drawing that scales to its page's width, takes its text colour and is named to a reader."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width_px} {height_px}" '
-        f'width="{width_px}" height="{height_px}" role="img" fill="currentColor" '
-        'style="max-width:100%;height:auto" font-family="system-ui, sans-serif">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(content)}</svg>"
-    )
-
-
-def text(
-    x_px: float,
-    y_px: float,
-    content: str,
-    size_px: int = 13,
-    weight: str = "normal",
-    anchor: str = "start",
-) -> str:
-    """A line of text; `anchor` is what of it stands at x: start, middle or end."""
-    return (
-        f'<text x="{x_px:.1f}" y="{y_px:.1f}" font-size="{size_px}" font-weight="{weight}" '
-        f'text-anchor="{anchor}">{escape(content)}</text>'
-    )
-
-
-def bar(x_px: float, y_px: float, width_px: float, height_px: float, colour: str) -> str:
-    """A filled rectangle."""
-    return (
-        f'<rect x="{x_px:.1f}" y="{y_px:.1f}" width="{width_px:.1f}" height="{height_px:.1f}" '
-        f'rx="2" fill="{colour}"/>'
-    )
 
 
 def _bar_row(name: str, value: str, top_px: float, length_px: float, colour: str) -> str:
