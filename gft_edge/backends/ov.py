@@ -234,14 +234,21 @@ class OpenVinoSession:
         return tuple(f"{name}={_plain(self._compiled.get_property(name))}" for name in _FLAGS)
 
     def runtime_graph(self) -> Iterator[dict[str, Any]]:
-        """What the engine tells of each layer that it made, behind those it reads; constants left out."""
+        """What the engine tells of each layer that it made, behind those that it reads.
+
+        Constants are left out, with what converts them once when the model is loaded: a counter of
+        that is no time of an inference.
+        """
+        constants: set[str] = set()
         for operation in self._compiled.get_runtime_model().get_ordered_ops():
             told = {name: value.astype(str) for name, value in operation.rt_info.items()}
-            if told["layerType"] == "Const":
-                continue
+            name = operation.get_friendly_name()
             sources = (given.get_source_output().get_node() for given in operation.inputs())
             reads = tuple(source.get_friendly_name() for source in sources)
-            yield {**told, "name": operation.get_friendly_name(), "reads": reads}
+            if told["layerType"] == "Const" or (reads and constants.issuperset(reads)):
+                constants.add(name)
+            else:
+                yield {**told, "name": name, "reads": reads}
 
     def close(self) -> None:
         """Drop the engine."""
