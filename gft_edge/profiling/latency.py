@@ -29,7 +29,7 @@ LEAST_TURNS = 9
 # Warm: the last three turns within this of each other. What never settles is measured as it is.
 WARM_UP_MS = 200.0
 WARM_SPREAD = 0.05
-MOST_WARM_UP_S = 5.0
+MOST_WARM_UP_S = 2.0
 
 
 class Worker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -30,6 +30,7 @@ from gft_edge.profiling.report import (
     ENGINE,
     SCHEMA_VERSION,
     Boundaries,
+    Boundary,
     Hint,
     Inputs,
     Parts,
@@ -47,6 +48,8 @@ from gft_edge.specs import Progress, Say
 MOST_IMAGES = 32
 IDLE_S = 5.0
 ENERGY_S = 10.5
+HELD_UP = 2.0
+FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ def profile(
         source = find_power_source(nvidia_gpu=on_gpu)
         idle_w = _idle_power_w(source)
         all_series = [series for subject in subjects for series in subject.series]
+        progress("warm up", 0, 1)
         turn_s = warm_up(all_series, request.warmup_ms, request.duration_s)
+        progress("warm up", 1, 1)
         own_s = _cpu_s(subjects)
         before = read_conditions()
         complete = measure_in_turn(
@@ -165,7 +170,7 @@ def profile(
                 layers = layer_profile(subject.bundle, request.backend, request.threads)
             reports.append(_report(subject, role, settings, first, energy, layers))
     stable = all_stable(reports)
-    causes = () if stable else likely_causes(before, after, own_s)
+    causes = () if stable else (*likely_causes(before, after, own_s), *_interruptions(reports))
     return Profile(
         schema_version=SCHEMA_VERSION,
         version=metadata.version("gft-edge"),
@@ -315,6 +320,22 @@ def _report(
         energy=energy,
         layers=layers,
     )
+
+
+def _interruptions(reports: Sequence[Report]) -> Iterator[str]:
+    """Calls that something held up, where these are few: the others may well be steady."""
+    boundaries = [boundary for report in reports for boundary in report.boundaries.measured()]
+    held_up, calls = sum(map(_held_up, boundaries)), sum(len(b.samples_ms) for b in boundaries)
+    if 0 < held_up <= FEW * calls:
+        yield (
+            f"{held_up} of {calls} calls took over {HELD_UP:g} times their median, as when another "
+            "process or the hypervisor takes the core"
+        )
+
+
+def _held_up(boundary: Boundary) -> int:
+    median_ms = statistics.median(boundary.samples_ms)
+    return sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
 
 
 def _parts(series: Series) -> Parts:
