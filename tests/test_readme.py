@@ -86,6 +86,27 @@ def test_the_commands_for_tensorrt_run(
     assert list((tmp_path / "bundles" / "grocery-trt" / "engines").glob("*/model.engine"))
 
 
+def test_the_commands_for_latency_run(
+    tmp_path: Path, calm_run: Path, micro_pictures: Path, micro_bundles: dict[str, Path]
+) -> None:
+    shutil.copytree(calm_run, tmp_path / "runs" / "grocery")
+    shutil.copytree(micro_pictures, tmp_path / "grocery")
+    shutil.copytree(micro_bundles["openvino"], tmp_path / "bundles" / "grocery")
+    shutil.copytree(micro_bundles["onnx"], tmp_path / "bundles" / "grocery-int8")
+    (shell,) = blocks("sh", "Latency on the device")
+    commands = shell.splitlines()
+    assert [shlex.split(line)[1] for line in commands] == [
+        "profile", "profile", "profile", "benchmark",
+    ]  # fmt: skip
+    for command in commands:
+        measures = "--load" not in command
+        # As it stands, but for what would only take longer.
+        execute(command + " --duration 0.2 --min-samples 20" * measures, tmp_path)
+        if not (tmp_path / "orin.json").exists():
+            shutil.copyfile(tmp_path / "profile.json", tmp_path / "orin.json")
+    assert "pays" in (tmp_path / "profile.html").read_text(encoding="utf-8")
+
+
 def execute(command: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
