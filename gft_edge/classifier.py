@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gft_edge.backends import OpenRequest, Session, backend_for
+from gft_edge.backends import Hint, OpenRequest, Session, backend_for
 from gft_edge.bundle import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.fidelity import Outputs, concatenate
@@ -73,13 +73,17 @@ class Classifier:
         *,
         kept: bool = False,
         cuda_graph: bool = False,
+        hint: Hint = "latency",
+        cache_dir: str | Path | None = None,
     ) -> Classifier:
         """Open a bundle folder.
 
         `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
         `threads` is a CPU engine's, all cores unless given. With `kept`, `outputs` also returns the
-        kept patches. With `cuda_graph` TensorRT replays its launches from one recording. Raises
-        BundleError, MissingDependencyError and UsageError.
+        kept patches. With `cuda_graph` TensorRT replays its launches from one recording. With the
+        `hint` throughput OpenVINO runs several images of a list at once, each more slowly. In
+        `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on
+        without. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         cores = os.cpu_count() or 1
@@ -91,6 +95,12 @@ class Classifier:
             raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
         if threads is not None and engine.TARGET == "tensorrt":
             raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
+        if hint not in get_args(Hint):
+            raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
+        if hint == "throughput" and engine.TARGET != "openvino":
+            raise UsageError(f"hint throughput is OpenVINO's: leave it out for {engine.TARGET}")
+        if cache_dir is not None and engine.TARGET != "openvino":
+            raise UsageError(f"cache_dir is OpenVINO's: leave it out for {engine.TARGET}")
         request = open_request(
             manifest.model,
             manifest.input,
@@ -103,6 +113,12 @@ class Classifier:
             graph_sha256=manifest.artifact.sha256,
             engines=manifest.engines,
             cuda_graph=cuda_graph,
+            hint=hint,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            files=tuple(
+                (opened.folder / name, manifest.files[name])
+                for name in (manifest.artifact.path, *manifest.artifact.companions)
+            ),
         )
         return cls(opened, engine.open_session(opened.artifact_path, request))
 
@@ -276,8 +292,10 @@ def session_outputs(
 ) -> Outputs:
     """Run uint8 (images,S,S,3) through a session in its static batch."""
     results: list[Outputs] = []
-    for batch, count in static_batches(pixels, given, preprocessing):
-        outputs = session.run(batch)
+    batches = (batch for batch, _ in static_batches(pixels, given, preprocessing))
+    starts = range(0, len(pixels), given.batch)
+    for start, finished in zip(starts, session.run_many(batches), strict=True):
+        count, outputs = min(given.batch, len(pixels) - start), finished.outputs
         results.append(Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:])))
         if advance is not None:
             advance(count)

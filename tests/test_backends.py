@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -268,3 +272,152 @@ def test_the_fake_engine_keeps_no_patches() -> None:
     request = OpenRequest((1, 8, 8, 3), 5, "f32", None, ("kept_1",))
     with pytest.raises(UsageError, match="the fake backend keeps no patches: choose a real one"):
         backend_for("fake").open_session(Path("nowhere"), request)
+
+
+def throughput_session(folder: Path, **changes: Any) -> ov.OpenVinoSession:
+    """Two requests at once, whatever the cores of this machine."""
+    bundle = read_bundle(folder)
+    request = dataclasses.replace(request_of(bundle), hint="throughput", threads=2, **changes)
+    return cast(
+        ov.OpenVinoSession, backend_for("openvino").open_session(bundle.artifact_path, request)
+    )
+
+
+def taken(images: npt.NDArray[np.uint8], log: list[int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Batches of one; `log` gets the number of each when it is taken."""
+    for number in range(len(images)):
+        log.append(number)
+        yield images[number : number + 1]
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_many_batches_give_in_their_order_what_each_gives_alone(
+    target: str, sessions: dict[str, Session], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = sessions[target]
+    finished = list(session.run_many(taken(pixels, [])))
+    assert len(finished) == len(pixels)
+    for image, one in zip(pixels[:, None], finished, strict=True):
+        assert one.latency_ms > 0
+        for ours, alone in zip(one.outputs, session.run(image), strict=True):
+            np.testing.assert_array_equal(ours, alone)
+
+
+def test_no_batch_gives_nothing(sessions: dict[str, Session]) -> None:
+    for session in sessions.values():
+        assert list(session.run_many([])) == []
+
+
+def test_the_hint_throughput_keeps_several_requests_running_and_the_order(
+    micro_bundles: dict[str, Path],
+    sessions: dict[str, Session],
+    pixels: npt.NDArray[np.uint8],
+) -> None:
+    session = throughput_session(micro_bundles["openvino"])
+    assert "PERFORMANCE_HINT=THROUGHPUT" in session.flags()
+    at_once = session._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    if os.cpu_count() != 1:
+        assert at_once > 1
+    many = np.concatenate([pixels] * 6)
+    finished = list(session.run_many(taken(many, [])))
+    assert len(finished) == len(many)
+    for image, one in zip(many[:, None], finished, strict=True):
+        logits, *kept = sessions["openvino"].run(image)
+        np.testing.assert_allclose(one.outputs[0], logits, atol=1e-5)
+        np.testing.assert_array_equal(one.outputs[3], kept[2])
+
+
+def test_batches_are_taken_no_earlier_than_the_engine_has_room(
+    micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = throughput_session(micro_bundles["openvino"])
+    at_once = session._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    log: list[int] = []
+    finished = session.run_many(taken(np.concatenate([pixels] * 8), log))
+    assert log == []
+    for number, _ in enumerate(itertools.islice(finished, 12)):
+        # A request that is held up does not hold up the others at once.
+        assert number < len(log) <= number + 4 * at_once + 1
+
+
+def test_results_stay_what_they_were_when_their_request_runs_again(
+    micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = throughput_session(micro_bundles["openvino"])
+    results = session.run_many(taken(np.concatenate([pixels] * 4), []))
+    first = next(results).outputs
+    copies = [output.copy() for output in first]
+    list(results)
+    for output, copy in zip(first, copies, strict=True):
+        np.testing.assert_array_equal(output, copy)
+
+
+def test_a_batch_array_may_be_filled_anew_while_its_image_runs(
+    micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    def one_buffer() -> Iterator[npt.NDArray[np.uint8]]:
+        buffer = np.empty_like(pixels[:1])
+        for image in pixels:
+            buffer[0] = image
+            yield buffer
+            buffer[:] = 0
+
+    session = throughput_session(micro_bundles["openvino"])
+    for image, one in zip(pixels[:, None], session.run_many(one_buffer()), strict=True):
+        np.testing.assert_allclose(one.outputs[0], session.run(image)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("leave", ["dropped", "consumer", "producer", "shape"])
+def test_many_batches_left_midway_leave_nothing_running(
+    leave: str, micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    def failing() -> Iterator[npt.NDArray[np.uint8]]:
+        yield from pixels[:4, None]
+        raise ZeroDivisionError
+
+    def consume() -> None:
+        for _ in session.run_many(taken(pixels, [])):
+            raise KeyError
+
+    session = throughput_session(micro_bundles["openvino"])
+    if leave == "dropped":
+        results = session.run_many(taken(pixels, []))
+        next(results)
+        del results
+    elif leave == "consumer":
+        with pytest.raises(KeyError):
+            consume()
+    elif leave == "producer":
+        with pytest.raises(ZeroDivisionError):
+            list(session.run_many(failing()))
+    else:
+        with pytest.raises(UsageError, match="a batch of 2 is over"):
+            list(session.run_many([*pixels[:4, None], pixels[:2]]))
+    (queue,) = session._idle_queues
+    assert all(request.wait_for(0) for request in queue)
+    again = list(session.run_many(taken(pixels, [])))
+    np.testing.assert_allclose(again[7].outputs[0], session.run(pixels[7:])[0], atol=1e-5)
+    session.close()
+
+
+def test_two_iterators_of_one_session_do_not_mix(
+    micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = throughput_session(micro_bundles["openvino"])
+    forward, backward = (
+        session.run_many(taken(order, [])) for order in (pixels, pixels[::-1].copy())
+    )
+    pairs = list(zip(forward, backward, strict=True))
+    for (ours, _), (_, theirs) in zip(pairs, reversed(pairs), strict=True):
+        np.testing.assert_allclose(ours.outputs[0], theirs.outputs[0], atol=1e-5)
+
+
+def test_a_session_closed_under_an_iterator_runs_no_more(
+    micro_bundles: dict[str, Path], pixels: npt.NDArray[np.uint8]
+) -> None:
+    session = throughput_session(micro_bundles["openvino"])
+    results = session.run_many(taken(pixels, []))
+    next(results)
+    session.close()
+    with pytest.raises(AttributeError):
+        list(results)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +18,9 @@ import pytest
 from PIL import Image
 
 from gft_edge import Classifier, Prediction
+from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.classifier import ImageLike
+from gft_edge.engine_cache import ENTRIES, keep_entry, read_entry
 from gft_edge.errors import BundleError, ImageError, UsageError
 from gft_edge.fidelity import Outputs
 from gft_edge.image_folder import read_split
@@ -329,3 +335,241 @@ def test_a_session_says_what_its_engine_was_told(micro_bundles: dict[str, Path])
             "providers=CPUExecutionProvider",
             "intra_op_num_threads=1",
         )
+
+
+def test_a_list_is_classified_alike_under_either_hint(
+    micro_bundles: dict[str, Path], images: list[Path]
+) -> None:
+    folder = micro_bundles["openvino"]
+    with (
+        Classifier.load(folder, kept=True) as latency,
+        Classifier.load(folder, kept=True, hint="throughput") as throughput,
+    ):
+        assert "PERFORMANCE_HINT=THROUGHPUT" in throughput.session.flags()
+        for ours, theirs in zip(throughput.predict(images), latency.predict(images), strict=True):
+            assert_same(ours, theirs)
+        pixels = np.stack([latency.prepare(path) for path in images])
+        seen: list[int] = []
+        outputs, expected = throughput.outputs(pixels, seen.append), latency.outputs(pixels)
+        assert_same(throughput.predict(images[0]), latency.predict(images[0]))
+    assert sum(seen) == len(images)
+    np.testing.assert_allclose(outputs.logits, expected.logits, atol=1e-5)
+    for stage, kept in zip(outputs.kept, expected.kept, strict=True):
+        np.testing.assert_array_equal(stage, kept)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "fake", "tensorrt"])
+def test_the_hint_throughput_and_the_cache_are_openvinos_alone(
+    micro_bundles: dict[str, Path], tmp_path: Path, backend: str
+) -> None:
+    folder = micro_bundles["onnx"]
+    with pytest.raises(UsageError, match=f"hint throughput is OpenVINO's: .* for {backend}"):
+        Classifier.load(folder, backend, hint="throughput")
+    with pytest.raises(UsageError, match=f"cache_dir is OpenVINO's: .* for {backend}"):
+        Classifier.load(folder, backend, cache_dir=tmp_path)
+
+
+def test_an_unknown_hint_lists_those_there_are(micro_bundles: dict[str, Path]) -> None:
+    hint: Any = "speed"
+    with pytest.raises(UsageError, match="hint is 'speed': give latency or throughput"):
+        Classifier.load(micro_bundles["openvino"], hint=hint)
+
+
+def cached_answer(
+    folder: Path, cache: Path, image: Path, hit: bool, **options: Any
+) -> list[Prediction]:
+    """Load through the cache, check where it came from, predict."""
+    with Classifier.load(folder, cache_dir=cache, **options) as classifier:
+        session: Any = classifier.session
+        assert (session._mapping is not None) == hit
+        return classifier.predict(image)
+
+
+def test_a_model_is_compiled_once_and_then_read_from_the_cache(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    folder, cache = micro_bundles["openvino"], tmp_path / "new" / "cache"
+    with Classifier.load(folder) as plain:
+        expected = plain.predict(images[0])
+    assert cached_answer(folder, cache, images[0], hit=False) == expected
+    assert cached_answer(folder, cache, images[0], hit=True) == expected
+    assert cache.stat().st_mode & 0o777 == 0o700
+    # A copy elsewhere is the same model; other threads are another compilation.
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert cached_answer(copy, cache, images[0], hit=True) == expected
+    assert_same(cached_answer(folder, cache, images[0], hit=False, threads=1), expected)
+    assert_same(cached_answer(folder, cache, images[0], hit=False, hint="throughput"), expected)
+    assert_same(cached_answer(folder, cache, images[0], hit=False, kept=True), expected)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_many_images_are_classified_with_a_model_from_the_cache(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    folder = micro_bundles["openvino"]
+    with Classifier.load(folder) as plain:
+        expected = plain.predict(images * 4)
+    for _ in range(2):
+        with Classifier.load(folder, hint="throughput", cache_dir=tmp_path / "c") as cached:
+            for ours, theirs in zip(cached.predict(images * 4), expected, strict=True):
+                assert_same(ours, theirs)
+
+
+def replaced_weights(source: Path, out: Path) -> Path:
+    """Another export of the same structure: the graph byte for byte alike, half of the weights off."""
+
+    shutil.copytree(source, out)
+    weights = np.fromfile(out / "model.bin", dtype=np.uint8)
+    values = weights[: weights.size // 4 * 4].view(np.float32)
+    # The last floats are the head's: its classes swap.
+    values[-4:] = values[-4:][::-1] + np.array([9, -9, 9, -9], np.float32)
+    weights.tofile(out / "model.bin")
+    manifest = read_manifest(out)
+    files = {**manifest.files, "model.bin": sha256_of(out / "model.bin")}
+    write_manifest(out, dataclasses.replace(manifest, files=files))
+    return out
+
+
+def test_a_bundle_replaced_at_its_path_never_runs_the_model_that_was_there(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    path, cache = tmp_path / "bundle", tmp_path / "cache"
+    other = replaced_weights(micro_bundles["openvino"], tmp_path / "other")
+    for source in (micro_bundles["openvino"], other, micro_bundles["openvino"]):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(source, path)
+        # Path, size and time are alike, and so is model.xml.
+        for file in path.rglob("*"):
+            os.utime(file, (1_700_000_000, 1_700_000_000))
+        with Classifier.load(source) as plain:
+            expected = plain.predict(images[0])
+        with Classifier.load(path, cache_dir=cache) as cached:
+            assert cached.predict(images[0]) == expected
+    assert (path / "model.xml").read_bytes() == (other / "model.xml").read_bytes()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_bundle_replaced_while_it_loads_is_not_kept_under_the_old_ones_name(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    first, cache = micro_bundles["openvino"], tmp_path / "cache"
+    path = Path(shutil.copytree(first, tmp_path / "bundle"))
+    opened = read_bundle(path)
+    shutil.rmtree(path)
+    replaced_weights(first, path)
+    with Classifier.load(opened, cache_dir=cache):
+        assert list(cache.iterdir()) == []
+    with Classifier.load(first) as plain:
+        assert cached_answer(first, cache, images[0], hit=False) == plain.predict(images[0])
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "altered", "noise", "cut short", "folder"]
+)
+def test_a_damaged_cache_is_compiled_anew(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path, damage: str
+) -> None:
+    folder, cache = micro_bundles["openvino"], tmp_path / "cache"
+    expected = cached_answer(folder, cache, images[0], hit=False)
+    (entry,) = cache.iterdir()
+    content = bytearray(entry.read_bytes())
+    altered = content.copy()
+    # In the weights, where OpenVINO itself does not look.
+    altered[len(content) // 2] ^= 0x40
+    if damage == "folder":
+        entry.unlink()
+        (entry / "inside").mkdir(parents=True)
+    else:
+        damaged: dict[str, bytes] = {
+            "truncated": bytes(content[: len(content) // 2]),
+            "empty": b"",
+            "altered": bytes(altered),
+            "noise": np.random.default_rng(0).bytes(len(content)),
+            "cut short": bytes(4),
+        }
+        entry.write_bytes(damaged[damage])
+    assert cached_answer(folder, cache, images[0], hit=False) == expected
+    if damage != "folder":
+        assert cached_answer(folder, cache, images[0], hit=True) == expected
+
+
+def test_what_another_openvino_compiled_is_not_read(
+    micro_bundles: dict[str, Path],
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import openvino
+
+    folder, cache = micro_bundles["openvino"], tmp_path / "cache"
+    cached_answer(folder, cache, images[0], hit=False)
+    monkeypatch.setattr(openvino, "__version__", "2031.0.0-1-next")
+    cached_answer(folder, cache, images[0], hit=False)
+    cached_answer(folder, cache, images[0], hit=True)
+
+
+def test_a_cache_that_cannot_be_does_not_stop_a_prediction_and_is_remarked_once(
+    micro_bundles: dict[str, Path],
+    images: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = micro_bundles["openvino"]
+    with Classifier.load(folder) as plain:
+        expected = plain.predict(images[0])
+    (tmp_path / "file").touch()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    for cache, reason in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        (Path("/proc/nowhere"), "No such file or directory"),
+        (shared, "other users may write to it"),
+        (tmp_path / "nul\0", "null"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert cached_answer(folder, cache, images[0], hit=False) == expected
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"compiled models are not kept in {cache}: ")
+        assert reason in record.getMessage()
+    assert list(shared.iterdir()) == []
+
+
+def test_a_full_disk_does_not_stop_a_prediction(
+    micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    code = """
+import resource, signal, sys
+from gft_edge import Classifier
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+print(Classifier.load(sys.argv[1], cache_dir=sys.argv[2]).predict(sys.argv[3])[0].label)
+"""
+    folder, cache = micro_bundles["openvino"], tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, cache, images[0]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Classifier.load(folder) as plain:
+        assert done.stdout.strip() == plain.predict(images[0])[0].label
+    (remark,) = done.stderr.splitlines()
+    assert remark == f"the compiled model is not kept in {cache}: File too large"
+    assert list(cache.iterdir()) == []
+
+
+def test_the_cache_forgets_what_was_longest_unused(tmp_path: Path) -> None:
+    other = tmp_path / "gft-edge.txt"
+    other.touch()
+    keys = [f"{number:064x}" for number in range(ENTRIES + 2)]
+    for number, key in enumerate(keys[:-1]):
+        keep_entry(tmp_path, key, b"model")
+        for path in tmp_path.glob(f"*{key}*"):
+            os.utime(path, (number, number))
+    assert read_entry(tmp_path, keys[0]) is None
+    assert read_entry(tmp_path, keys[1]) is not None, "reading makes it the newest"
+    keep_entry(tmp_path, keys[-1], b"model")
+    kept = [key for key in keys if read_entry(tmp_path, key) is not None]
+    assert kept == [keys[1], *keys[3:]]
+    assert other.exists()

@@ -159,6 +159,51 @@ def test_predict_prints_one_object_a_line_and_goes_on_after_a_broken_image(
     assert "1 of 5 images could not be read" in result.stderr
 
 
+def test_predict_keeps_compiled_models_in_the_users_cache_folder(
+    micro_bundles: dict[str, Path],
+    micro_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = micro_data / "test" / "apple" / "0.png"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    kept = (tmp_path / "cache" / "gft-edge" / "openvino", tmp_path / "home" / ".cache" / "gft-edge")
+    answers = [run("predict", micro_bundles["openvino"], image, "--cache-dir", "none")]
+    answers += [run("predict", micro_bundles["onnx"], image)]
+    assert not any(folder.exists() for folder in kept)
+    answers += [run("predict", micro_bundles["openvino"], image) for _ in range(2)]
+    assert len(list(kept[0].iterdir())) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    answers += [run("predict", micro_bundles["onnx"], image, "--backend", "ov")]
+    assert len(list((kept[1] / "openvino").iterdir())) == 1
+    assert {(answer.exit_code, answer.stdout, answer.stderr) for answer in answers} == {
+        (0, answers[0].stdout, "")
+    }
+
+
+def test_a_cache_folder_that_cannot_be_is_one_remark_beside_the_prediction(
+    micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "gft_edge", "predict", micro_bundles["openvino"],
+         micro_data / "test" / "apple" / "0.png", "--json", "--cache-dir", tmp_path / "file"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(json.loads(done.stdout)["predictions"]) == 4
+    assert done.stderr == f"compiled models are not kept in {tmp_path / 'file'}: File exists\n"
+
+
+def test_a_cache_folder_for_an_engine_without_one_is_refused(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = micro_bundles["onnx"]
+    result = run("predict", bundle, "x.jpg", "--cache-dir", tmp_path)
+    assert_refused(result, 2, "cache_dir is OpenVINO's: leave it out for onnx")
+    assert_refused(run("predict", bundle, "x.jpg", "--cache-dir", ""), 2, "--cache-dir is empty")
+
+
 def test_json_stays_on_stdout_while_a_terminal_shows_progress(
     micro_bundles: dict[str, Path], micro_data: Path
 ) -> None:

@@ -22,10 +22,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,9 @@ _TYPES = {
 }  # fmt: skip
 
 
+Hint = Literal["latency", "throughput"]
+
+
 @dataclass(frozen=True)
 class BuildRequest:
     """How to compile. `metadata` goes into the artifact where its format has room for it."""
@@ -64,7 +67,8 @@ class OpenRequest:
     """How to load. `kept_outputs` are tensors inside the graph to return after the logits.
 
     `engines` are those built from the graph of `graph_sha256`, where the target has any;
-    `cuda_graph` records their launches once and replays them.
+    `cuda_graph` records their launches once and replays them. `hint` says what OpenVINO is to favour,
+    and `cache_dir` where it keeps compiled models; `files` are the artifact's, each with its sha256.
     """
 
     input_shape: tuple[int, ...]
@@ -75,6 +79,9 @@ class OpenRequest:
     graph_sha256: str = ""
     engines: tuple[Engine, ...] = ()
     cuda_graph: bool = False
+    hint: Hint = "latency"
+    cache_dir: Path | None = None
+    files: tuple[tuple[Path, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,14 @@ class LayerRun:
 InTurn = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """One of several runs: what `run` returns, and the time from its start to its completion."""
+
+    outputs: list[npt.NDArray[Any]]
+    latency_ms: float
+
+
 class Session(Protocol):
     """A loaded artifact, usable from several threads at once."""
 
@@ -129,6 +144,13 @@ class Session(Protocol):
 
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """As `run`, with the time that each part took."""
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """Run each batch, in their order, with as many at once as the engine was opened for.
+
+        A batch is taken when the engine has room for it. An iterator that is closed, dropped or left
+        by an exception leaves nothing running.
+        """
 
     def flags(self) -> tuple[str, ...]:
         """What the engine was told that decides its speed, as NAME=VALUE."""
@@ -193,6 +215,16 @@ def run_on_host(
     started = time.perf_counter()
     outputs = run(images)
     return outputs, Split(0.0, (time.perf_counter() - started) * 1000, 0.0)
+
+
+def run_in_turn(
+    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]], batches: Iterable[npt.NDArray[Any]]
+) -> Iterator[Finished]:
+    """`run_many` of an engine that runs one batch at a time."""
+    for images in batches:
+        started = time.perf_counter()
+        outputs = run(images)
+        yield Finished(outputs, (time.perf_counter() - started) * 1000)
 
 
 def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ Its logits say how close the mean colour of an image is to a colour assigned to 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    Finished,
     InTurn,
     LayerRun,
     OpenRequest,
     Split,
     check_images,
+    run_in_turn,
     run_on_host,
 )
 from gft_edge.bundle import sha256_of
@@ -88,6 +91,10 @@ class FakeSession:
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """See Session."""
         return run_on_host(self.run, images)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; one after another."""
+        return run_in_turn(self.run, batches)
 
     def flags(self) -> tuple[str, ...]:
         """It is told nothing."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    Finished,
     InTurn,
     LayerRun,
     LayerTime,
@@ -23,6 +25,7 @@ from gft_edge.backends import (
     check_signature,
     ordered_outputs,
     precision_of,
+    run_in_turn,
     run_on_host,
     samples_in_turn,
     warmed_up,
@@ -183,6 +186,10 @@ class OrtSession:
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """See Session."""
         return run_on_host(self.run, images)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; one after another."""
+        return run_in_turn(self.run, batches)
 
     def flags(self) -> tuple[str, ...]:
         """See Session; 0 threads are one a core."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    Finished,
     InTurn,
     LayerRun,
     LayerTime,
@@ -27,6 +31,7 @@ from gft_edge.backends import (
     warmed_up,
 )
 from gft_edge.bundle import sha256_of
+from gft_edge.engine_cache import keep_entry, key_of, read_entry, usable
 from gft_edge.errors import BundleError, MissingDependencyError
 from gft_edge.specs import Artifact
 
@@ -38,6 +43,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _HINTS = {"fp16": "f16", "bf16": "bf16"}
 # The engine's names of what a CPU computes in natively.
 _CAPABILITIES = {"fp16": "FP16", "bf16": "BF16"}
+
+# One request may be held up while the others go on: so many batches a request are run ahead of it.
+_AHEAD = 4
 
 # What decides the speed of a compiled model.
 _FLAGS = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
@@ -193,16 +201,15 @@ class OpenVinoSession:
         options: dict[str, Any] = {
             # A graph typed for another engine is computed as it stands, not lowered further.
             "INFERENCE_PRECISION_HINT": request.runtime_precision.replace("typed", "f32"),
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": request.hint.upper(),
             "PERF_COUNT": counted,
         }
         if request.threads is not None:
             options["INFERENCE_NUM_THREADS"] = request.threads
         try:
-            model = core.read_model(path)
-            if request.kept_outputs:
-                model.add_outputs(list(request.kept_outputs))
-            self._compiled = core.compile_model(model, "CPU", options)
+            # A model from the cache computes from the file's mapping, which lives as long as this
+            # session does: an iterator of run_many outlives its close.
+            self._compiled, self._mapping = _compiled(core, path, options, request)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
@@ -215,6 +222,7 @@ class OpenVinoSession:
         self._shape = request.input_shape
         self._outputs = [self._compiled.output(n) for n in ("logits", *request.kept_outputs)]
         self._local = threading.local()
+        self._idle_queues: list[Any] = []
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
@@ -228,6 +236,52 @@ class OpenVinoSession:
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """See Session."""
         return run_on_host(self.run, images)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; OpenVINO says how many at once: one for the hint latency."""
+        import openvino
+
+        # A queue serves one iterator at a time: its requests hold that one's outputs. The session may
+        # be closed before the iterator is.
+        idle_queues = self._idle_queues
+        try:
+            queue = idle_queues.pop()
+        except IndexError:
+            queue = openvino.AsyncInferQueue(self._compiled)
+        running: dict[int, int] = {}  # number of the request -> number of its batch
+        finished: dict[int, Finished] = {}
+        wanted = 0
+
+        # Not in a callback of the queue: its thread may then be the last to hold the model, and ends
+        # the process as it waits for itself.
+        def collect(requests: list[int]) -> None:
+            finished.update({running.pop(r): self._finished(queue[r]) for r in requests})
+
+        try:
+            for number, images in enumerate(batches):
+                check_images(images, self._shape)
+                if number - wanted >= _AHEAD * len(queue):
+                    queue.wait_all()
+                    collect(list(running))
+                idle = queue.get_idle_request_id()
+                if idle in running:
+                    collect([idle])
+                running[idle] = number
+                queue.start_async({0: images})
+                while wanted in finished:
+                    yield finished.pop(wanted)
+                    wanted += 1
+            queue.wait_all()
+            collect(list(running))
+            yield from (finished[number] for number in sorted(finished))
+        finally:
+            queue.wait_all()
+            idle_queues.append(queue)
+
+    def _finished(self, request: Any) -> Finished:
+        # Copies: the request's own memory is written again by the next batch.
+        outputs = [np.array(request.get_tensor(output).data) for output in self._outputs]
+        return Finished(ordered_outputs(outputs), request.latency)
 
     def flags(self) -> tuple[str, ...]:
         """See Session; threads and streams as OpenVINO chose them."""
@@ -252,7 +306,49 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Drop the engine."""
-        del self._compiled, self._outputs, self._local
+        del self._compiled, self._outputs, self._local, self._idle_queues
+
+
+def _compiled(
+    core: Any, path: Path, options: dict[str, Any], request: OpenRequest
+) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+    """The model at `path`, and the memory it computes from when the cache in the request holds it.
+
+    OpenVINO's own CACHE_DIR knows a model by its path, time and size, and ran the one that had been at
+    the path before.
+    """
+    import openvino
+
+    folder = request.cache_dir
+    if folder is None or not usable(folder):
+        return _compile(core, path, options, request), None
+    key = key_of(
+        openvino.__version__,
+        core.get_property("CPU", "FULL_DEVICE_NAME"),
+        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        options,
+        request.kept_outputs,
+        [sha256 for _, sha256 in request.files],
+    )
+    kept = read_entry(folder, key)
+    if kept is not None:
+        with suppress(RuntimeError):
+            tensor = openvino.Tensor(kept, shared_memory=True)
+            return core.import_model(tensor, "CPU", options), kept
+    compiled = _compile(core, path, options, request)
+    # The files may have been replaced since their sha256 were taken.
+    if all(sha256_of(file) == sha256 for file, sha256 in request.files):
+        stream = io.BytesIO()
+        compiled.export_model(stream)
+        keep_entry(folder, key, stream.getbuffer())
+    return compiled, None
+
+
+def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
+    model = core.read_model(path)
+    if request.kept_outputs:
+        model.add_outputs(list(request.kept_outputs))
+    return core.compile_model(model, "CPU", options)
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gft_edge.backends import (
     BuildRequest,
+    Finished,
     InTurn,
     LayerRun,
     LayerTime,
@@ -25,6 +26,7 @@ from gft_edge.backends import (
     check_images,
     check_signature,
     ordered_outputs,
+    run_in_turn,
     samples_in_turn,
     warmed_up,
 )
@@ -203,6 +205,10 @@ class TrtSession:
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
             return self._outputs(), Split(*times)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; one after another."""
+        return run_in_turn(self.run, batches)
 
     def run_at(self, address: int) -> list[npt.NDArray[Any]]:
         """As `run`, for images that already lie on the GPU, in the input's shape and type.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from gft_edge.errors import UsageError
 from gft_edge.nvidia.build import check_recipe
 from gft_edge.specs import EngineRecipe, Flavor, HardwareCompatibility
 
@@ -53,6 +55,33 @@ def threads_option(command: F) -> F:
     return click.option("--threads", type=int, help="Threads of the engine [default: all cores].")(
         command
     )
+
+
+def cache_option(command: F) -> F:
+    """--cache-dir: where OpenVINO keeps compiled models."""
+    return click.option(
+        "--cache-dir",
+        metavar="DIR|none",
+        help="Where OpenVINO keeps compiled models, which load sooner the next time "
+        "[default: gft-edge/openvino in the user's cache folder].",
+    )(command)
+
+
+def cache_folder(given: str | None, target: str) -> Path | None:
+    """What --cache-dir means for an engine; unless given, only OpenVINO has one. Raises UsageError."""
+    if given == "none":
+        return None
+    if given is not None:
+        if not given:
+            raise UsageError("--cache-dir is empty: give a folder, or none to keep nothing")
+        return Path(given)
+    if target != "openvino":
+        return None
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no home folder
+        return None
+    return Path(home, "gft-edge", "openvino")
 
 
 def recipe_options(command: F) -> F:

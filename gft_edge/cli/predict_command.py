@@ -9,8 +9,17 @@ from pathlib import Path
 
 import click
 
+from gft_edge.backends import backend_for
+from gft_edge.bundle import read_bundle
 from gft_edge.classifier import Classifier
-from gft_edge.cli.options import PATH, backend_option, json_option, threads_option
+from gft_edge.cli.options import (
+    PATH,
+    backend_option,
+    cache_folder,
+    cache_option,
+    json_option,
+    threads_option,
+)
 from gft_edge.cli.output import print_json, progress, say, shown
 from gft_edge.errors import ImageError, UsageError
 from gft_edge.image_folder import images_below
@@ -25,6 +34,7 @@ MANY = 20
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
 @backend_option
 @threads_option
+@cache_option
 @json_option
 def command(
     bundle: Path,
@@ -32,13 +42,17 @@ def command(
     top_k: int,
     backend: str | None,
     threads: int | None,
+    cache_dir: str | None,
     as_json: bool,
 ) -> None:
     """Classify images: files, folders (searched through) and globs.
 
     An image that cannot be read is reported and the rest goes on; the exit code is then 1.
     """
-    with Classifier.load(bundle, backend, threads) as classifier:
+    opened = read_bundle(bundle)
+    target = backend_for(backend or opened.manifest.target).TARGET
+    folder = cache_folder(cache_dir, target)
+    with Classifier.load(opened, backend, threads, cache_dir=folder) as classifier:
         images = list(_expanded(paths))
         failed = 0
         with progress() as report:

@@ -1,0 +1,99 @@
+"""Compiled models kept between processes: a file each, found by all that decides it, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# A compiled gft_base is 372 MB: of the oldest beyond these, none is kept.
+ENTRIES = 8
+
+_CHECK_BYTES = 4
+
+_log = logging.getLogger(__name__)
+
+
+def key_of(*parts: object) -> str:
+    """A name for what these JSON-able parts decide."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def usable(folder: Path) -> bool:
+    """Whether `folder` can hold a cache, made with mode 0700 when absent; one remark is logged if not.
+
+    A compiled model is as good as code: a folder that others write to is not read.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform != "win32":
+            status = folder.stat()
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise PermissionError(0, "other users may write to it")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(0, "it cannot be written to")
+    # ValueError: a NUL in the name.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        _log.warning("compiled models are not kept in %s: %s", folder, reason)
+        return False
+    return True
+
+
+def read_entry(folder: Path, key: str) -> npt.NDArray[np.uint8] | None:
+    """What was kept under `key`, mapped into memory; None when there is none or it is damaged."""
+    path = _path(folder, key)
+    try:
+        # Copy on write: OpenVINO takes memory that it may write to, and the file stays as it is.
+        content = np.memmap(path, dtype=np.uint8, mode="c")
+    except (OSError, ValueError):
+        return None
+    model, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+    # OpenVINO takes weights that have changed on the disk, and gives NaN or another class.
+    if check.tobytes() != _check(model.data):
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return model
+
+
+def keep_entry(folder: Path, key: str, model: bytes | memoryview) -> None:
+    """Keep a compiled model, and forget the longest unused ones; one remark is logged on failure."""
+    try:
+        _write(_path(folder, key), model)
+        entries = sorted(folder.glob(_path(folder, "*").name), key=lambda e: e.stat().st_mtime)
+        for old in entries[:-ENTRIES]:
+            old.unlink()
+    except OSError as error:
+        _log.warning("the compiled model is not kept in %s: %s", folder, error.strerror)
+
+
+def _write(path: Path, model: bytes | memoryview) -> None:
+    # Whole or not at all, but not forced to the disk, which took seconds for 372 MB: what a power cut
+    # leaves fails its check. One that was interrupted here is forgotten like any other.
+    handle, partial = tempfile.mkstemp(prefix="gft-edge-", suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(model)
+            file.write(_check(model))
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"gft-edge-{key}.blob"
+
+
+def _check(model: bytes | memoryview) -> bytes:
+    return zlib.crc32(model).to_bytes(_CHECK_BYTES, "little")
