@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOST_ROOMS = {"calibration", "demo", "export", "model", "training"}
+HOST_ROOMS = {"benchmark", "calibration", "demo", "export", "model", "training"}
 SOURCES = sorted(
     path
     for path in (ROOT / "gft_edge").rglob("*.py")
