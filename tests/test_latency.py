@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gft_edge.errors import FailedError, UsageError
@@ -109,3 +110,12 @@ def test_the_median_of_each_engine_is_its_own(micro_bundles: dict[str, Path]) ->
     medians_ms = engine_medians_ms(micro_bundles, duration_s=0.1)
     assert list(medians_ms) == list(micro_bundles)
     assert all(median_ms > 0 for median_ms in medians_ms.values())
+
+
+def test_a_worker_has_its_own_memory_and_not_its_parents(micro_bundles: dict[str, Path]) -> None:
+    # As large as an export: the peak that a child inherits across exec.
+    held = np.ones(600 * 2**20, np.uint8)
+    with Worker("a") as worker:
+        open_bundle(worker, micro_bundles["onnx"])
+        peak = worker.ask("usage")["peak_rss_bytes"]
+    assert 20 * 2**20 < peak < held.nbytes

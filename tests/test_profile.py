@@ -225,6 +225,36 @@ def test_an_interrupted_profile_has_the_samples_so_far(micro_bundles: dict[str, 
     assert not found.stable
 
 
+# Requests in flight.
+
+
+def test_throughput_is_images_a_second_of_requests_in_flight(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "throughput.json"
+    bundle = micro_bundles["openvino"]
+    result = run("profile", bundle, "--hint", "throughput", "--json", file, *QUICK)
+    assert result.exit_code == 0, result.output
+    found = read_profile(file)
+    (report,) = found.reports
+    assert report.boundaries.end_to_end is None
+    engine = report.boundaries.engine
+    assert "PERFORMANCE_HINT=THROUGHPUT" in report.flags
+    assert engine.images_per_s > 0
+    assert len(engine.samples_ms) >= 70
+    # Read back it is not derived from latencies that overlap.
+    assert engine.images_per_s == json.loads(file.read_text())["reports"][0]["boundaries"][
+        "engine"]["images_per_s"]  # fmt: skip
+
+
+def test_throughput_is_refused_where_the_engine_has_no_such_mode(
+    micro_bundles: dict[str, Path],
+) -> None:
+    result = run("profile", micro_bundles["onnx"], "--hint", "throughput", *QUICK)
+    assert result.exit_code == 2
+    assert "hint throughput is OpenVINO's: leave it out for onnx" in result.stderr
+
+
 # Earlier profiles.
 
 

@@ -18,13 +18,13 @@ from gft_edge.benchmark.table import (
     winners,
 )
 from gft_edge.bundle import write_whole
-from gft_edge.profiling.charts import breakdown_chart
 from gft_edge.profiling.latency_charts import (
     ParetoPoint,
     distribution_chart,
     pareto_chart,
     split_chart,
 )
+from gft_edge.profiling.layer_chart import breakdown_chart
 from gft_edge.profiling.page import (
     bullets,
     figure,

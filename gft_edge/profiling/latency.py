@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gft_edge.backends import Hint
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.profiling.worker import SETTLE_S, Boundary
 
@@ -110,6 +111,7 @@ def open_bundle(
     backend: str | None = None,
     threads: int | None = None,
     cuda_graph: bool = False,
+    hint: Hint = "latency",
     images: Sequence[Path] = (),
     golden: Path | None = None,
     on_gpu: bool = False,
@@ -124,6 +126,7 @@ def open_bundle(
         backend=backend,
         threads=threads,
         cuda_graph=cuda_graph,
+        hint=hint,
         images=[str(path) for path in images],
         golden=str(golden or bundle),
         on_gpu=on_gpu,
@@ -137,6 +140,7 @@ class Series:
     worker: Worker
     boundary: Boundary
     turns: list[list[list[float]]] = field(default_factory=list)
+    elapsed_s: list[float] = field(default_factory=list)
     lost: int = 0
 
     def take_turn(self, seconds: float, settle_s: float = SETTLE_S) -> None:
@@ -149,6 +153,7 @@ class Series:
                 "nothing can be timed on it"
             )
         self.turns.append(reply["parts"])
+        self.elapsed_s.append(reply["elapsed_s"])
 
     @property
     def samples_ms(self) -> list[list[float]]:
@@ -162,8 +167,12 @@ class Series:
 
     @property
     def measured_s(self) -> float:
-        """Time in calls so far."""
-        return sum(sum(turn) for turn in self.samples_ms) / 1000
+        """Time in calls so far; of overlapping calls, from the first to the last of each turn."""
+        return sum(self.elapsed_s)
+
+    def forget(self, after: int = 0) -> None:
+        """Drop all turns but the first `after`."""
+        del self.turns[after:], self.elapsed_s[after:]
 
 
 def warm_up(all_series: Sequence[Series], warm_up_ms: float, duration_s: float) -> float:
@@ -184,7 +193,7 @@ def warm_up(all_series: Sequence[Series], warm_up_ms: float, duration_s: float) 
         if all(lengths) and settled:
             break
     for series in all_series:
-        series.turns.clear()
+        series.forget()
         series.lost = 0
     return turn_s
 
@@ -221,7 +230,7 @@ def measure_in_turn(
     except KeyboardInterrupt:
         whole = min(len(series.turns) for series in all_series)
         for series in all_series:
-            del series.turns[whole:]
+            series.forget(after=whole)
         return False
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gft_edge.backends import backend_for
+from gft_edge.backends import Hint, backend_for
 from gft_edge.bundle import Bundle, read_bundle, size_bytes
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.golden import read_golden
@@ -28,10 +28,10 @@ from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
 from gft_edge.profiling.report import (
     END_TO_END,
     ENGINE,
+    ENGINE_THROUGHPUT,
     SCHEMA_VERSION,
     Boundaries,
     Boundary,
-    Hint,
     Inputs,
     Parts,
     Profile,
@@ -118,12 +118,14 @@ def profile(
                 request.backend,
                 request.threads,
                 request.cuda_graph and on_gpu,
+                request.hint,
                 paths,
                 bundles[0].folder,
                 on_gpu,
             )
-            series = (Series(worker, "engine"), Series(worker, "end_to_end"))
-            subjects.append(_Subject(bundle, worker, opened, series, on_gpu))
+            engine = Series(worker, "engine")
+            end_to_end = None if request.hint == "throughput" else Series(worker, "end_to_end")
+            subjects.append(_Subject(bundle, worker, opened, engine, end_to_end, on_gpu))
         on_gpu = any(subject.on_gpu for subject in subjects)
         source = find_power_source(nvidia_gpu=on_gpu)
         idle_w = _idle_power_w(source)
@@ -192,8 +194,14 @@ class _Subject:
     bundle: Bundle
     worker: Worker
     opened: Mapping[str, Any]
-    series: tuple[Series, ...]  # engine, then end to end
+    engine: Series
+    end_to_end: Series | None
     on_gpu: bool
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Those that are measured."""
+        return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
 
 
 def _target(bundle: Bundle, backend: str | None) -> str:
@@ -278,28 +286,7 @@ def _report(
     manifest, opened = subject.bundle.manifest, subject.opened
     backend = backend_for(settings.backend or manifest.target)
     usage = subject.worker.ask("usage")
-    engine, end_to_end = subject.series
-    boundaries = Boundaries(
-        boundary_of(
-            ENGINE,
-            engine.samples_ms,
-            settings.percentiles,
-            settings.batch,
-            1,
-            first.engine.by_turn() if first else None,
-            lost=engine.lost,
-        ),
-        boundary_of(
-            END_TO_END,
-            end_to_end.samples_ms,
-            settings.percentiles,
-            settings.batch,
-            opened["inputs"],
-            first.end_to_end.by_turn() if first and first.end_to_end else None,
-            _parts(end_to_end),
-            end_to_end.lost,
-        ),
-    )
+    boundaries = _boundaries(subject, settings, first)
     device_bytes = opened.get("device_bytes")
     return Report(
         bundle=str(subject.bundle.folder),
@@ -319,6 +306,37 @@ def _report(
         ratio_to_first=boundaries.engine.ratio_to_first,
         energy=energy,
         layers=layers,
+    )
+
+
+def _boundaries(subject: _Subject, settings: Settings, first: Boundaries | None) -> Boundaries:
+    engine, end_to_end = subject.engine, subject.end_to_end
+    in_flight = settings.hint == "throughput"
+    images_per_s = engine.count * settings.batch / engine.measured_s
+    at_engine = boundary_of(
+        ENGINE_THROUGHPUT if in_flight else ENGINE,
+        engine.samples_ms,
+        settings.percentiles,
+        settings.batch,
+        1,
+        first.engine.by_turn() if first else None,
+        lost=engine.lost,
+        images_per_s=images_per_s if in_flight else None,
+    )
+    if end_to_end is None:
+        return Boundaries(at_engine, None)
+    return Boundaries(
+        at_engine,
+        boundary_of(
+            END_TO_END,
+            end_to_end.samples_ms,
+            settings.percentiles,
+            settings.batch,
+            subject.opened["inputs"],
+            first.end_to_end.by_turn() if first and first.end_to_end else None,
+            _parts(end_to_end),
+            end_to_end.lost,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gft_edge.backends import Hint
 from gft_edge.bundle import write_whole
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.profiling import samples as of
@@ -22,7 +23,6 @@ from gft_edge.specs import from_json, to_json
 
 SCHEMA_VERSION = 1
 
-Hint = Literal["latency", "throughput"]
 Role = Literal["bundle", "baseline"]
 
 # Always in a report; `--percentiles` adds others.
@@ -198,11 +198,15 @@ def boundary_of(
 ) -> Boundary:
     """Derive everything from the samples of each turn; `first` are the first bundle's, None for itself.
 
-    `images_per_s` is given where calls overlap, else it follows from the samples.
+    `images_per_s` is given where calls overlap, else it follows from the samples. Of overlapping calls,
+    each of which waits for others, only the turns' medians tell whether the machine is steady.
     """
     samples_ms = tuple(sample for turn in turns for sample in turn)
     mean_ms = statistics.mean(samples_ms)
-    cv_of_one_input = of.variation_of_one_input(samples_ms, inputs)
+    if images_per_s is None:
+        cv_of_one_input = of.variation_of_one_input(samples_ms, inputs)
+    else:
+        cv_of_one_input = of.variation([statistics.median(turn) for turn in turns])
     windows = of.window_medians(turns)
     ratio, interval = (1.0, None) if first is None else of.paired_ratio(turns, first)
     p50_ms, p90_ms, p99_ms = (of.percentile_ms(samples_ms, p) for p in STANDARD)

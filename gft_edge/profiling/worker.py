@@ -12,12 +12,15 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from gft_edge.backends import Session
 from gft_edge.bundle import read_bundle
 from gft_edge.classifier import Classifier, ImageLike, static_batches
 from gft_edge.errors import GftEdgeError
@@ -46,7 +49,9 @@ class Subject:
             request["backend"],
             request["threads"],
             cuda_graph=request["cuda_graph"],
+            hint=request["hint"],
         )
+        self._in_flight = request["hint"] == "throughput"
         self.load_ms = (time.perf_counter() - started) * 1000
         manifest = self._classifier.bundle.manifest
         self._batch = manifest.input.batch
@@ -63,14 +68,17 @@ class Subject:
         self.first_ms = self._engine(0)[0]
         self._counts = {"engine": 0, "end_to_end": 0}
 
-    def turn(
-        self, boundary: Boundary, seconds: float, settle_s: float
-    ) -> tuple[list[list[float]], int]:
-        """See timed_turn; calls are numbered on from turn to turn."""
+    def turn(self, boundary: Boundary, seconds: float, settle_s: float) -> dict[str, Any]:
+        """See timed_turn and requests_turn; calls are numbered on from turn to turn."""
+        if self._in_flight:
+            latencies_ms, elapsed_s = requests_turn(
+                self._classifier.session, self._prepared, seconds, settle_s
+            )
+            return {"parts": [[one] for one in latencies_ms], "lost": 0, "elapsed_s": elapsed_s}
         measure = self._engine if boundary == "engine" else self._end_to_end
         parts, lost = timed_turn(measure, seconds, self._counts[boundary], settle_s)
         self._counts[boundary] += len(parts)
-        return parts, lost
+        return {"parts": parts, "lost": lost, "elapsed_s": sum(map(sum, parts)) / 1000}
 
     def opened(self) -> dict[str, Any]:
         """What is known once it is loaded. `inputs`: after how many calls the images come round again."""
@@ -111,6 +119,29 @@ def timed_turn(
     return parts, lost
 
 
+def requests_turn(
+    session: Session, batch: npt.NDArray[Any], seconds: float, settle_s: float
+) -> tuple[list[float], float]:
+    """Keep requests in flight for `seconds`: the latency of each in ms, and how long all of them took in s.
+
+    Those completed while the engine settles are not counted.
+    """
+    started = time.perf_counter()
+
+    def batches() -> Iterator[npt.NDArray[Any]]:
+        while time.perf_counter() - started < settle_s + seconds:
+            yield batch
+
+    latencies_ms: list[float] = []
+    counted_from = started
+    for finished in session.run_many(batches()):
+        if time.perf_counter() - started < settle_s:
+            counted_from = time.perf_counter()
+        else:
+            latencies_ms.append(finished.latency_ms)
+    return latencies_ms, time.perf_counter() - counted_from
+
+
 def _repeat(
     measure: Measure,
     seconds: float,
@@ -148,8 +179,13 @@ def _free_device_bytes() -> int | None:
 
 def _peak_rss_bytes() -> int:
     """Of this process so far."""
+    # Not ru_maxrss, where there is better: it survives exec, so that a child begins with its parent's.
+    with suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes.
+    # macOS counts bytes, others KiB.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -171,10 +207,9 @@ def main() -> None:
                         reply["device_bytes"] = free - (_free_device_bytes() or free)
                 elif request["do"] == "turn":
                     assert subject is not None
-                    parts, lost = subject.turn(
+                    reply = subject.turn(
                         request["boundary"], request["seconds"], request["settle_s"]
                     )
-                    reply = {"parts": parts, "lost": lost}
                 else:
                     reply = {"peak_rss_bytes": _peak_rss_bytes(), "cpu_s": time.process_time()}
             except (GftEdgeError, OSError) as error:
