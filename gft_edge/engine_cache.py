@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# A compiled gft_base is 372 MB: of the oldest beyond these, none is kept.
-ENTRIES = 8
+# A compiled gft_base is 372 MB, a gft_tiny_edge 23: the longest unused go beyond this.
+MOST_BYTES = 2**30
 
 _CHECK_BYTES = 4
 
@@ -70,9 +70,12 @@ def keep_entry(folder: Path, key: str, model: bytes | memoryview) -> None:
     """Keep a compiled model, and forget the longest unused ones; one remark is logged on failure."""
     try:
         _write(_path(folder, key), model)
-        entries = sorted(folder.glob(_path(folder, "*").name), key=lambda e: e.stat().st_mtime)
-        for old in entries[:-ENTRIES]:
-            old.unlink()
+        entries = [(e.stat(), e) for e in folder.glob(_path(folder, "*").name)]
+        kept_bytes = 0
+        for status, entry in sorted(entries, key=lambda e: e[0].st_mtime, reverse=True):
+            kept_bytes += status.st_size
+            if kept_bytes > MOST_BYTES:
+                entry.unlink()
     except OSError as error:
         _log.warning("the compiled model is not kept in %s: %s", folder, error.strerror)
 

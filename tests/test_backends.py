@@ -266,6 +266,8 @@ def test_the_fake_engine_answers_by_colour_and_always_the_same() -> None:
     assert logits[0].argmax() != logits[1].argmax()
     again = backend_for("fake").open_session(Path("nowhere"), request)
     np.testing.assert_array_equal(again.run(images)[0], logits)
+    (one,) = again.run_many([images])
+    np.testing.assert_array_equal(one.outputs[0], logits)
 
 
 def test_the_fake_engine_keeps_no_patches() -> None:

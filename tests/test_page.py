@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from gft_edge.benchmark.page import benchmark_page
+from gft_edge.benchmark.results import Accuracy, Benchmark, Row, best_rows, measured
 from gft_edge.profiling.conditions import Conditions, GpuState
 from gft_edge.profiling.drawing import (
     PALETTE,
@@ -186,6 +188,35 @@ def disturbed_profile() -> Profile:
         complete=False,
         causes=("other processes used 1.6 cores", "the <clock> fell by 50 %"),
     )
+
+
+def benchmark_profile() -> Profile:
+    """Of the rows that were measured, by digest."""
+    reports = stable_profile().reports[:2]
+    return profile_of(*(dataclasses.replace(r, digest=f"{n}" * 64) for n, r in enumerate(reports)))
+
+
+def benchmark() -> Benchmark:
+    """Two bundles measured, one that missed its bounds, one that this machine cannot run."""
+    reports = benchmark_profile().reports
+    rows = [
+        Row(
+            "openvino", precision, "done", bundle=f"bundles/openvino-{precision}",
+            digest=report.digest, files_mb=21.6 - 10 * n, build_s=90.0,
+            accuracy=Accuracy(0.9 - n / 100, 0.9, n / 100, 0.99, (1.0, 0.98, 0.95), (), ()),
+            measured=measured(report),
+        )
+        for n, (precision, report) in enumerate(zip(("fp32", "int8"), reports, strict=True))
+    ]  # fmt: skip
+    rows.append(Row("onnx", "int8", "failed", "kept patches of stage 3 0.62, at least 0.88"))
+    rows.append(Row("tensorrt", "fp16", "absent", "no NVIDIA driver here <script>"))
+    profile = benchmark_profile()
+    return Benchmark(
+        schema_version=1, version="0.1.0", made_at=profile.made_at, complete=True, run="runs/grocery",
+        network="gft_tiny_edge", weights_sha256="0" * 64, data="grocery", split="test", images=600,
+        split_digest="0" * 64, reference_top1=0.9, machine=profile.machine, stable=True, causes=(),
+        rows=tuple(rows), best=best_rows(rows, 600, profile),
+    )  # fmt: skip
 
 
 def points() -> list[ParetoPoint]:
@@ -518,6 +549,7 @@ def seen(browser: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
         "stable": profile_page({"": stable_profile()}),
         "disturbed": profile_page({"": disturbed_profile()}),
         "several": profile_page({"a.json": stable_profile(), "b.json": disturbed_profile()}),
+        "benchmark": benchmark_page(benchmark(), benchmark_profile()),
         "front": html_page("Front", [charts]),
         "extremes": html_page("Extremes", [section("Extremes", extremes())]),
         "broken": broken_page(),
@@ -591,7 +623,9 @@ def test_a_broken_page_shows_every_fault_that_is_looked_for(
 
 
 @pytest.mark.parametrize("width_px", WIDTHS_PX)
-@pytest.mark.parametrize("name", ["stable", "disturbed", "several", "front", "extremes"])
+@pytest.mark.parametrize(
+    "name", ["stable", "disturbed", "several", "benchmark", "front", "extremes"]
+)
 def test_a_page_lies_right_and_loads_nothing(
     seen: dict[tuple[str, int], Seen], name: str, width_px: int
 ) -> None:
@@ -628,6 +662,21 @@ def test_tables_have_a_row_for_every_bundle_and_boundary(
     several = seen["several", 1280].found["rows"]
     assert several["Milliseconds a call: a.json"] == 3 * 2
     assert several["Milliseconds a call: b.json"] == 2 * 2
+
+
+def test_a_benchmark_shows_what_was_measured_what_failed_the_front_and_where_the_time_goes(
+    seen: dict[tuple[str, int], Seen],
+) -> None:
+    found = seen["benchmark", 1280].found
+    assert found["rows"] == {"Targets and precisions": 2}
+    words = words_of(benchmark_page(benchmark(), benchmark_profile()))
+    assert "kept patches of stage 3 0.62" in words
+    assert "no NVIDIA driver here <script>" in words
+    assert [chart.partition(":")[0] for chart in found["charts"]] == [
+        "Top-1 on test", "Every call, engine", "Every call, end to end", "Mean of a call",
+        "Where the time goes",
+    ]  # fmt: skip
+    assert found["verdict"].startswith("fastest: ")
 
 
 def test_charts_show_latency_turns_parts_and_layers(seen: dict[tuple[str, int], Seen]) -> None:

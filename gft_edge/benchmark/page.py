@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gft_edge.benchmark.results import Benchmark, Row
@@ -39,7 +39,12 @@ from gft_edge.profiling.report import Profile, Report
 
 
 def write_page(benchmark: Benchmark, profile: Profile | None, path: Path) -> None:
-    """Write the page whole; `profile` None leaves out what is drawn from samples."""
+    """Write the page whole."""
+    write_whole(path, benchmark_page(benchmark, profile).encode("utf-8", "backslashreplace"))
+
+
+def benchmark_page(benchmark: Benchmark, profile: Profile | None) -> str:
+    """The page; `profile` None leaves out what is drawn from samples."""
     sections = [_summary(benchmark), _table(benchmark)]
     if points := _points(benchmark):
         chart = pareto_chart(points, f"Top-1 on {benchmark.split}", "p50 end to end, ms an image")
@@ -47,8 +52,7 @@ def write_page(benchmark: Benchmark, profile: Profile | None, path: Path) -> Non
     if profile is not None:
         reports = _by_name(benchmark, profile)
         sections += [_distributions(reports), _parts(reports), *_layers(reports)]
-    page = html_page(f"Benchmark of {heading(benchmark)}", sections)
-    write_whole(path, page.encode("utf-8", "backslashreplace"))
+    return html_page(f"Benchmark of {heading(benchmark)}", sections)
 
 
 def _summary(benchmark: Benchmark) -> str:
@@ -70,10 +74,15 @@ def _table(benchmark: Benchmark) -> str:
     missing = shortfalls(benchmark)
     return section(
         "Everything that runs here",
-        (table((COLUMNS[0], "best", *COLUMNS[1:]), texts, marked=marked) if rows else "")
+        (_cells(texts, marked) if rows else "")
         + paragraph(f"Best is of those that hold their bounds; {LEGEND}.", "note")
         + (bullets(missing) if missing else ""),
     )
+
+
+def _cells(rows: Sequence[Sequence[str]], marked: Sequence[int]) -> str:
+    columns = (COLUMNS[0], "best", *COLUMNS[1:])
+    return table(columns, rows, "Targets and precisions", marked)
 
 
 def _points(benchmark: Benchmark) -> list[ParetoPoint]:

@@ -33,7 +33,8 @@ from gft_edge.specs import to_json
               help="At least; a p99 needs 662.")  # fmt: skip
 @click.option("--percentiles", default="50,90,95,99", show_default=True,
               help="In the profile that is kept; the table has p50 and p99.")  # fmt: skip
-@click.option("--layers", is_flag=True, help="Where the time goes in each, in a run of its own.")
+@click.option("--layers/--no-layers", default=True, show_default=True,
+              help="Where the time goes in each, in a run of its own.")  # fmt: skip
 @click.option("--out", type=PATH, help="Folder to fill, or to go on in [default: RUN-benchmark].")
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a benchmark.")
 @json_option
