@@ -1,25 +1,30 @@
 """Does the profile's engine latency match a loop of the user's own, and benchmark_app on the same file?
 
-    python benchmarks/latency_agreement.py BUNDLE... [--rounds 5] [--seconds 5]
+    python benchmarks/latency_agreement.py BUNDLE... [--rounds 20] [--seconds 1]
 
-Each in a process of its own, in turn: gft-edge profile, a plain loop of the engine's Python API without
-any of this project's code, and for OpenVINO benchmark_app (synchronous, latency hint). Medians over the
-rounds of each one's median latency, as ratios to the plain loop.
+Each in a process of its own, in turn: the worker that gft-edge profile measures with, a plain loop of the
+engine's Python API without any of this project's code, and for OpenVINO benchmark_app (synchronous,
+latency hint). Ratios to the plain loop's median are taken round by round, and their median is printed:
+a machine that drifts by a third within seconds shows nothing in phases that are longer.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import re
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.profiling.latency import Series, Worker, open_bundle
+
+Way = Callable[[], float]
 
 OPENVINO_LOOP = """
 import sys, time, statistics, numpy, openvino
@@ -40,15 +45,13 @@ call = lambda images: session.run(None, {"images": images[0]})
 LOOP = """
 shape = tuple(map(int, sys.argv[4].split(",")))
 images = {0: numpy.random.default_rng(0).integers(0, 256, shape).astype(sys.argv[5])}
-def spin(seconds, samples):
-    until = time.perf_counter() + seconds
+for line in sys.stdin:
+    samples, until = [], time.perf_counter() + seconds
     while time.perf_counter() < until:
         started = time.perf_counter()
         call(images)
         samples.append(time.perf_counter() - started)
-    return samples
-spin(1, [])
-print(statistics.median(spin(seconds, [])) * 1000)
+    print(statistics.median(samples) * 1000, flush=True)
 """
 
 
@@ -56,19 +59,25 @@ def main() -> None:
     """Print a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("bundles", nargs="+", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1)
     given = parser.parse_args()
     print("| bundle | measured by | median ms | to the plain loop |\n|---|---|---|---|")
     for folder in given.bundles:
         bundle = read_bundle(folder)
-        ways = {"plain loop": _loop_ms, "gft-edge profile": _profile_ms}
-        if bundle.manifest.target == "openvino":
-            ways["benchmark_app"] = _benchmark_app_ms
-        medians_ms: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(given.rounds):
-            for name, way in ways.items():
-                medians_ms[name].append(way(bundle, given.seconds))
+        with ExitStack() as stack:
+            ways = {
+                "plain loop": _plain(stack, bundle, given.seconds),
+                "gft-edge profile": _profile(stack, bundle, given.seconds),
+            }
+            if bundle.manifest.target == "openvino":
+                ways["benchmark_app"] = functools.partial(_benchmark_app_ms, bundle, given.seconds)
+            medians_ms: dict[str, list[float]] = {name: [] for name in ways}
+            for number in range(given.rounds + 1):
+                for name, way in ways.items():
+                    median_ms = way()
+                    if number:  # the first warms up
+                        medians_ms[name].append(median_ms)
         for name, values in medians_ms.items():
             ratios = [a / b for a, b in zip(values, medians_ms["plain loop"], strict=True)]
             print(
@@ -78,7 +87,7 @@ def main() -> None:
             )
 
 
-def _loop_ms(bundle: Bundle, seconds: float) -> float:
+def _plain(stack: ExitStack, bundle: Bundle, seconds: float) -> Way:
     manifest = bundle.manifest
     code = (OPENVINO_LOOP if manifest.target == "openvino" else ONNX_LOOP) + LOOP
     shape = manifest.input.shape(manifest.model.preprocessing.image_size_px)
@@ -86,33 +95,47 @@ def _loop_ms(bundle: Bundle, seconds: float) -> float:
         bundle.artifact_path, manifest.runtime_precision.replace("typed", "f32"), seconds,
         ",".join(map(str, shape)), manifest.input.dtype,
     ]  # fmt: skip
-    return float(_run(sys.executable, "-c", code, *map(str, arguments)))
+    child = stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+    def median_ms() -> float:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("turn\n")
+        child.stdin.flush()
+        return float(child.stdout.readline())
+
+    return median_ms
 
 
-def _profile_ms(bundle: Bundle, seconds: float) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "profile.json"
-        _run(
-            sys.executable, "-m", "gft_edge", "profile", str(bundle.folder),
-            "--duration", str(seconds), "--min-samples", "64", "--json", str(file),
-        )  # fmt: skip
-        boundaries = json.loads(file.read_text())["reports"][0]["boundaries"]
-    return float(boundaries["engine"]["p50_ms"])
+def _profile(stack: ExitStack, bundle: Bundle, seconds: float) -> Way:
+    worker = stack.enter_context(Worker(str(bundle.folder)))
+    open_bundle(worker, bundle.folder)
+
+    def median_ms() -> float:
+        series = Series(worker, "engine")
+        series.take_turn(seconds)
+        return statistics.median(series.samples_ms[0])
+
+    return median_ms
 
 
 def _benchmark_app_ms(bundle: Bundle, seconds: float) -> float:
     tool = shutil.which("benchmark_app") or str(Path(sys.executable).parent / "benchmark_app")
-    printed = _run(
+    command = [
         tool, "-m", str(bundle.artifact_path), "-api", "sync", "-hint", "latency",
         "-infer_precision", bundle.manifest.runtime_precision, "-t", str(max(1, round(seconds))),
-    )  # fmt: skip
+    ]  # fmt: skip
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Median:\s+([\d.]+) ms", printed)
     assert found is not None, printed
     return float(found[1])
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
