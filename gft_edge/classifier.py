@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -239,14 +241,19 @@ class Classifier:
         self.close()
 
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
-        if not np.isfinite(logits).all():
+        return [self._likeliest(row, top_k) for row in logits.tolist()]
+
+    def _likeliest(self, logits: list[float], top_k: int) -> list[Prediction]:
+        # Plain Python: behind an inference, whose data fill the caches, each NumPy function takes ten
+        # microseconds or more to come back, and 81 classes half as long this way.
+        largest = max(logits)
+        total = sum([math.exp(logit - largest) for logit in logits])
+        if not math.isfinite(total) or -math.inf in logits:
             raise FailedError("the logits hold NaN or infinity: run gft-edge verify on this bundle")
-        exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        labels = self.labels
         return [
-            [Prediction(self.labels[i], int(i), float(row[i])) for i in order]
-            for row, order in zip(probabilities, best, strict=True)
+            Prediction(labels[i], i, math.exp(logits[i] - largest) / total)
+            for i in heapq.nlargest(top_k, range(len(logits)), key=logits.__getitem__)
         ]
 
 
@@ -291,6 +298,13 @@ def session_outputs(
     advance: Advance | None = None,
 ) -> Outputs:
     """Run uint8 (images,S,S,3) through a session in its static batch."""
+    if len(pixels) <= given.batch:
+        # One batch has no other to be in flight with: the plain call takes a tenth of a millisecond less.
+        ((batch, count),) = static_batches(pixels, given, preprocessing)
+        outputs = session.run(batch)
+        if advance is not None:
+            advance(count)
+        return Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:]))
     results: list[Outputs] = []
     batches = (batch for batch, _ in static_batches(pixels, given, preprocessing))
     starts = range(0, len(pixels), given.batch)
@@ -299,7 +313,7 @@ def session_outputs(
         results.append(Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:])))
         if advance is not None:
             advance(count)
-    return results[0] if len(results) == 1 else concatenate(results)
+    return concatenate(results)
 
 
 def static_batches(
