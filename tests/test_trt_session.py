@@ -38,6 +38,7 @@ from gft_edge.nvidia.engines import host_of, read_engine
 from gft_edge.nvidia.library import Library
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.profiling.layers import layer_profile, part_names
+from gft_edge.profiling.worker import Subject
 from gft_edge.specs import Engine, EngineRecipe, InputSpec
 from gft_edge.verification import verify
 
@@ -1048,19 +1049,52 @@ def test_the_fastest_precision_is_found_among_engines(
     def build_engine(folder: Path, **_: Any) -> None:
         built.append(add_engine(machine, folder))
 
+    def engine_medians_ms(bundles: dict[str, Path]) -> dict[str, float]:
+        """Each is measured in another process, which no stand-in reaches: here it is loaded."""
+        for folder in bundles.values():
+            with Classifier.load(folder) as classifier:
+                assert "STRONGLY_TYPED" in classifier.session.flags()
+        return dict(zip(bundles, (2.0, 1.0), strict=True))
+
     monkeypatch.setattr(auto, "build_engine", build_engine)
+    monkeypatch.setattr(auto, "engine_medians_ms", engine_medians_ms)
     spec, model = load_run(calm_run)
     images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)
     bundle = auto.export_fastest(model, spec, images, ExportRequest("trt"), tmp_path / "auto")
     assert len(built) == 2
     assert [candidate.precision for candidate in bundle.manifest.candidates] == list(trt.PRECISIONS)
-    timed = {c.precision for c in bundle.manifest.candidates if c.median_ms is not None}
-    assert timed == {"fp32", "fp16"}
+    timed = {c.precision: c.median_ms for c in bundle.manifest.candidates if c.median_ms}
+    assert timed == {"fp32": 2.0, "fp16": 1.0}
+    assert bundle.manifest.precision == "fp16"
     assert [engine.path for engine in bundle.manifest.engines] == ["engines/here/model.engine"]
     assert read_engine(bundle.folder, bundle.manifest.engines[0])
 
 
 # Where its time goes.
+
+
+def test_a_profile_takes_the_engines_time_from_its_events(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    subject = Subject(
+        {
+            "bundle": str(bundle),
+            "backend": None,
+            "threads": None,
+            "cuda_graph": True,
+            "hint": "latency",
+            "images": [],
+            "golden": str(bundle),
+        }
+    )
+    assert "cuda_graph=True" in subject.opened()["flags"]
+    engine = subject.turn("engine", 0.001, 0)["parts"]
+    assert all(len(parts) == 1 and parts[0] > 0 for parts in engine)
+    end_to_end = subject.turn("end_to_end", 0.001, 0)["parts"]
+    for decode, _, to_device, compute, to_host, _ in end_to_end:
+        assert min(decode, to_device, compute, to_host) > 0
+    del subject
 
 
 def test_layers_are_timed_by_the_profiler_and_told_by_the_inspector(
