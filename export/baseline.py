@@ -85,7 +85,9 @@ def _request(like: Manifest, model: GFT, images: ImageSet) -> ExportRequest:
     if quantization is not None:
         layers = quantizable_layers(model)
         high = tuple(name for name in quantization.high_precision if name in layers)
-        calibration = CalibrationRequest(images, quantization.method, high, judged=False)
+        calibration = CalibrationRequest(
+            images, quantization.method, high, judged=False, smooth_quant=quantization.smooth_quant
+        )
     return ExportRequest(
         like.target,
         like.precision.removesuffix(HALF_WEIGHTS),

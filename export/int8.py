@@ -61,14 +61,15 @@ LEAST_KNOWN = 0.5
 class CalibrationRequest:
     """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized.
 
-    Without `judged` these and no others stay out, whatever that costs, and nothing is smoothed: for a
-    network whose weights mean nothing (see baseline).
+    Without `judged` these and no others stay out, whatever that costs, and OpenVINO smooths by
+    `smooth_quant`: for a network whose weights mean nothing (see baseline).
     """
 
     images: ImageSet
     method: str = "minmax"
     keep_high_precision: tuple[str, ...] = ()
     judged: bool = True
+    smooth_quant: float | None = None
 
 
 def int8_onnx(
@@ -123,7 +124,7 @@ def int8_openvino(
         inputs = batch_from_pixels(pixels[:images], work.spec.preprocessing, work.given.dtype)
         quantize_openvino(graph, path, inputs, work.given.batch, layers, strength, request.method)
 
-    strength = None
+    strength = request.smooth_quant
     if request.judged:
         with work.stage("smooth-quant"):
             strength = _strength_in_openvino(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gft_edge.backends import Hint, OpenRequest, Session, backend_for
+from gft_edge.backends import Backend, Hint, OpenRequest, Session, backend_for
 from gft_edge.bundle import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.fidelity import Outputs, concatenate
@@ -88,39 +88,21 @@ class Classifier:
         without. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        cores = os.cpu_count() or 1
-        if threads is not None and not 1 <= threads <= cores:
-            raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
-        manifest = opened.manifest
-        engine = backend_for(backend or manifest.target)
+        engine, request = bundle_request(opened, backend, threads)
         if cuda_graph and engine.TARGET != "tensorrt":
             raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
-        if threads is not None and engine.TARGET == "tensorrt":
-            raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
         if hint not in get_args(Hint):
             raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
         if hint == "throughput" and engine.TARGET != "openvino":
             raise UsageError(f"hint throughput is OpenVINO's: leave it out for {engine.TARGET}")
         if cache_dir is not None and engine.TARGET != "openvino":
             raise UsageError(f"cache_dir is OpenVINO's: leave it out for {engine.TARGET}")
-        request = open_request(
-            manifest.model,
-            manifest.input,
-            manifest.runtime_precision,
-            manifest.kept_outputs if kept else (),
-            threads,
-        )
         request = dataclasses.replace(
             request,
-            graph_sha256=manifest.artifact.sha256,
-            engines=manifest.engines,
+            kept_outputs=opened.manifest.kept_outputs if kept else (),
             cuda_graph=cuda_graph,
             hint=hint,
             cache_dir=None if cache_dir is None else Path(cache_dir),
-            files=tuple(
-                (opened.folder / name, manifest.files[name])
-                for name in (manifest.artifact.path, *manifest.artifact.companions)
-            ),
         )
         return cls(opened, engine.open_session(opened.artifact_path, request))
 
@@ -271,6 +253,31 @@ def decoded_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, bytes):
         return rgb_from_bytes(image)
     return open_rgb(image)
+
+
+def bundle_request(
+    bundle: Bundle, backend: str | None, threads: int | None
+) -> tuple[Backend, OpenRequest]:
+    """The engine that runs a bundle, and what it needs to open it for its logits. Raises UsageError."""
+    manifest = bundle.manifest
+    engine = backend_for(backend or manifest.target)
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
+    if threads is not None and engine.TARGET == "tensorrt":
+        raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
+    request = open_request(
+        manifest.model, manifest.input, manifest.runtime_precision, threads=threads
+    )
+    return engine, dataclasses.replace(
+        request,
+        graph_sha256=manifest.artifact.sha256,
+        engines=manifest.engines,
+        files=tuple(
+            (bundle.folder / name, manifest.files[name])
+            for name in (manifest.artifact.path, *manifest.artifact.companions)
+        ),
+    )
 
 
 def open_request(

@@ -68,16 +68,21 @@ def read_entry(folder: Path, key: str) -> npt.NDArray[np.uint8] | None:
 
 def keep_entry(folder: Path, key: str, model: bytes | memoryview) -> None:
     """Keep a compiled model, and forget the longest unused ones; one remark is logged on failure."""
+    if len(model) > MOST_BYTES:
+        return
     try:
         _write(_path(folder, key), model)
+    except OSError as error:
+        _log.warning("the compiled model is not kept in %s: %s", folder, error.strerror)
+        return
+    # Another process may forget the same ones.
+    with suppress(OSError):
         entries = [(e.stat(), e) for e in folder.glob(_path(folder, "*").name)]
         kept_bytes = 0
         for status, entry in sorted(entries, key=lambda e: e[0].st_mtime, reverse=True):
             kept_bytes += status.st_size
             if kept_bytes > MOST_BYTES:
                 entry.unlink()
-    except OSError as error:
-        _log.warning("the compiled model is not kept in %s: %s", folder, error.strerror)
 
 
 def _write(path: Path, model: bytes | memoryview) -> None:

@@ -92,7 +92,7 @@ def test_an_interrupt_in_the_middle_of_a_turn_leaves_the_worker_usable(
 
 
 def test_what_a_worker_refuses_its_parent_raises(tmp_path: Path) -> None:
-    with Worker("a") as worker, pytest.raises(UsageError, match=r"a: .*no such bundle|manifest"):
+    with Worker("a") as worker, pytest.raises(UsageError, match=r"^a: .*absent"):
         open_bundle(worker, tmp_path / "absent")
 
 
@@ -100,6 +100,7 @@ def test_a_worker_that_dies_says_how(micro_bundles: dict[str, Path]) -> None:
     with Worker("bundles/a") as worker:
         open_bundle(worker, micro_bundles["onnx"])
         os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.wait()
         with pytest.raises(
             FailedError, match=r"bundles/a: the process .* ended with signal SIGKILL"
         ):
@@ -119,3 +120,26 @@ def test_a_worker_has_its_own_memory_and_not_its_parents(micro_bundles: dict[str
         open_bundle(worker, micro_bundles["onnx"])
         peak = worker.ask("usage")["peak_rss_bytes"]
     assert 20 * 2**20 < peak < held.nbytes
+
+
+def test_a_worker_that_died_unseen_is_named_and_not_taken_for_a_closed_pipe(
+    micro_bundles: dict[str, Path],
+) -> None:
+    def measured() -> None:
+        with Worker("bundles/a") as worker:
+            open_bundle(worker, micro_bundles["onnx"])
+            worker._process.kill()
+            worker._process.wait()
+            worker.ask("usage")
+
+    with pytest.raises(FailedError, match=r"bundles/a: the process .* SIGKILL"):
+        measured()
+
+
+def test_a_worker_imports_nothing_from_the_working_folder(
+    micro_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    with Worker("a") as worker:
+        assert open_bundle(worker, micro_bundles["onnx"])["flags"]

@@ -19,6 +19,7 @@ import pytest
 
 from gft_edge.benchmark.page import benchmark_page
 from gft_edge.benchmark.results import Accuracy, Benchmark, Row, best_rows, measured
+from gft_edge.classifier import Timing
 from gft_edge.profiling.conditions import Conditions, GpuState
 from gft_edge.profiling.drawing import (
     PALETTE,
@@ -48,12 +49,11 @@ from gft_edge.profiling.report import (
     ENGINE,
     Boundaries,
     Inputs,
-    Parts,
     Profile,
     Report,
     Settings,
-    all_stable,
     boundary_of,
+    is_stable,
 )
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -73,14 +73,13 @@ def turns_of(
 
 def boundaries_of(engine: Turns, first: Turns | None = None) -> Boundaries:
     """End to end takes 3 ms longer."""
-    whole, first_whole = (
-        turns and [[ms + 3 for ms in turn] for turn in turns] for turns in (engine, first)
-    )
-    assert whole
+    others = None if first is None else boundaries_of(first)
+    whole = [[ms + 3 for ms in turn] for turn in engine]
+    first_whole = None if others is None else others.end_to_end
     end_to_end = boundary_of(END_TO_END, whole, PERCENTILES, 1, 1, first_whole)
-    split = Parts(1.8, 0.9, 0, end_to_end.mean_ms - 3, 0, 0.3)
+    split = Timing(1.8, 0.9, 0, end_to_end.mean_ms - 3, 0, 0.3)
     return Boundaries(
-        boundary_of(ENGINE, engine, PERCENTILES, 1, 1, first),
+        boundary_of(ENGINE, engine, PERCENTILES, 1, 1, None if others is None else others.engine),
         dataclasses.replace(end_to_end, split_ms=split),
     )
 
@@ -131,8 +130,9 @@ def profile_of(*reports: Report, **changes: Any) -> Profile:
         version="0.1.0",
         made_at="2026-11-21T06:45:22+00:00",
         complete=True,
-        stable=all_stable(reports),
+        stable=is_stable(reports, 0.0, 8),
         causes=(),
+        other_cores=0.0,
         machine=Machine(
             "Some CPU", 8, ("avx2",), 2**34, ("Some GPU",), "580.1", None, None, "Linux", "3.11"
         ),
@@ -350,7 +350,7 @@ def test_every_chart_has_a_title_and_the_numbers_for_a_reader() -> None:
     for drawing, said in (
         (distribution_chart({n: [s for t in own for s in t] for n, own in turns.items()}), "p99"),
         (timeline_chart(turns), "dense: 12 turns"),
-        (split_chart({"dense": Parts(1, 2, 0, 7.5, 0, 0.25)}), "compute 7.500 ms"),
+        (split_chart({"dense": Timing(1, 2, 0, 7.5, 0, 0.25)}), "compute 7.500 ms"),
         (pareto_chart(points()), "on the front"),
     ):
         root = parsed(drawing)
@@ -587,10 +587,10 @@ def extremes() -> str:
         drawn.append(timeline_chart(turns))
         drawn.append(distribution_chart({n: [s for t in o for s in t] for n, o in turns.items()}))
         still = distribution_chart({"still": [middle_ms] * 700})
-        drawn += [still, split_chart({"tiny": Parts(*[middle_ms / 6] * 6)})]
+        drawn += [still, split_chart({"tiny": Timing(*[middle_ms / 6] * 6)})]
     dozen = {f"bundle {n} of a dozen": turns_of(10.0 + n, scatter=0.2) for n in range(12)}
     drawn.append(timeline_chart(dozen))
-    drawn.append(split_chart({name: Parts(0.1, n, 0, 9, 0.01, 2) for n, name in enumerate(dozen)}))
+    drawn.append(split_chart({name: Timing(0.1, n, 0, 9, 0.01, 2) for n, name in enumerate(dozen)}))
     for most_ms in (1000.0, 0.02):
         times = [0.02 + n / 12 * (most_ms - 0.02) for n in range(12)]
         drawn.append(

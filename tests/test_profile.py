@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +33,9 @@ from gft_edge.profiling.report import (
     read_profile,
     write_profile,
 )
-from gft_edge.profiling.samples import percentile_ms
+from gft_edge.profiling.samples import percentile_ms, samples_needed
 from gft_edge.profiling.schema import profile_schema
+from gft_edge.profiling.verdict import verdicts
 from gft_edge.specs import to_json
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "profile.schema.json"
@@ -176,7 +183,8 @@ def test_what_is_printed_names_boundaries_and_verdict(measured: tuple[Result, Pa
     printed = measured[0].stdout
     for words in ("engine", "end to end", "withheld", "time / first", "not available: "):
         assert words in printed
-    assert ("UNSTABLE: do not decide on these numbers" in printed) or ("stable" in printed)
+    stable = json.loads(measured[1].read_text())["stable"]
+    assert ("UNSTABLE: do not decide on these numbers" in printed) != stable
     assert printed.rstrip().endswith(f"written: {measured[1]}")
 
 
@@ -207,6 +215,23 @@ def test_a_clock_that_went_backwards_is_no_stable_measurement() -> None:
     calm = [[1.0] * 20] * 9
     assert boundary_of(ENGINE, calm, [], 1, 1).stable
     assert not boundary_of(ENGINE, calm, [], 1, 1, lost=1).stable
+
+
+def test_a_steady_load_of_others_is_no_stable_measurement(
+    measured: tuple[Result, Path], altered: Callable[..., Path]
+) -> None:
+    """It slows every call alike, and no scatter shows it."""
+
+    def steady(content: dict[str, Any], other_cores: float | None) -> None:
+        content.update(other_cores=other_cores)
+        content["machine"].update(cores=4)
+        for report in content["reports"]:
+            for boundary in report["boundaries"].values():
+                boundary.update(samples_ms=[1.0] * len(boundary["samples_ms"]), lost=0)
+
+    assert read_profile(altered(lambda content: steady(content, 0.1))).stable
+    assert read_profile(altered(lambda content: steady(content, None))).stable
+    assert not read_profile(altered(lambda content: steady(content, 1.0))).stable
 
 
 def test_two_turns_are_too_few_to_be_called_stable() -> None:
@@ -255,6 +280,60 @@ def test_throughput_is_refused_where_the_engine_has_no_such_mode(
     assert "hint throughput is OpenVINO's: leave it out for onnx" in result.stderr
 
 
+SLOW_PROFILE = """
+import signal, sys
+from pathlib import Path
+from gft_edge.profiling.profile import ProfileRequest, profile
+
+# A shell starts what runs in its background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+step = sys.argv[2]
+
+def progress(text, done, total):
+    if text == step and done < total:
+        print("under way", flush=True)
+
+duration_s = 600 if step == "measure" else 0.1
+found = profile(
+    ProfileRequest((Path(sys.argv[1]),), duration_s=duration_s, warmup_ms=1, min_samples=1, layers=True),
+    progress,
+)
+print(found.complete, len(found.reports[0].boundaries.engine.samples_ms) > 0, found.reports[0].layers)
+"""
+
+
+@pytest.mark.parametrize("step", ["measure", "layers"])
+def test_a_real_interrupt_gives_what_was_measured(
+    step: str, micro_bundles: dict[str, Path]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_PROFILE, str(micro_bundles["openvino"]), step],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        # To the whole group, as a terminal sends it: the worker is not to die of it.
+        os.killpg(process.pid, signal.SIGINT)
+        out = process.stdout.read()
+    assert process.returncode == 0
+    assert out.splitlines()[-1] == "False True None"
+
+
+def test_selection_is_judged_against_a_dense_network_of_the_same_precision(
+    measured: tuple[Result, Path], altered: Callable[..., Path]
+) -> None:
+    def against(content: dict[str, Any], precision: str) -> None:
+        content["reports"][1].update(role="baseline", target="onnx", precision=precision)
+
+    alike = read_profile(altered(lambda content: against(content, "fp32")))
+    assert any(": selection against " in line for line in verdicts(alike))
+    other = read_profile(altered(lambda content: against(content, "int8")))
+    assert any("their ratio says nothing of selection" in line for line in verdicts(other))
+    assert not any("pays" in line for line in verdicts(other))
+
+
 # Earlier profiles.
 
 
@@ -286,6 +365,7 @@ def test_a_number_that_was_improved_by_hand_is_derived_again(
         (lambda b: b["samples_ms"].__setitem__(0, -1.0), "hold what is no time"),
         (lambda b: b["samples_ms"].__setitem__(0, math.nan), "hold what is no time"),
         (lambda b: b.update(inputs=0), "hold what is no time"),
+        (lambda b: b["turns_s"].__setitem__(0, 0.0), "turns_s are no times"),
         (lambda b: b.pop("cv"), "lacks the field 'cv'"),
     ],
 )
@@ -308,6 +388,15 @@ def test_what_is_no_profile_is_refused(content: str, words: str, tmp_path: Path)
     assert result.exit_code == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("percentile", [0, 100, math.nan])
+def test_a_profile_of_an_impossible_percentile_is_refused(
+    percentile: float, altered: Callable[..., Path]
+) -> None:
+    path = altered(lambda content: content["settings"].update(percentiles=[percentile]))
+    with pytest.raises(UsageError, match=r"give numbers over 0 and up to 99\.99"):
+        read_profile(path)
 
 
 def test_earlier_profiles_are_compared(
@@ -375,6 +464,9 @@ def test_profiles_of_different_machines_are_compared(
         (("--batch", "4"), "takes 1 images a call and --batch is 4"),
         (("--threads", "4096"), "threads is 4096: give 1 to"),
         (("--backend", "tpu"), "there is no target 'tpu'"),
+        (("--backend", "fake"), "the fake backend computes nothing that could be timed"),
+        (("--layers", "--hint", "throughput"), "layers are timed one inference at a time"),
+        (("--load", "--layers"), "--load measures nothing: leave --layers out"),
         (("--images", "nowhere"), "nowhere: no such folder of images"),
         (("--baseline", "resnet50"), "--baseline resnet50 is neither a bundle nor a plain ViT"),
         (("--json", "nowhere/a.json"), "nowhere/a.json cannot be written"),
@@ -414,20 +506,27 @@ def test_a_bundle_whose_engine_cannot_run_here_is_named(
     shutil.copytree(micro_bundles["onnx"], tmp_path / "bundle")
     result = run("profile", tmp_path / "bundle", "--backend", "tensorrt", *QUICK)
     assert result.exit_code == 2
-    assert "Error: " in result.stderr
+    assert f"Error: {tmp_path / 'bundle'}: " in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_images_are_spread_over_the_folder(
     micro_bundles: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    source = next(photos.rglob("*.*"))
-    for number in range(100):
+    # The first half of the folder is one photograph, the second another.
+    first, second = sorted(path for path in photos.rglob("*.*"))[:2]
+    for number in range(MOST_IMAGES + 8):
+        source = first if number < MOST_IMAGES // 2 + 4 else second
         shutil.copy(source, tmp_path / f"{number:03}{source.suffix}")
     request = ProfileRequest(
         (micro_bundles["onnx"],), images=tmp_path, duration_s=0.01, warmup_ms=1, min_samples=1
     )
-    assert profile(request).inputs.count == MOST_IMAGES
+    found = profile(request).inputs
+    assert found.count == MOST_IMAGES
+    halves = hashlib.sha256()
+    for source in (first, second):
+        halves.update(source.read_bytes() * (MOST_IMAGES // 2))
+    assert found.digest == halves.hexdigest()
 
 
 def test_bundles_are_a_request(tmp_path: Path) -> None:
@@ -467,6 +566,24 @@ def test_a_page_and_a_picture_are_written(
     assert {str(bundle) for bundle in bundles} <= shown
     assert "Where the time goes" in page.read_text()
     assert run("profile", "--load", measured[1], "--html", page).exit_code == 0
+
+
+def test_json_on_stdout_leaves_out_no_file(measured: tuple[Result, Path], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run("profile", "--load", measured[1], "--json", "-", "--html", page)
+    assert json.loads(result.stdout)["schema_version"] == 1
+    assert page.is_file()
+
+
+def test_a_percentile_asks_for_its_samples_unless_told_otherwise(
+    micro_bundles: dict[str, Path],
+) -> None:
+    request = ProfileRequest((micro_bundles["onnx"],), duration_s=0.01, warmup_ms=1)
+    median = profile(dataclasses.replace(request, percentiles=(50.0,)))
+    assert median.settings.min_samples == 662
+    found = profile(dataclasses.replace(request, percentiles=(99.5,)))
+    assert found.settings.min_samples == samples_needed(99.5) > 662
+    assert found.reports[0].boundaries.engine.percentiles_ms["p99.5_ms"] is not None
 
 
 def test_a_picture_of_no_layers_is_refused(

@@ -47,8 +47,16 @@ def test_photographs_of_different_sizes_are_no_unrest() -> None:
     assert variation(samples_ms) > 0.5
     assert variation_of_one_input(samples_ms, inputs=3) == pytest.approx(0, abs=1e-12)
     assert variation_of_one_input(samples_ms, inputs=1) > 0.5
-    # More inputs than samples: each is its own median.
-    assert variation_of_one_input([3.0, 5.0], inputs=32) == 0
+
+
+def test_few_samples_of_each_photograph_do_not_hide_unrest() -> None:
+    generator = random.Random(0)
+    noisy = [generator.gauss(10, 1) for _ in range(64)]
+    # Two of each: the median of two lies between them.
+    assert variation_of_one_input(noisy, inputs=32) == variation(noisy) > 0.05
+    assert variation_of_one_input(noisy[:32], inputs=32) > 0.05
+    many = [generator.gauss(10, 1) for _ in range(160)]
+    assert variation_of_one_input(many, inputs=32) == pytest.approx(variation(many), rel=0.25)
 
 
 def test_a_drift_that_meets_both_cancels_in_the_paired_ratio() -> None:

@@ -69,6 +69,8 @@ class OpenRequest:
     `engines` are those built from the graph of `graph_sha256`, where the target has any;
     `cuda_graph` records their launches once and replays them. `hint` says what OpenVINO is to favour,
     and `cache_dir` where it keeps compiled models; `files` are the artifact's, each with its sha256.
+    Without `spin` ONNX Runtime's threads sleep as soon as a run is over, as runs in turn with another
+    session need it.
     """
 
     input_shape: tuple[int, ...]
@@ -80,6 +82,7 @@ class OpenRequest:
     engines: tuple[Engine, ...] = ()
     cuda_graph: bool = False
     hint: Hint = "latency"
+    spin: bool = True
     cache_dir: Path | None = None
     files: tuple[tuple[Path, str], ...] = ()
 

@@ -156,6 +156,8 @@ class OrtSession:
             raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if not request.spin:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if request.threads is not None:
             options.intra_op_num_threads = request.threads
         if profile is not None:

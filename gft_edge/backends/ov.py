@@ -148,13 +148,14 @@ def layer_times(
 ) -> LayerRun:
     """By its performance counters. Raises as `open_session`.
 
-    They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers,
-    as a selection, comes out up to a microsecond a layer too low.
+    They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers, as
+    a selection, comes out some microseconds a layer too low.
     """
     if missing():
         raise MissingDependencyError("OpenVINO", "openvino")
     session = OpenVinoSession(path, request, counted=True)
-    cold_runs = warmed_up(lambda: session.run(images))
+    # Few, as the counters' rounding grows with their number.
+    cold_runs = warmed_up(lambda: session.run(images), warm_up_ms=0)
     cold_us = {told["name"]: _mean_us(told) for told in session.runtime_graph()}
     samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
     layers = []
@@ -339,8 +340,10 @@ def _compiled(
     # The files may have been replaced since their sha256 were taken.
     if all(sha256_of(file) == sha256 for file, sha256 in request.files):
         stream = io.BytesIO()
-        compiled.export_model(stream)
-        keep_entry(folder, key, stream.getbuffer())
+        # A model that cannot be exported is compiled every time.
+        with suppress(RuntimeError):
+            compiled.export_model(stream)
+            keep_entry(folder, key, stream.getbuffer())
     return compiled, None
 
 

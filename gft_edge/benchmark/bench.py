@@ -51,7 +51,7 @@ from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.profiling.profile import ProfileRequest, check_request, profile
+from gft_edge.profiling.profile import ProfileRequest, check_measuring, profile
 from gft_edge.profiling.report import Profile
 from gft_edge.specs import ImageSet, ModelSpec, Progress, Say, to_json
 from gft_edge.verification import Reference, verify
@@ -77,7 +77,7 @@ class BenchmarkRequest:
     force: bool = False
     duration_s: float = 10.0
     warmup_ms: float = 200.0
-    min_samples: int = 662
+    min_samples: int | None = None
     percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
     layers: bool = False
 
@@ -120,7 +120,7 @@ def benchmark(
         raise UsageError(f"{request.run} is a bundle: give the run that it was exported from")
     if request.images < 1:
         raise UsageError(f"--images is {request.images}: give 1 or more")
-    check_request(_profile_request(request, [request.out]))
+    check_measuring(_profile_request(request, [request.out]))
     spec, model = load_run(request.run)
     everything = evaluation_split(request.data, request.split, spec.labels, None)
     calibrated_on, uncalibrated = _calibration(request, spec, say)
@@ -181,11 +181,12 @@ def _row(work: _Work, cell: Cell, number: int, count: int) -> Row:
         if kept.digest is None:
             return dataclasses.replace(row, status="failed", reason=kept.missed)
         kept = _judged(work, cell, kept, place)
-    except (GftEdgeError, MemoryError) as error:
+    # Engines raise their own classes, which share only Exception.
+    except Exception as error:
         # A disk that is full or read-only fails every other bundle as well.
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
             raise
-        reason = str(error) or "out of memory"
+        reason = " ".join(str(error).split()) or type(error).__name__
         work.say(f"{place}: failed: {reason}")
         return dataclasses.replace(row, status="failed", reason=reason)
     bundle = work.folder(cell)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gft_edge.cli.options import PATH, json_option, split_option
+from gft_edge.cli.options import PATH, json_option, percentiles, split_option
 from gft_edge.cli.output import next_line, print_json, print_table, progress, say, shown
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import to_json
@@ -29,8 +29,8 @@ from gft_edge.specs import to_json
               help="Seconds of each bundle at each boundary, at least.")  # fmt: skip
 @click.option("--warmup-ms", type=float, default=200.0, show_default=True,
               help="At least, and until the median settles.")  # fmt: skip
-@click.option("--min-samples", type=int, default=662, show_default=True,
-              help="At least; a p99 needs 662.")  # fmt: skip
+@click.option("--min-samples", type=int,
+              help="At least [default: what the percentiles need, 662 for a p99].")  # fmt: skip
 @click.option("--percentiles", default="50,90,95,99", show_default=True,
               help="In the profile that is kept; the table has p50 and p99.")  # fmt: skip
 @click.option("--layers/--no-layers", default=True, show_default=True,
@@ -65,7 +65,7 @@ def command(run: Path, data: Path, out: Path | None, as_json: bool, **options: A
         duration_s=options["duration"],
         warmup_ms=options["warmup_ms"],
         min_samples=options["min_samples"],
-        percentiles=_percentiles(options["percentiles"]),
+        percentiles=percentiles(options["percentiles"]),
         layers=options["layers"],
     )
     try:
@@ -92,13 +92,6 @@ def _names(flag: str, text: str | None) -> tuple[str, ...] | None:
     if not names:
         raise UsageError(f"{flag} is empty: give names separated by commas, or leave it out")
     return names
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(sorted({float(word) for word in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"--percentiles {text} is no list of numbers: write 50,90,99") from None
 
 
 def _print(result: Any, files: list[Path]) -> None:

@@ -120,3 +120,11 @@ def engine_recipe(options: dict[str, Any], base: EngineRecipe | None = None) -> 
     recipe = dataclasses.replace(base or EngineRecipe(), **changes)
     check_recipe(recipe, options["timing_cache"])
     return recipe if changes else None
+
+
+def percentiles(text: str) -> tuple[float, ...]:
+    """The numbers of --percentiles, ascending. Raises UsageError."""
+    try:
+        return tuple(sorted({float(word) for word in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--percentiles {text} is no list of numbers: write 50,90,99") from None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gft_edge.bundle import is_bundle, read_bundle, write_whole
-from gft_edge.cli.options import PATH, backend_option, threads_option
+from gft_edge.cli.options import PATH, backend_option, percentiles, threads_option
 from gft_edge.cli.output import next_line, print_json, progress, say, shown
 from gft_edge.cli.profile_tables import print_across, print_profile
 from gft_edge.errors import MissingDependencyError, UsageError
@@ -20,6 +20,10 @@ from gft_edge.profiling.profile_page import profile_page
 from gft_edge.profiling.report import Profile, check_comparable, read_profile, write_profile
 from gft_edge.specs import Progress, to_json
 
+# Options that mean nothing for earlier reports.
+MEASURING = ("images", "baseline", "baseline_out", "batch", "threads", "backend", "layers",
+             "cuda_graph", "min_samples")  # fmt: skip
+
 
 @click.command("profile")
 @click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
@@ -28,8 +32,8 @@ from gft_edge.specs import Progress, to_json
               help="Seconds of each bundle at each boundary, at least.")  # fmt: skip
 @click.option("--warmup-ms", type=float, default=200.0, show_default=True,
               help="At least, and until the median settles.")  # fmt: skip
-@click.option("--min-samples", type=int, default=662, show_default=True,
-              help="At least; a p99 needs 662, a p90 64.")  # fmt: skip
+@click.option("--min-samples", type=int,
+              help="At least [default: what the percentiles need, 662 for a p99].")  # fmt: skip
 @click.option("--percentiles", default="50,90,95,99", show_default=True)
 @click.option("--baseline", metavar="BUNDLE|TIMM_MODEL",
               help="Dense network to measure beside them; a timm model is exported alike.")  # fmt: skip
@@ -86,7 +90,7 @@ def _request(
         duration_s=options["duration"],
         warmup_ms=options["warmup_ms"],
         min_samples=options["min_samples"],
-        percentiles=_percentiles(options["percentiles"]),
+        percentiles=percentiles(options["percentiles"]),
         hint=options["hint"],
         threads=options["threads"],
         batch=options["batch"],
@@ -94,13 +98,6 @@ def _request(
         cuda_graph=options["cuda_graph"],
         layers=options["layers"],
     )
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(sorted({float(word) for word in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"--percentiles {text} is no list of numbers: write 50,90,99") from None
 
 
 def _baseline(like: Path, options: dict[str, Any], report: Progress, stack: ExitStack) -> Path:
@@ -130,32 +127,42 @@ def _check_files(*files: Path | None) -> None:
 
 
 def _load(files: tuple[Path, ...], options: dict[str, Any]) -> None:
+    for name in MEASURING:
+        if options[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--load measures nothing: leave {flag} out, or --load")
     profiles = {str(file): read_profile(file) for file in files}
     check_comparable(profiles)
     _deliver(profiles, options)
 
 
 def _deliver(profiles: dict[str, Profile], options: dict[str, Any]) -> None:
-    """Write what was asked for and print the tables; profiles are keyed by the file they came from."""
-    (name, first), *others = profiles.items()
-    if options["json_file"] is not None:
+    """Print the tables and write what was asked for; profiles are keyed by the file they came from.
+
+    Printed first: a disk that is full by now loses no measurement.
+    """
+    (first, *others), to_stdout = profiles.values(), str(options["json_file"]) == "-"
+    if others and options["json_file"] is not None:
+        raise UsageError("--json writes one profile: leave it out with --load")
+    if to_stdout:
+        print_json(to_json(first))
+    else:
+        for name, result in profiles.items():
+            print_profile(result, name)
         if others:
-            raise UsageError("--json writes one profile: leave it out with --load")
-        if str(options["json_file"]) == "-":
-            print_json(to_json(first))
-            return
+            print_across(profiles)
+    written = []
+    if options["json_file"] is not None and not to_stdout:
         write_profile(first, options["json_file"])
+        written.append(options["json_file"])
     if options["html_file"] is not None:
         write_whole(options["html_file"], profile_page(profiles).encode())
+        written.append(options["html_file"])
     if options["picture"] is not None:
         write_whole(options["picture"], _picture(profiles).encode())
-    for name, result in profiles.items():
-        print_profile(result, name)
-    if others:
-        print_across(profiles)
-    for file in (options["json_file"], options["html_file"], options["picture"]):
-        if file is not None:
-            click.echo(f"written: {shown(str(file))}")
+        written.append(options["picture"])
+    for file in written:
+        click.echo(f"written: {shown(str(file))}", err=to_stdout)
     if options["json_file"] is None and not others:
         next_line("the same with --json FILE keeps the samples for --load, --html FILE draws them")
 

@@ -18,10 +18,12 @@ from typing import Any
 
 from gft_edge.backends import Hint
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
-from gft_edge.profiling.worker import SETTLE_S, Boundary
+from gft_edge.profiling.worker import SETTLE_S, At
 
 # Long enough to hold many inferences of a small network, short against what the clocks do.
 TURN_S = 0.25
+# With requests in flight: a turn begins and ends with fewer of them.
+IN_FLIGHT_TURN_S = 1.0
 # In a turn of a slow one.
 LEAST_IN_TURN = 5
 # Three windows of three: also where the duration is short.
@@ -33,6 +35,16 @@ WARM_SPREAD = 0.05
 MOST_WARM_UP_S = 2.0
 
 
+# -m and -c put the working folder first on the path, and a user's numpy.py would be imported from it.
+START = """
+import sys
+sys.path[0:1] = []
+sys.path.append(sys.argv[1])
+from gft_edge.profiling.worker import main
+main()
+"""
+
+
 class Worker:
     """The process that holds a bundle. Use it as a context manager."""
 
@@ -41,7 +53,7 @@ class Worker:
         self._asked = 0
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gft_edge.profiling.worker"],
+            [sys.executable, "-c", START, str(Path(__file__).parent.parent.parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -92,7 +104,9 @@ class Worker:
         assert self._process.stdout is not None
         if kind is not None:
             self._process.kill()
-        self._process.stdin.close()
+        # What could not be written to a worker that died is written again by close.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
@@ -138,7 +152,7 @@ class Series:
     """The turns of one bundle at one boundary: per turn, the parts of each call in milliseconds."""
 
     worker: Worker
-    boundary: Boundary
+    boundary: At
     turns: list[list[list[float]]] = field(default_factory=list)
     elapsed_s: list[float] = field(default_factory=list)
     lost: int = 0
@@ -175,13 +189,16 @@ class Series:
         del self.turns[after:], self.elapsed_s[after:]
 
 
-def warm_up(all_series: Sequence[Series], warm_up_ms: float, duration_s: float) -> float:
+def warm_up(
+    all_series: Sequence[Series], warm_up_ms: float, duration_s: float, longest_s: float = TURN_S
+) -> float:
     """Take turns for at least `warm_up_ms` each and until the medians settle; the turns are forgotten.
 
-    Returns the seconds of a turn for a measurement of `duration_s`.
+    After MOST_WARM_UP_S a series it ends all the same. Returns the seconds of a turn for a measurement
+    of `duration_s`, `longest_s` at most unless calls are slow.
     """
     started = time.perf_counter()
-    turn_s = min(TURN_S, duration_s / LEAST_TURNS)
+    turn_s = min(longest_s, duration_s / LEAST_TURNS)
     while True:
         for series in all_series:
             series.take_turn(min(turn_s, max(warm_up_ms / 1000, 0.01)))

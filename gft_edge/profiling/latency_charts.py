@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gft_edge.classifier import Timing
 from gft_edge.profiling.drawing import (
     DASHES,
     PALETTE,
@@ -27,7 +28,6 @@ from gft_edge.profiling.drawing import (
     text,
     width_of,
 )
-from gft_edge.profiling.report import Parts
 from gft_edge.profiling.samples import WINDOWS, percentile_ms
 
 WIDTH_PX = 480  # three quarters of it are a phone's width
@@ -118,7 +118,7 @@ def timeline_chart(
     return svg(WIDTH_PX, plot_end_px + 40, title, said, content)
 
 
-def split_chart(splits: Mapping[str, Parts], title: str = "End to end, part by part") -> str:
+def split_chart(splits: Mapping[str, Timing], title: str = "End to end, part by part") -> str:
     """The mean milliseconds of each part of a call end to end, stacked, one bar a name."""
     longest_ms = max(sum(dataclasses.astuple(parts)) for parts in splits.values())
     colours = dict(zip(PART_NAMES, PALETTE, strict=True))
@@ -283,7 +283,7 @@ def _beyond(off: Sequence[float]) -> str:
 
 
 def _split_row(
-    name: str, parts: Parts, scale: Scale, top_px: float, colours: Mapping[str, str]
+    name: str, parts: Timing, scale: Scale, top_px: float, colours: Mapping[str, str]
 ) -> list[str]:
     total = f"{sum(dataclasses.astuple(parts)):.3f} ms"
     room_px = WIDTH_PX - width_of(total) - 20
@@ -312,7 +312,7 @@ def _split_row(
     return content
 
 
-def _by_name(parts: Parts) -> list[tuple[str, float]]:
+def _by_name(parts: Timing) -> list[tuple[str, float]]:
     return list(zip(PART_NAMES, dataclasses.astuple(parts), strict=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections import defaultdict
@@ -15,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import LayerRun, LayerTime, OpenRequest, backend_for
+from gft_edge.backends import LayerRun, LayerTime
 from gft_edge.bundle import Bundle, read_bundle
-from gft_edge.classifier import open_request, static_batches
+from gft_edge.classifier import bundle_request, static_batches
 from gft_edge.errors import UsageError
 from gft_edge.placement import groups_by_flow
 from gft_edge.specs import Manifest, ModelSpec
@@ -109,8 +108,8 @@ def layer_profile(
         raise UsageError(f"runs is {runs}: give 1 to {MOST_RUNS}")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    engine = backend_for(backend or manifest.target)
-    request = _request(manifest, engine.TARGET, threads)
+    engine, request = bundle_request(opened, backend, threads)
+    request = dataclasses.replace(request, spin=False)
     images = _batch(manifest, pixels)
     path = opened.artifact_path
     plain_ms: list[float] = []
@@ -236,20 +235,6 @@ def _top_layer(layer: LayerTime, part: str, total_ms: float) -> TopLayer:
         layer.precision,
         layer.mean_ms,
         layer.mean_ms / total_ms,
-    )
-
-
-def _request(manifest: Manifest, target: str, threads: int | None) -> OpenRequest:
-    cores = os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= cores:
-        raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
-    if threads is not None and target == "tensorrt":
-        raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
-    request = open_request(
-        manifest.model, manifest.input, manifest.runtime_precision, threads=threads
-    )
-    return dataclasses.replace(
-        request, graph_sha256=manifest.artifact.sha256, engines=manifest.engines
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import statistics
 import time
@@ -15,14 +16,23 @@ from typing import Any
 
 from gft_edge.backends import Hint, backend_for
 from gft_edge.bundle import Bundle, read_bundle, size_bytes
-from gft_edge.errors import FailedError, UsageError
+from gft_edge.classifier import Timing
+from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.golden import read_golden
 from gft_edge.image_folder import images_below
 from gft_edge.preprocess import open_rgb
-from gft_edge.profiling.conditions import likely_causes, read_conditions
-from gft_edge.profiling.energy import Energy, PowerMeter
-from gft_edge.profiling.latency import Series, Worker, measure_in_turn, open_bundle, warm_up
-from gft_edge.profiling.layers import Breakdown, layer_profile
+from gft_edge.profiling.conditions import likely_causes, other_load, read_conditions
+from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
+from gft_edge.profiling.latency import (
+    IN_FLIGHT_TURN_S,
+    TURN_S,
+    Series,
+    Worker,
+    measure_in_turn,
+    open_bundle,
+    warm_up,
+)
+from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
 from gft_edge.profiling.report import (
@@ -33,35 +43,42 @@ from gft_edge.profiling.report import (
     Boundaries,
     Boundary,
     Inputs,
-    Parts,
     Profile,
     Report,
     Role,
     Settings,
-    all_stable,
     boundary_of,
+    is_stable,
 )
+from gft_edge.profiling.samples import check_percentiles, samples_needed
 from gft_edge.profiling.worker import SETTLE_S
-from gft_edge.specs import Progress, Say
+from gft_edge.specs import Progress, Say, from_json
+
+INTERRUPTED = Energy(available=False, why="interrupted before it was measured")
 
 # Enough for sizes to differ, few enough that each comes round often.
 MOST_IMAGES = 32
 IDLE_S = 5.0
 ENERGY_S = 10.5
+SETTLE_POWER_S = 2.0
+LEAST_PERCENTILE = 99.0
 HELD_UP = 2.0
 FEW = 0.05
 
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What to measure and how; see report.Settings. `images` None takes golden frames."""
+    """What to measure and how; see report.Settings.
+
+    `images` None takes golden frames, `min_samples` None what the percentiles need, but a p99's at least.
+    """
 
     bundles: tuple[Path, ...]
     baseline: Path | None = None
     images: Path | None = None
     duration_s: float = 10.0
     warmup_ms: float = 200.0
-    min_samples: int = 662
+    min_samples: int | None = None
     percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
     hint: Hint = "latency"
     threads: int | None = None
@@ -72,23 +89,30 @@ class ProfileRequest:
 
 
 def check_request(request: ProfileRequest) -> None:
-    """Raise UsageError for a number that nothing can be measured with."""
+    """Raise UsageError for what nothing can be measured with: numbers, images, bundles of two batches."""
+    check_measuring(request)
     if not request.bundles:
         raise UsageError(
             "profile which bundle? give one or more folders that gft-edge export wrote"
         )
+    _batch([read_bundle(folder) for folder in request.bundles], request.batch)
+    if request.images is not None:
+        _image_files(request.images)
+
+
+def check_measuring(request: ProfileRequest) -> None:
+    """Raise UsageError for a number or an option that nothing can be measured with."""
     if not 0 < request.duration_s < float("inf"):
         raise UsageError(f"--duration is {request.duration_s:g}: give seconds over 0")
     if not 0 <= request.warmup_ms < float("inf"):
         raise UsageError(f"--warmup-ms is {request.warmup_ms:g}: give 0 or more")
-    if request.min_samples < 1:
+    if request.min_samples is not None and request.min_samples < 1:
         raise UsageError(f"--min-samples is {request.min_samples}: give 1 or more")
-    for percentile in request.percentiles:
-        # Over it a report would need a million samples.
-        if not 0 < percentile <= 99.99:
-            raise UsageError(
-                f"--percentiles has {percentile:g}: give numbers over 0 and up to 99.99, as 50,90,99"
-            )
+    check_percentiles(request.percentiles)
+    if request.backend == "fake":
+        raise UsageError("the fake backend computes nothing that could be timed: choose a real one")
+    if request.layers and request.hint == "throughput":
+        raise UsageError("layers are timed one inference at a time: leave --layers or --hint out")
 
 
 def profile(
@@ -104,41 +128,37 @@ def profile(
     check_request(request)
     folders = [*request.bundles, *([request.baseline] if request.baseline else [])]
     bundles = [read_bundle(folder) for folder in folders]
-    batch = _batch(bundles, request.batch)
+    needed = max(map(samples_needed, (LEAST_PERCENTILE, *request.percentiles)))
+    settings = Settings(
+        request.duration_s,
+        request.warmup_ms,
+        needed if request.min_samples is None else request.min_samples,
+        request.percentiles,
+        request.hint,
+        request.threads,
+        _batch(bundles, request.batch),
+        request.backend,
+        request.cuda_graph,
+        turn_ms=0.0,
+        settle_ms=SETTLE_S * 1000,
+    )
     paths, inputs = _inputs(request.images, bundles[0])
     with ExitStack() as stack:
-        subjects: list[_Subject] = []
-        for bundle in bundles:
-            progress("load", len(subjects), len(bundles))
-            worker = stack.enter_context(Worker(str(bundle.folder)))
-            on_gpu = _target(bundle, request.backend) == "tensorrt"
-            opened = open_bundle(
-                worker,
-                bundle.folder,
-                request.backend,
-                request.threads,
-                request.cuda_graph and on_gpu,
-                request.hint,
-                paths,
-                bundles[0].folder,
-                on_gpu,
-            )
-            engine = Series(worker, "engine")
-            end_to_end = None if request.hint == "throughput" else Series(worker, "end_to_end")
-            subjects.append(_Subject(bundle, worker, opened, engine, end_to_end, on_gpu))
-        on_gpu = any(subject.on_gpu for subject in subjects)
-        source = find_power_source(nvidia_gpu=on_gpu)
-        idle_w = _idle_power_w(source)
+        subjects = _loaded(stack, bundles, settings, paths, progress)
+        sources = {s.on_gpu: find_power_source(nvidia_gpu=s.on_gpu) for s in subjects}
+        idle_w = _idle_power_w(sources)
         all_series = [series for subject in subjects for series in subject.series]
         progress("warm up", 0, 1)
-        turn_s = warm_up(all_series, request.warmup_ms, request.duration_s)
+        longest_s = IN_FLIGHT_TURN_S if request.hint == "throughput" else TURN_S
+        turn_s = warm_up(all_series, request.warmup_ms, request.duration_s, longest_s)
+        settings = dataclasses.replace(settings, turn_ms=turn_s * 1000)
         progress("warm up", 1, 1)
         own_s = _cpu_s(subjects)
         before = read_conditions()
         complete = measure_in_turn(
             all_series,
-            request.duration_s,
-            request.min_samples,
+            settings.duration_s,
+            settings.min_samples,
             turn_s,
             lambda done: progress("measure", round(100 * done), 100),
         )
@@ -146,32 +166,19 @@ def profile(
         own_s = _cpu_s(subjects) - own_s + after.own_cpu_s - before.own_cpu_s
         if not all_series[0].turns:
             raise FailedError("interrupted before the first turn was over: nothing was measured")
-        settings = Settings(
-            request.duration_s,
-            request.warmup_ms,
-            request.min_samples,
-            request.percentiles,
-            request.hint,
-            request.threads,
-            batch,
-            request.backend,
-            request.cuda_graph,
-            turn_s * 1000,
-            SETTLE_S * 1000,
-        )
+        try:
+            if complete:
+                _measure_apart(subjects, sources, idle_w, request, progress, say)
+        except KeyboardInterrupt:
+            complete = False
         reports: list[Report] = []
         for number, subject in enumerate(subjects):
-            role: Role = (
-                "baseline" if request.baseline and number == len(subjects) - 1 else "bundle"
-            )
+            last = number == len(subjects) - 1
+            role: Role = "baseline" if request.baseline and last else "bundle"
             first = reports[0].boundaries if reports else None
-            energy = _energy(subject, source, idle_w, batch, complete)
-            layers = None
-            if request.layers:
-                progress("layers", number, len(subjects))
-                layers = layer_profile(subject.bundle, request.backend, request.threads)
-            reports.append(_report(subject, role, settings, first, energy, layers))
-    stable = all_stable(reports)
+            reports.append(_report(subject, role, settings, first))
+    machine, others = this_machine(), other_load(before, after, own_s)
+    stable = is_stable(reports, others, machine.cores)
     causes = () if stable else (*likely_causes(before, after, own_s), *_interruptions(reports))
     return Profile(
         schema_version=SCHEMA_VERSION,
@@ -180,7 +187,8 @@ def profile(
         complete=complete,
         stable=stable,
         causes=causes,
-        machine=this_machine(),
+        other_cores=others,
+        machine=machine,
         before=before,
         after=after,
         settings=settings,
@@ -189,14 +197,73 @@ def profile(
     )
 
 
-@dataclass(frozen=True)
+def _loaded(
+    stack: ExitStack,
+    bundles: Sequence[Bundle],
+    settings: Settings,
+    paths: Sequence[Path],
+    progress: Progress,
+) -> list[_Subject]:
+    subjects: list[_Subject] = []
+    for number, bundle in enumerate(bundles):
+        progress("load", number, len(bundles))
+        worker = stack.enter_context(Worker(str(bundle.folder)))
+        on_gpu = _target(bundle, settings.backend) == "tensorrt"
+        opened = open_bundle(
+            worker,
+            bundle.folder,
+            settings.backend,
+            settings.threads,
+            settings.cuda_graph and on_gpu,
+            settings.hint,
+            paths,
+            bundles[0].folder,
+            on_gpu,
+        )
+        engine = Series(worker, "engine")
+        end_to_end = None if settings.hint == "throughput" else Series(worker, "end_to_end")
+        subjects.append(_Subject(bundle, worker, opened, engine, end_to_end, on_gpu))
+    progress("load", len(bundles), len(bundles))
+    return subjects
+
+
+def _measure_apart(
+    subjects: Sequence[_Subject],
+    sources: Mapping[bool, PowerSource | Unavailable],
+    idle_w: Mapping[bool, float | None],
+    request: ProfileRequest,
+    progress: Progress,
+    say: Say,
+) -> None:
+    """Energy, then layers where they are asked for; what cannot be had of one costs the others nothing."""
+    for subject in subjects:
+        source = sources[subject.on_gpu]
+        subject.energy = _energy(subject, source, idle_w[subject.on_gpu])
+    if not request.layers:
+        return
+    for number, subject in enumerate(subjects):
+        progress("layers", number, len(subjects))
+        try:
+            reply = subject.worker.ask("layers")
+            subject.layers = from_json(Breakdown, reply["layers"], "layers")
+        except GftEdgeError as error:
+            say(f"layers are not timed: {error}")
+    progress("layers", len(subjects), len(subjects))
+
+
+@dataclass
 class _Subject:
+    """A bundle under measurement, and what is known of it so far."""
+
     bundle: Bundle
     worker: Worker
     opened: Mapping[str, Any]
     engine: Series
     end_to_end: Series | None
     on_gpu: bool
+    peak_rss_bytes: int = 0
+    energy: Energy = INTERRUPTED
+    layers: Breakdown | None = None
 
     @property
     def series(self) -> tuple[Series, ...]:
@@ -208,36 +275,39 @@ def _target(bundle: Bundle, backend: str | None) -> str:
     return backend_for(backend or bundle.manifest.target).TARGET
 
 
-def _idle_power_w(source: PowerSource | Unavailable) -> float | None:
-    """Of the machine with everything loaded and nothing to do."""
-    if isinstance(source, Unavailable):
-        return None
-    with PowerMeter(source) as meter:
-        time.sleep(IDLE_S)
-    return meter.mean_power_w
+def _idle_power_w(
+    sources: Mapping[bool, PowerSource | Unavailable],
+) -> dict[bool, float | None]:
+    """Of the machine with everything loaded and nothing to do, once loading has cooled off."""
+    if any(not isinstance(source, Unavailable) for source in sources.values()):
+        time.sleep(SETTLE_POWER_S)
+    return {on_gpu: idle_power_w(source, IDLE_S) for on_gpu, source in sources.items()}
 
 
-def _energy(
-    subject: _Subject,
-    source: PowerSource | Unavailable,
-    idle_w: float | None,
-    batch: int,
-    complete: bool,
-) -> Energy:
+def _energy(subject: _Subject, source: PowerSource | Unavailable, idle_w: float | None) -> Energy:
     """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
     if isinstance(source, Unavailable):
         return Energy(available=False, why=source.why)
-    if not complete:
-        return Energy(available=False, why="interrupted before it was measured")
     series = Series(subject.worker, "engine")
-    with PowerMeter(source) as meter:
-        series.take_turn(ENERGY_S, settle_s=0)
-    return meter.energy(series.count * batch, idle_w)
+    try:
+        # Sensors that average over a second still hold what was before.
+        series.take_turn(SETTLE_POWER_S)
+        series.forget()
+        with PowerMeter(source) as meter:
+            series.take_turn(ENERGY_S, settle_s=0)
+    except FailedError as error:
+        return Energy(available=False, why=str(error))
+    return meter.energy(series.count * subject.bundle.manifest.input.batch, idle_w)
 
 
 def _cpu_s(subjects: Sequence[_Subject]) -> float:
-    """CPU seconds of the processes that measure, so far."""
-    return sum(float(subject.worker.ask("usage")["cpu_s"]) for subject in subjects)
+    """CPU seconds of the processes that measure, so far; their memory is noted as well."""
+    seconds = 0.0
+    for subject in subjects:
+        usage = subject.worker.ask("usage")
+        subject.peak_rss_bytes = usage["peak_rss_bytes"]
+        seconds += usage["cpu_s"]
+    return seconds
 
 
 def _batch(bundles: Sequence[Bundle], asked: int | None) -> int:
@@ -262,17 +332,24 @@ def _inputs(images: Path | None, first: Bundle) -> tuple[list[Path], Inputs]:
         frames = read_golden(first)[0]
         digest.update(frames.tobytes())
         return [], Inputs("golden frames", len(frames), digest.hexdigest(), str(first.folder))
+    paths = _image_files(images)
+    for path in paths:
+        digest.update(path.read_bytes())
+    return paths, Inputs("encoded images", len(paths), digest.hexdigest(), str(images))
+
+
+def _image_files(images: Path) -> list[Path]:
+    """Raises UsageError where there is none, ImageError for one that cannot be read."""
     if not images.exists():
         raise UsageError(f"{images}: no such folder of images")
     found = images_below(images) if images.is_dir() else [images]
     if not found:
         raise UsageError(f"{images} holds no image: give --images a folder of photographs")
-    step = max(1, len(found) // MOST_IMAGES)
-    paths = found[::step][:MOST_IMAGES]
+    count = min(MOST_IMAGES, len(found))
+    paths = [found[number * len(found) // count] for number in range(count)]
     for path in paths:
         open_rgb(path)
-        digest.update(path.read_bytes())
-    return paths, Inputs("encoded images", len(paths), digest.hexdigest(), str(images))
+    return paths
 
 
 def _report(
@@ -280,12 +357,9 @@ def _report(
     role: Role,
     settings: Settings,
     first: Boundaries | None,
-    energy: Energy,
-    layers: Breakdown | None,
 ) -> Report:
     manifest, opened = subject.bundle.manifest, subject.opened
     backend = backend_for(settings.backend or manifest.target)
-    usage = subject.worker.ask("usage")
     boundaries = _boundaries(subject, settings, first)
     device_bytes = opened.get("device_bytes")
     return Report(
@@ -300,28 +374,27 @@ def _report(
         files_mb=size_bytes(subject.bundle) / 2**20,
         load_ms=opened["load_ms"],
         first_ms=opened["first_ms"],
-        peak_rss_mb=usage["peak_rss_bytes"] / 2**20,
+        peak_rss_mb=subject.peak_rss_bytes / 2**20,
         device_memory_mb=None if device_bytes is None else device_bytes / 2**20,
         boundaries=boundaries,
         ratio_to_first=boundaries.engine.ratio_to_first,
-        energy=energy,
-        layers=layers,
+        energy=subject.energy,
+        layers=subject.layers,
     )
 
 
 def _boundaries(subject: _Subject, settings: Settings, first: Boundaries | None) -> Boundaries:
     engine, end_to_end = subject.engine, subject.end_to_end
     in_flight = settings.hint == "throughput"
-    images_per_s = engine.count * settings.batch / engine.measured_s
     at_engine = boundary_of(
         ENGINE_THROUGHPUT if in_flight else ENGINE,
         engine.samples_ms,
         settings.percentiles,
         settings.batch,
         1,
-        first.engine.by_turn() if first else None,
+        first.engine if first else None,
         lost=engine.lost,
-        images_per_s=images_per_s if in_flight else None,
+        turns_s=engine.elapsed_s if in_flight else None,
     )
     if end_to_end is None:
         return Boundaries(at_engine, None)
@@ -333,7 +406,7 @@ def _boundaries(subject: _Subject, settings: Settings, first: Boundaries | None)
             settings.percentiles,
             settings.batch,
             subject.opened["inputs"],
-            first.end_to_end.by_turn() if first and first.end_to_end else None,
+            first.end_to_end if first else None,
             _parts(end_to_end),
             end_to_end.lost,
         ),
@@ -356,6 +429,6 @@ def _held_up(boundary: Boundary) -> int:
     return sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
 
 
-def _parts(series: Series) -> Parts:
+def _parts(series: Series) -> Timing:
     calls = [parts for turn in series.turns for parts in turn]
-    return Parts(*(statistics.mean(part) for part in zip(*calls, strict=True)))
+    return Timing(*(statistics.mean(part) for part in zip(*calls, strict=True)))

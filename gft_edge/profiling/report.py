@@ -13,6 +13,7 @@ from typing import Literal
 
 from gft_edge.backends import Hint
 from gft_edge.bundle import write_whole
+from gft_edge.classifier import Timing
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.profiling import samples as of
 from gft_edge.profiling.conditions import Conditions
@@ -27,6 +28,9 @@ Role = Literal["bundle", "baseline"]
 
 # Always in a report; `--percentiles` adds others.
 STANDARD = (50.0, 90.0, 99.0)
+
+# A load that is steady slows every call alike and shows in no scatter.
+MOST_OTHER_LOAD = 0.1
 
 # What the boundaries are, word for word in every report.
 ENGINE = (
@@ -70,27 +74,16 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The mean of each part of a call end to end, in milliseconds; they sum to its `mean_ms`."""
-
-    decode_ms: float
-    preprocess_ms: float
-    host_to_device_ms: float
-    compute_ms: float
-    device_to_host_ms: float
-    postprocess_ms: float
-
-
-@dataclass(frozen=True)
 class Boundary:
     """The latency of a call between two points, and the raw samples that all else here derives from.
 
     Percentiles are None with fewer samples than they need (samples.samples_needed). `cv` is the
     coefficient of variation; `cv_of_one_input` the same once every input's own median is divided out,
-    which `stable` is judged by, with the spread of the medians of three windows. `turns` has how many
-    of the samples each turn took. `ratio_to_first` is the median over turns of the time by the
-    first bundle's in the same turn, with its 95 % interval. `lost` calls took no time or less, as a
-    clock that goes backwards has it.
+    which `stable` is judged by, with the spread of the medians of three windows. `split_ms` is the mean
+    of each part end to end; they sum to `mean_ms`. `turns` has how many of the samples each turn took,
+    `turns_s` the time that they took together, less than their sum where calls overlap.
+    `ratio_to_first` is the median over turns of the time by the first bundle's in the same turn, with
+    its 95 % interval. `lost` calls took no time or less, as a clock that goes backwards has it.
     """
 
     what: str
@@ -109,10 +102,11 @@ class Boundary:
     images_per_s: float
     ratio_to_first: float
     ratio_interval: tuple[float, ...] | None
-    split_ms: Parts | None
+    split_ms: Timing | None
     inputs: int
     lost: int
     turns: tuple[int, ...]
+    turns_s: tuple[float, ...]
     samples_ms: tuple[float, ...]
 
     def by_turn(self) -> list[tuple[float, ...]]:
@@ -120,6 +114,15 @@ class Boundary:
         ends = [sum(self.turns[: n + 1]) for n in range(len(self.turns))]
         return [
             self.samples_ms[end - count : end] for end, count in zip(ends, self.turns, strict=True)
+        ]
+
+    def pace(self, hint: Hint) -> list[tuple[float, ...]]:
+        """What paired ratios compare, a tuple a turn: samples, or where they overlap the ms between two."""
+        if hint == "latency":
+            return self.by_turn()
+        return [
+            (1000 * elapsed_s / count,)
+            for elapsed_s, count in zip(self.turns_s, self.turns, strict=True)
         ]
 
 
@@ -177,6 +180,7 @@ class Profile:
     complete: bool
     stable: bool
     causes: tuple[str, ...]
+    other_cores: float | None
     machine: Machine
     before: Conditions
     after: Conditions
@@ -191,32 +195,31 @@ def boundary_of(
     percentiles: Sequence[float],
     batch: int,
     inputs: int,
-    first: Sequence[Sequence[float]] | None = None,
-    split: Parts | None = None,
+    first: Boundary | None = None,
+    split: Timing | None = None,
     lost: int = 0,
-    images_per_s: float | None = None,
+    turns_s: Sequence[float] | None = None,
 ) -> Boundary:
-    """Derive everything from the samples of each turn; `first` are the first bundle's, None for itself.
+    """Derive everything from the samples of each turn; `first` is the first bundle's, None for itself.
 
-    `images_per_s` is given where calls overlap, else it follows from the samples. Of overlapping calls,
-    each of which waits for others, only the turns' medians tell whether the machine is steady.
+    `turns_s` is given where calls overlap. As each of those waits for others, only the turns' medians then
+    tell whether the machine is steady, and ratios are of images a second.
     """
     samples_ms = tuple(sample for turn in turns for sample in turn)
-    mean_ms = statistics.mean(samples_ms)
-    if images_per_s is None:
+    windows = of.window_medians(turns)
+    if turns_s is None:
         cv_of_one_input = of.variation_of_one_input(samples_ms, inputs)
     else:
         cv_of_one_input = of.variation([statistics.median(turn) for turn in turns])
-    windows = of.window_medians(turns)
-    ratio, interval = (1.0, None) if first is None else of.paired_ratio(turns, first)
+    elapsed_s = tuple(sum(turn) / 1000 for turn in turns) if turns_s is None else tuple(turns_s)
     p50_ms, p90_ms, p99_ms = (of.percentile_ms(samples_ms, p) for p in STANDARD)
-    return Boundary(
+    found = Boundary(
         what=what,
         p50_ms=p50_ms,
         p90_ms=p90_ms,
         p99_ms=p99_ms,
         percentiles_ms={f"p{p:g}_ms": of.percentile_ms(samples_ms, p) for p in percentiles},
-        mean_ms=mean_ms,
+        mean_ms=statistics.mean(samples_ms),
         min_ms=min(samples_ms),
         max_ms=max(samples_ms),
         cv=of.variation(samples_ms),
@@ -227,15 +230,21 @@ def boundary_of(
         and of.spread(windows) <= of.MOST_SPREAD
         and cv_of_one_input <= of.MOST_VARIATION
         and not lost,
-        images_per_s=1000 * batch / mean_ms if images_per_s is None else images_per_s,
-        ratio_to_first=ratio,
-        ratio_interval=interval,
+        images_per_s=batch * len(samples_ms) / sum(elapsed_s),
+        ratio_to_first=1.0,
+        ratio_interval=None,
         split_ms=split,
         inputs=inputs,
         lost=lost,
         turns=tuple(map(len, turns)),
+        turns_s=elapsed_s,
         samples_ms=samples_ms,
     )
+    if first is None:
+        return found
+    hint: Hint = "latency" if turns_s is None else "throughput"
+    ratio, interval = of.paired_ratio(found.pace(hint), first.pace(hint))
+    return dataclasses.replace(found, ratio_to_first=ratio, ratio_interval=interval)
 
 
 def write_profile(profile: Profile, path: Path) -> None:
@@ -263,6 +272,7 @@ def read_profile(path: Path) -> Profile:
     profile = from_json(Profile, data, str(path))
     if not profile.reports:
         raise SpecError(f"{path}: reports is empty")
+    of.check_percentiles(profile.settings.percentiles)
     return _derived(profile, str(path))
 
 
@@ -282,12 +292,14 @@ def _derived(profile: Profile, where: str) -> Profile:
                 ratio_to_first=engine.ratio_to_first,
             )
         )
-    return dataclasses.replace(profile, reports=tuple(reports), stable=all_stable(reports))
+    stable = is_stable(reports, profile.other_cores, profile.machine.cores)
+    return dataclasses.replace(profile, reports=tuple(reports), stable=stable)
 
 
-def all_stable(reports: Sequence[Report]) -> bool:
-    """Whether every boundary of every bundle is."""
-    return all(boundary.stable for report in reports for boundary in report.boundaries.measured())
+def is_stable(reports: Sequence[Report], other_cores: float | None, cores: int) -> bool:
+    """Whether every boundary of every bundle is, and the machine had next to nothing else to do."""
+    steady = all(boundary.stable for report in reports for boundary in report.boundaries.measured())
+    return steady and (other_cores is None or other_cores <= MOST_OTHER_LOAD * cores)
 
 
 def _rebuilt(given: Boundary, first: Boundary | None, profile: Profile, where: str) -> Boundary:
@@ -295,17 +307,18 @@ def _rebuilt(given: Boundary, first: Boundary | None, profile: Profile, where: s
         raise SpecError(f"{where}: turns do not count the {len(given.samples_ms)} samples_ms")
     if not all(0 < sample < math.inf for sample in given.samples_ms) or given.inputs < 1:
         raise SpecError(f"{where}: samples_ms hold what is no time")
-    overlapping = profile.settings.hint == "throughput"
+    if len(given.turns_s) != len(given.turns) or not all(0 < s < math.inf for s in given.turns_s):
+        raise SpecError(f"{where}: turns_s are no times of {len(given.turns)} turns")
     return boundary_of(
         given.what,
         given.by_turn(),
         profile.settings.percentiles,
         profile.settings.batch,
         given.inputs,
-        first.by_turn() if first else None,
+        first,
         given.split_ms,
         given.lost,
-        given.images_per_s if overlapping else None,
+        given.turns_s if profile.settings.hint == "throughput" else None,
     )
 
 

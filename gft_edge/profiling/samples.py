@@ -8,6 +8,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from gft_edge.errors import UsageError
+
 # MLPerf's early stopping for a percentile at 99 % confidence, with one sample over it to spare:
 # github.com/mlcommons/inference_policies, "Early Stopping". 64 for a p90, 662 for a p99.
 CONFIDENCE = 0.99
@@ -17,6 +19,7 @@ WINDOWS = 3
 # perf_analyzer's bound on the spread of its windows, trtexec's on the coefficient of variation.
 MOST_SPREAD = 0.10
 MOST_VARIATION = 0.025
+LEAST_OF_ONE_INPUT = 5
 
 
 @functools.cache
@@ -30,6 +33,15 @@ def samples_needed(percentile: float) -> int:
     while below**count + count * below ** (count - 1) * (1 - below) > 1 - CONFIDENCE:
         count += 1
     return count
+
+
+def check_percentiles(percentiles: Sequence[float]) -> None:
+    """Raise UsageError for one outside 0 to 99.99: over it a report would need a million samples."""
+    for percentile in percentiles:
+        if not 0 < percentile <= 99.99:
+            raise UsageError(
+                f"--percentiles has {percentile:g}: give numbers over 0 and up to 99.99, as 50,90,99"
+            )
 
 
 def percentile_ms(samples_ms: Sequence[float], percentile: float) -> float | None:
@@ -49,10 +61,13 @@ def variation_of_one_input(samples: Sequence[float], inputs: int) -> float:
     """The coefficient of variation once each input's own median is divided out.
 
     Sample i is of input i modulo `inputs`: photographs of different sizes take different times, and
-    that is no unrest of the machine.
+    that is no unrest of the machine. With under LEAST_OF_ONE_INPUT samples of each its median follows
+    its samples and would hide the unrest: then it is the plain one.
     """
+    if len(samples) < LEAST_OF_ONE_INPUT * inputs:
+        return variation(samples)
     relative = [0.0] * len(samples)
-    for first in range(min(inputs, len(samples))):
+    for first in range(inputs):
         own = samples[first::inputs]
         median = statistics.median(own)
         relative[first::inputs] = [sample / median for sample in own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gft_edge.backends import Hint
 from gft_edge.profiling.report import Boundary, Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 
@@ -19,7 +20,11 @@ def verdicts(profile: Profile) -> list[str]:
         lines.append(f"UNSTABLE: do not decide on these numbers. Likely cause: {causes}")
     baseline = next((r for r in profile.reports if r.role == "baseline"), None)
     if baseline is not None:
-        lines += [_pays(report, baseline) for report in profile.reports if report.role == "bundle"]
+        lines += [
+            _pays(report, baseline, profile.settings.hint)
+            for report in profile.reports
+            if report.role == "bundle"
+        ]
     return lines
 
 
@@ -46,12 +51,20 @@ def named_boundaries(report: Report) -> list[tuple[str, Boundary]]:
     return [(name, boundary) for name, boundary in found if boundary is not None]
 
 
-def _pays(report: Report, baseline: Report) -> str:
+def _pays(report: Report, baseline: Report, hint: Hint) -> str:
     """How many times as fast a bundle is as the dense network, in turns paired with it."""
+    if (report.target, report.precision) != (baseline.target, baseline.precision):
+        return (
+            f"{report.bundle}: the baseline is {baseline.target} {baseline.precision} and this is "
+            f"{report.target} {report.precision}: their ratio says nothing of selection"
+        )
     said = []
-    pairs = zip(named_boundaries(report), named_boundaries(baseline), strict=True)
-    for (name, ours), (_, dense) in pairs:
-        ratio, interval = paired_ratio(dense.by_turn(), ours.by_turn())
+    dense_boundaries = dict(named_boundaries(baseline))
+    for name, ours in named_boundaries(report):
+        if name not in dense_boundaries:
+            continue
+        dense = dense_boundaries[name]
+        ratio, interval = paired_ratio(dense.pace(hint), ours.pace(hint))
         sure = interval is not None and not interval[0] <= 1 <= interval[1]
         if not sure or abs(ratio - 1) < WORTH_SAYING:
             verdict = f"makes no difference here (x {ratio:.2f})"

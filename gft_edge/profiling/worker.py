@@ -1,7 +1,7 @@
 """One bundle in a process of its own, measured when it is told to.
 
 Memory, load time and the engine's thread pool are then this bundle's alone, and an engine that dies
-takes nothing with it. Requests and replies are JSON, a line each: `open`, `turn`, `usage`.
+takes nothing with it. Requests and replies are JSON, a line each: `open`, `turn`, `usage`, `layers`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from gft_edge.classifier import Classifier, ImageLike, static_batches
 from gft_edge.errors import GftEdgeError
 from gft_edge.golden import read_golden
 from gft_edge.nvidia.cuda import open_cuda
+from gft_edge.profiling.layers import layer_profile
+from gft_edge.specs import to_json
 
-Boundary = Literal["engine", "end_to_end"]
+At = Literal["engine", "end_to_end"]
 
 # The parts of one measured call, in milliseconds, that sum to it. Called with its running number.
 Measure = Callable[[int], Sequence[float]]
@@ -51,6 +53,7 @@ class Subject:
             cuda_graph=request["cuda_graph"],
             hint=request["hint"],
         )
+        self._backend, self._threads = request["backend"], request["threads"]
         self._in_flight = request["hint"] == "throughput"
         self.load_ms = (time.perf_counter() - started) * 1000
         manifest = self._classifier.bundle.manifest
@@ -68,7 +71,7 @@ class Subject:
         self.first_ms = self._engine(0)[0]
         self._counts = {"engine": 0, "end_to_end": 0}
 
-    def turn(self, boundary: Boundary, seconds: float, settle_s: float) -> dict[str, Any]:
+    def turn(self, boundary: At, seconds: float, settle_s: float) -> dict[str, Any]:
         """See timed_turn and requests_turn; calls are numbered on from turn to turn."""
         if self._in_flight:
             latencies_ms, elapsed_s = requests_turn(
@@ -88,6 +91,12 @@ class Subject:
             "flags": self._classifier.session.flags(),
             "inputs": len(self._images),
         }
+
+    def layers(self) -> dict[str, Any]:
+        """The JSON of a Breakdown, timed in sessions of their own. Raises as layer_profile."""
+        breakdown = layer_profile(self._classifier.bundle, self._backend, self._threads)
+        content: dict[str, Any] = to_json(breakdown)
+        return content
 
     def _engine(self, number: int) -> Sequence[float]:
         return (self._classifier.session.run_split(self._prepared)[1].compute_ms,)
@@ -210,6 +219,9 @@ def main() -> None:
                     reply = subject.turn(
                         request["boundary"], request["seconds"], request["settle_s"]
                     )
+                elif request["do"] == "layers":
+                    assert subject is not None
+                    reply = {"layers": subject.layers()}
                 else:
                     reply = {"peak_rss_bytes": _peak_rss_bytes(), "cpu_s": time.process_time()}
             except (GftEdgeError, OSError) as error:
