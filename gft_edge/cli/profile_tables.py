@@ -1,4 +1,4 @@
-"""A profile as tables, and its verdict in words."""
+"""A profile as tables."""
 
 from __future__ import annotations
 
