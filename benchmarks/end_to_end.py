@@ -35,7 +35,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms.v2 import functional
 
 from gft_edge.backends import BuildRequest, backend_for
-from gft_edge.bundle import SCHEMA_VERSION, Bundle, read_bundle
+from gft_edge.bundle import SCHEMA_VERSION, Bundle, read_bundle, sha256_of
 from gft_edge.classifier import Classifier
 from gft_edge.image_folder import images_below
 from gft_edge.preprocess import resize_and_crop, rgb_from_bytes
@@ -411,7 +411,7 @@ def random_bundle(network: str, photographs: Sequence[bytes], folder: Path) -> B
         artifact=artifact,
         lineage=(),
         verified_on=ImageRecord(0, 0, ""),
-        files={},
+        files={name: sha256_of(folder / name) for name in (artifact.path, *artifact.companions)},
         tools={},
     )
     return Bundle(folder, manifest)
