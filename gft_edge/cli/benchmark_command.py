@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gft_edge.cli.options import PATH, json_option, percentiles, split_option
+from gft_edge.cli.options import PATH, json_option, measuring_options, percentiles, split_option
 from gft_edge.cli.output import next_line, print_json, print_table, progress, say, shown
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import to_json
@@ -25,14 +25,7 @@ from gft_edge.specs import to_json
 @click.option("--images", type=int, default=256, show_default=True,
               help="Real images that every export is verified on.")  # fmt: skip
 @click.option("--limit", type=int, help="Images of the split for accuracy [default: all].")
-@click.option("--duration", type=float, default=10.0, show_default=True,
-              help="Seconds of each bundle at each boundary, at least.")  # fmt: skip
-@click.option("--warmup-ms", type=float, default=200.0, show_default=True,
-              help="At least, and until the median settles.")  # fmt: skip
-@click.option("--min-samples", type=int,
-              help="At least [default: what the percentiles need, 662 for a p99].")  # fmt: skip
-@click.option("--percentiles", default="50,90,95,99", show_default=True,
-              help="In the profile that is kept; the table has p50 and p99.")  # fmt: skip
+@measuring_options
 @click.option("--layers/--no-layers", default=True, show_default=True,
               help="Where the time goes in each, in a run of its own.")  # fmt: skip
 @click.option("--out", type=PATH, help="Folder to fill, or to go on in [default: RUN-benchmark].")

@@ -122,6 +122,23 @@ def engine_recipe(options: dict[str, Any], base: EngineRecipe | None = None) -> 
     return recipe if changes else None
 
 
+def measuring_options(command: F) -> F:
+    """How long to measure: --duration, --warmup-ms, --min-samples, --percentiles."""
+    options = (
+        click.option("--duration", type=float, default=10.0, show_default=True,
+                     help="Seconds of each bundle at each boundary, at least."),
+        click.option("--warmup-ms", type=float, default=200.0, show_default=True,
+                     help="At least, and until the median settles."),
+        click.option("--min-samples", type=int,
+                     help="At least [default: what the percentiles need, 662 for a p99]."),
+        click.option("--percentiles", default="50,90,95,99", show_default=True,
+                     help="Those that lack samples are withheld."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def percentiles(text: str) -> tuple[float, ...]:
     """The numbers of --percentiles, ascending. Raises UsageError."""
     try:

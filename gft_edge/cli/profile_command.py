@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from gft_edge.bundle import is_bundle, read_bundle, write_whole
-from gft_edge.cli.options import PATH, backend_option, percentiles, threads_option
+from gft_edge.cli.options import (
+    PATH,
+    backend_option,
+    measuring_options,
+    percentiles,
+    threads_option,
+)
 from gft_edge.cli.output import next_line, print_json, progress, say, shown
 from gft_edge.cli.profile_tables import print_across, print_profile
 from gft_edge.errors import MissingDependencyError, UsageError
@@ -28,13 +34,7 @@ MEASURING = ("images", "baseline", "baseline_out", "batch", "threads", "backend"
 @click.command("profile")
 @click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--images", type=PATH, help="Folder of photographs [default: golden frames].")
-@click.option("--duration", type=float, default=10.0, show_default=True,
-              help="Seconds of each bundle at each boundary, at least.")  # fmt: skip
-@click.option("--warmup-ms", type=float, default=200.0, show_default=True,
-              help="At least, and until the median settles.")  # fmt: skip
-@click.option("--min-samples", type=int,
-              help="At least [default: what the percentiles need, 662 for a p99].")  # fmt: skip
-@click.option("--percentiles", default="50,90,95,99", show_default=True)
+@measuring_options
 @click.option("--baseline", metavar="BUNDLE|TIMM_MODEL",
               help="Dense network to measure beside them; a timm model is exported alike.")  # fmt: skip
 @click.option("--baseline-out", type=PATH, help="Keep the exported baseline in this folder.")
