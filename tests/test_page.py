@@ -446,7 +446,7 @@ def test_a_logarithmic_axis_gives_equal_ratios_equal_room() -> None:
 
 
 def test_a_shortened_path_keeps_its_end() -> None:
-    path = "/work/runs/2026/grocery/openvino-int8"
+    path = "/data/runs/2026/grocery/openvino-int8"
     assert shortened(path, 1000) == path
     cut = shortened(path, 150)
     assert width_of(cut) <= 150

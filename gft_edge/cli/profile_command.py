@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,11 +69,11 @@ def command(bundles: tuple[Path, ...], load: bool, **options: Any) -> None:
         raise UsageError("--baseline-out keeps an exported baseline: give --baseline too")
     with ExitStack() as stack:
         request = _request(bundles, options)
-        check_request(request)
         report = stack.enter_context(progress())
         if options["baseline"] is not None:
+            check_request(request)
             baseline = _baseline(bundles[0], options, report, stack)
-            request = _request(bundles, options, baseline)
+            request = dataclasses.replace(request, baseline=baseline)
         result = profile(request, report, say)
     _deliver({"": result}, options)
     if not result.complete:
@@ -80,12 +81,9 @@ def command(bundles: tuple[Path, ...], load: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _request(
-    bundles: tuple[Path, ...], options: dict[str, Any], baseline: Path | None = None
-) -> ProfileRequest:
+def _request(bundles: tuple[Path, ...], options: dict[str, Any]) -> ProfileRequest:
     return ProfileRequest(
         bundles=bundles,
-        baseline=baseline,
         images=options["images"],
         duration_s=options["duration"],
         warmup_ms=options["warmup_ms"],

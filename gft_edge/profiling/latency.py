@@ -38,7 +38,7 @@ MOST_WARM_UP_S = 2.0
 # -m and -c put the working folder first on the path, and a user's numpy.py would be imported from it.
 START = """
 import sys
-sys.path[0:1] = []
+sys.path[:] = [folder for folder in sys.path if folder]
 sys.path.append(sys.argv[1])
 from gft_edge.profiling.worker import main
 main()

@@ -89,19 +89,19 @@ class ProfileRequest:
 
 
 def check_request(request: ProfileRequest) -> None:
-    """Raise UsageError for what nothing can be measured with: numbers, images, bundles of two batches."""
+    """Raise what `profile` would before it measures, for a caller with minutes of work to do first."""
     check_measuring(request)
-    if not request.bundles:
-        raise UsageError(
-            "profile which bundle? give one or more folders that gft-edge export wrote"
-        )
-    _batch([read_bundle(folder) for folder in request.bundles], request.batch)
-    if request.images is not None:
-        _image_files(request.images)
+    bundles = [read_bundle(folder) for folder in request.bundles]
+    _batch(bundles, request.batch)
+    _inputs(request.images, bundles[0])
 
 
 def check_measuring(request: ProfileRequest) -> None:
     """Raise UsageError for a number or an option that nothing can be measured with."""
+    if not request.bundles:
+        raise UsageError(
+            "profile which bundle? give one or more folders that gft-edge export wrote"
+        )
     if not 0 < request.duration_s < float("inf"):
         raise UsageError(f"--duration is {request.duration_s:g}: give seconds over 0")
     if not 0 <= request.warmup_ms < float("inf"):
@@ -125,7 +125,7 @@ def profile(
     Ctrl-C while samples are taken ends the measuring and gives a profile that is not complete.
     Raises UsageError for what cannot run here or be compared, FailedError when an engine dies.
     """
-    check_request(request)
+    check_measuring(request)
     folders = [*request.bundles, *([request.baseline] if request.baseline else [])]
     bundles = [read_bundle(folder) for folder in folders]
     needed = max(map(samples_needed, (LEAST_PERCENTILE, *request.percentiles)))
