@@ -32,13 +32,14 @@ _RESAMPLING = {
 }
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """Decode a file into upright RGB, the first frame of an animation.
+def open_rgb(path: str | Path, crop_bottom_px: int = 0) -> Image.Image:
+    """Decode a file into upright RGB, the first frame of an animation, less rows at its bottom.
 
-    Raises ImageError when the file is missing, empty, no image, truncated or over MAX_PIXELS.
+    Raises ImageError when the file is missing, empty, no image, truncated, over MAX_PIXELS or has no
+    more rows than are to go.
     """
     try:
-        return _rgb_from_file(path)
+        return without_bottom(_rgb_from_file(path), crop_bottom_px)
     except ImageError as error:
         empty = Path(path).is_file() and not Path(path).stat().st_size
         reason = "the file is empty (0 bytes)" if empty else str(error)
@@ -116,6 +117,18 @@ def _rgb_from_deep(image: Image.Image) -> Image.Image:
         )
     # Pillow's own convert clips 16 bits at 255 and turns most of the image white.
     return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+
+
+def without_bottom(image: Image.Image, crop_bottom_px: int) -> Image.Image:
+    """The image less so many rows at its bottom. Raises ImageError where none would be left."""
+    if not crop_bottom_px:
+        return image
+    width, height = image.size
+    if height <= crop_bottom_px:
+        raise ImageError(
+            f"{width}x{height} is no taller than the banner of {crop_bottom_px} px at its bottom"
+        )
+    return image.crop((0, 0, width, height - crop_bottom_px))
 
 
 def image_from_array(array: npt.NDArray[np.uint8]) -> Image.Image:

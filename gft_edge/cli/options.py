@@ -12,7 +12,7 @@ import click
 
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.build import check_recipe
-from gft_edge.specs import EngineRecipe, Flavor, HardwareCompatibility
+from gft_edge.specs import CocoCategory, EngineRecipe, Flavor, HardwareCompatibility
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,10 +30,20 @@ def json_option(command: F) -> F:
 
 
 def data_option(command: F) -> F:
-    """--data: a class folder."""
-    return click.option(
-        "--data", type=PATH, help="Folder with train/ val/ test/ folders of class folders."
-    )(command)
+    """--data, --dataset and --coco-category: which images; cli/sources.py says what they mean."""
+    options = (
+        click.option("--data", type=PATH,
+                     help="Folder with train/ val/ test/ folders of class folders, or of --dataset."),
+        click.option("--dataset", metavar="NAME",
+                     help="What is in it: imagefolder, coco, fgvc-aircraft or food-101, as downloaded "
+                     "[default: the run's own, or imagefolder]."),
+        click.option("--coco-category", type=click.Choice(get_args(CocoCategory)),
+                     help="COCO: an image's category is that of its largest box (default), or of its "
+                     "first annotation, as in the paper."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def split_option(default: str | None = "test") -> Callable[[F], F]:
@@ -41,6 +51,19 @@ def split_option(default: str | None = "test") -> Callable[[F], F]:
     return click.option(
         "--split", default=default, show_default=bool(default), help="Split to use."
     )
+
+
+def device_options(command: F) -> F:
+    """--device and --workers: where a run is evaluated, and how many processes decode its images."""
+    options = (
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                     help="Of a run's network [default: a GPU where PyTorch sees one]."),
+        click.option("--workers", type=click.IntRange(0), default=2, show_default=True,
+                     help="Processes that decode a run's images."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def backend_option(command: F) -> F:

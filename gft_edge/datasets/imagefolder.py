@@ -1,22 +1,26 @@
-"""A folder of class folders as lists of paths and labels: DATA/SPLIT/CLASS/image."""
+"""A folder of class folders: DATA/SPLIT/CLASS/image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from gft_edge.datasets import Split, likeness
 from gft_edge.errors import DataError
 from gft_edge.preprocess import IMAGE_SUFFIXES
+from gft_edge.specs import DataSource
+
+NAME = "imagefolder"
+SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
-class Split:
-    """The images of one split: `targets[i]` is the index of `paths[i]`'s class in `labels`."""
+def locate(folder: Path) -> Path | None:
+    """The folder itself, where it has a split."""
+    return folder if any((folder / split).is_dir() for split in SPLITS) else None
 
-    name: str
-    paths: tuple[Path, ...]
-    targets: tuple[int, ...]
-    labels: tuple[str, ...]
+
+def splits(source: DataSource) -> tuple[str, ...]:
+    """Those of train, val and test that have a folder. Any other folder can be read as one, too."""
+    return tuple(split for split in SPLITS if (source.folder / split).is_dir())
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -30,19 +34,19 @@ def images_below(folder: Path) -> list[Path]:
     )
 
 
-def read_split(data: Path, split: str, labels: tuple[str, ...] | None = None) -> Split:
+def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
     """List DATA/SPLIT. With `labels` the classes are those, in that order; some may have no image.
 
     Raises DataError when the folder is missing or empty, has a class that `labels` lacks, or,
     without `labels`, fewer than two classes or a class without an image.
     """
+    data = source.folder
     folder = data / split
-    if not data.is_dir():
-        raise DataError(f"{data}: no such data folder")
     if not folder.is_dir():
         found = ", ".join(sorted(p.name for p in data.iterdir() if p.is_dir())) or "no folder"
         raise DataError(
             f"{data} has no {split}/ folder (found: {found}): expected {split}/CLASS/image files"
+            f"{likeness(source)}"
         )
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     complete = labels is None
@@ -68,4 +72,4 @@ def read_split(data: Path, split: str, labels: tuple[str, ...] | None = None) ->
         targets += [labels.index(name)] * len(images)
     if not paths:
         raise DataError(f"{folder} holds no image: expected {split}/CLASS/image files")
-    return Split(split, tuple(paths), tuple(targets), labels)
+    return Split(split, tuple(paths), tuple(targets), labels, data)

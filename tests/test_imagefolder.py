@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gft_edge.datasets import read_split
 from gft_edge.errors import DataError
-from gft_edge.image_folder import read_split
 
 
 def make(data: Path, split: str, **images: Sequence[str]) -> Path:

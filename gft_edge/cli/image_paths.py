@@ -1,0 +1,27 @@
+"""The images that a command line names: files, folders and globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gft_edge.datasets.imagefolder import images_below
+from gft_edge.errors import UsageError
+
+
+def expanded(paths: tuple[str, ...]) -> Iterator[str]:
+    """The files that arguments mean, in order. Raises UsageError for one that means none."""
+    for text in paths:
+        if not text:
+            raise UsageError("an image path is empty: is a shell variable unset?")
+        if os.path.isdir(text):
+            found = [str(path) for path in images_below(Path(text))]
+        elif os.path.exists(text) or not glob.has_magic(text):
+            found = [text]
+        else:
+            found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise UsageError(f"{text} matches no image")
+        yield from found
