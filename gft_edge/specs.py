@@ -8,20 +8,27 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gft_edge.errors import SpecError
 
 GalaMode = Literal["layer", "block"]
 Score = Literal["gala", "class", "random"]
+Family = Literal["gft", "timm", "transfg"]
 CropMode = Literal["center", "squash"]
 InputDtype = Literal["uint8", "float32"]
 Verdict = Literal["pass", "fail"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere+", "sameComputeCapability"]
+CocoCategory = Literal["largest", "first"]
 
 T = TypeVar("T")
+
+# Metadata of a field that stands in the JSON only where it differs from its default: what was
+# written, and sealed, before the field came reads as it did.
+_LEFT_OUT_BY_DEFAULT = "left_out_by_default"
 
 # (what runs, steps done, steps in all); the total is 0 where nothing is counted.
 Progress = Callable[[str, int, int], None]
@@ -54,10 +61,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A GFT: the timm backbone, where it selects patches and by which score, and its classes.
+    """A network: the timm backbone, where it selects patches and by which score, and its classes.
 
     `gala` says where the scores come from: `layer`, an extra attention layer before block
-    `position`; `block`, that block's own attention. `patch_grid` is (rows, columns).
+    `position`; `block`, that block's own attention. `patch_grid` is (rows, columns), (0, 0) for a
+    network without patches. `family` says what is built around the backbone: `gft`, without stages
+    the plain ViT itself; `timm`, nothing, any other classifier of timm's; `transfg`, TransFG. Only
+    a `gft` has stages, and `gala`, `score` and `temperature` mean something with stages alone.
     """
 
     name: str
@@ -70,6 +80,7 @@ class ModelSpec:
     patch_grid: tuple[int, int]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    family: Family = field(default="gft", metadata={_LEFT_OUT_BY_DEFAULT: True})
 
     @property
     def patch_count(self) -> int:
@@ -109,16 +120,40 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images drawn from a class folder: paths, the seed that chose them, a digest of the contents.
+class DataSource:
+    """Where images come from: a folder, and the data set that is in it by its `--dataset` name.
 
-    `targets[i]` is the class index of `paths[i]`.
+    `coco_category` says which category an image of COCO has, that of its `largest` box or of its
+    `first` annotation; None elsewhere, and for COCO the largest.
+    """
+
+    folder: Path
+    dataset: str = "imagefolder"
+    coco_category: CocoCategory | None = None
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What a run remembers of a split: how many images and classes, and datasets.split_digest."""
+
+    images: int
+    classes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images drawn from a split: paths, the seed that chose them, a digest of the contents.
+
+    `targets[i]` is the class index of `paths[i]`. `crop_bottom_px` rows at the bottom of every image
+    are not part of the picture.
     """
 
     paths: tuple[str, ...]
     seed: int
     digest: str
     targets: tuple[int, ...]
+    crop_bottom_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,10 +305,12 @@ class Engine:
 class Manifest:
     """A bundle's manifest.json: everything about the bundle that is not in the model files.
 
-    `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches;
-    `files` maps every other file of the bundle to its sha256, `seal` is the manifest's own, taken
-    with an empty seal. `runtime_precision` is what the engine is told to compute in. `recipe` and
-    `engines` are of bundles for TensorRT, whose artifact is the graph that engines are built from.
+    `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches,
+    `score_outputs` the one that the stage ranks by, `attention_outputs` its Eq. 1, a head each, of a
+    `gala` network; bundles of before name neither of these. `files` maps every other file of the
+    bundle to its sha256, `seal` is the manifest's own, taken with an empty seal. `runtime_precision`
+    is what the engine is told to compute in. `recipe` and `engines` are of bundles for TensorRT,
+    whose artifact is the graph that engines are built from.
     """
 
     schema_version: int
@@ -293,6 +330,8 @@ class Manifest:
     candidates: tuple[Candidate, ...] = ()
     recipe: EngineRecipe | None = None
     engines: tuple[Engine, ...] = ()
+    score_outputs: tuple[str, ...] = field(default=(), metadata={_LEFT_OUT_BY_DEFAULT: True})
+    attention_outputs: tuple[str, ...] = field(default=(), metadata={_LEFT_OUT_BY_DEFAULT: True})
     seal: str = ""
 
 
@@ -368,7 +407,11 @@ def check_preprocessing(spec: Preprocessing) -> None:
 def to_json(spec: Any) -> Any:
     """The plain dict, list and scalar form of a spec."""
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        return {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+        return {
+            f.name: to_json(getattr(spec, f.name))
+            for f in dataclasses.fields(spec)
+            if not (f.metadata.get(_LEFT_OUT_BY_DEFAULT) and getattr(spec, f.name) == f.default)
+        }
     if isinstance(spec, Mapping):
         return {key: to_json(value) for key, value in spec.items()}
     if isinstance(spec, (tuple, list)):
@@ -425,7 +468,10 @@ def _decode_fields(kind: type, data: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise SpecError(f"{where} has unknown fields: {', '.join(unknown)}")
+        raise SpecError(
+            f"{where} has unknown fields ({', '.join(unknown)}), written by a newer gft-edge: "
+            "upgrade it here"
+        )
     values = {}
     for name, spec in fields.items():
         if name in data:

@@ -169,9 +169,9 @@ def test_an_image_size_that_patches_do_not_divide_is_refused() -> None:
 
 
 def test_an_unknown_name_lists_the_variants() -> None:
-    with pytest.raises(SpecError, match=r"gft_huge.*gft_base_edge.*--stages"):
+    with pytest.raises(SpecError, match=r"gft_huge.*gft_base_edge.*transfg.*timm"):
         spec_from_name("gft_huge", LABELS)
-    with pytest.raises(SpecError, match="timm cannot build 'gft_huge'"):
+    with pytest.raises(SpecError, match="'gft_huge' is no GFT variant"):
         spec_from_name("gft_huge", LABELS, stages="8:75%")
 
 
@@ -195,14 +195,14 @@ def test_gft_base_has_the_papers_93_million_parameters() -> None:
     cost = cost_of(model)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert abs(cost.parameters - 93e6) < 0.5e6
-    assert abs(cost.dense_gflops - 35.1) < 0.1
+    assert cost.dense_gflops == pytest.approx(35.1, abs=0.1)
 
 
 def test_the_edge_variant_has_no_extra_layer_and_does_two_thirds_of_the_work() -> None:
     _, model = base("gft_base_edge")
     cost = cost_of(model)
     assert not model.layers
+    assert cost.dense_gflops is not None
     assert cost.gflops / cost.dense_gflops == pytest.approx(0.635, abs=0.01)
-    assert [row.tokens_out for row in cost.rows if row.tokens_out % 16 == 0] == [144] * 3 + [
-        96
-    ] * 3 + [48] * 3
+    left = [row.tokens_out for row in cost.rows if row.tokens_out is not None]
+    assert [tokens for tokens in left if tokens % 16 == 0] == [144] * 3 + [96] * 3 + [48] * 3

@@ -79,7 +79,11 @@ def test_a_field_with_a_default_may_be_missing() -> None:
 
 
 def test_an_unknown_field_is_named() -> None:
-    with pytest.raises(SpecError, match=r"^model\.json has unknown fields: colour, flavour$"):
+    message = (
+        r"^model\.json has unknown fields \(colour, flavour\), written by a newer gft-edge: "
+        "upgrade it here$"
+    )
+    with pytest.raises(SpecError, match=message):
         from_json(ModelSpec, {**to_json(MODEL), "flavour": 1, "colour": 2}, "model.json")
 
 

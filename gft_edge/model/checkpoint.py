@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -14,31 +15,48 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from gft_edge.errors import CheckpointError, SpecError
-from gft_edge.model.gft import GFT, build_backbone, build_gft, source_blocks
-from gft_edge.specs import ModelSpec, check_preprocessing, from_json, to_json
+from gft_edge.model.gft import build_backbone, source_blocks
+from gft_edge.model.networks import Network, build_network
+from gft_edge.model.state_dicts import naming_of, timm_names, without_wrapper
+from gft_edge.model.timm_models import filter_weights
+from gft_edge.model.weight_files import BACKBONE_FILE, stated_heads, weight_files
+from gft_edge.specs import ModelSpec, Say, check_preprocessing, from_json, to_json
 
 SPEC_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
+IMPORT_FILE = "import.json"
+
+PUBLISHED_START = (
+    "is of a published GFT checkpoint: its first 8 blocks and its classifier are trained; no gradient "
+    "reached the blocks behind them and the final norm, which are as they were before, nor its GALA "
+    "layers, which hold their random initialisation and are left out"
+)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors, or from a PyTorch file through weights_only.
 
-    Raises CheckpointError when the file is missing, is neither, or holds a NaN or infinity.
+    Of a folder its one weights file or all shards (`weight_files`). Raises CheckpointError when a
+    file is missing, is neither, or holds a NaN or infinity.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
-    try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError:
-        state = _read_pickle(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    state: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        state |= _read_file(file)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{path}: tensor {name} holds NaN or infinity: take an earlier checkpoint"
             )
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError:
+        return _read_pickle(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     return state
 
 
@@ -56,7 +74,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 "the state dict alone with safetensors.torch.save_file"
             ) from error
         raise CheckpointError(f"{path} is neither safetensors nor a PyTorch checkpoint") from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
@@ -67,27 +85,41 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone(model: GFT, spec: ModelSpec, path: Path) -> list[str]:
-    """Start `model` from a timm checkpoint of its backbone; GALA layers start from its blocks.
+def load_backbone(
+    model: Network, spec: ModelSpec, path: Path, say: Say = lambda text: None
+) -> list[str]:
+    """Start `model` from a checkpoint of its backbone; GALA layers start from its blocks.
 
-    The classifier is left fresh when its class count differs, position embeddings are resampled
-    when the grid differs. Returns what was left fresh. Raises CheckpointError when the file is of
-    another architecture.
+    Names may be timm's, or others that `timm_names` knows. The classifier is left fresh when it is
+    not there or its class count differs, position embeddings are resampled when the grid differs.
+    Returns what was left fresh. Raises CheckpointError when the file is of another architecture.
     """
-    weights = {name: value.float() for name, value in read_weights(path).items()}
+    stored = without_wrapper(read_weights(path))
+    weights = {name: value.float() for name, value in timm_names(stored).items()}
+    if naming_of(stored) == "published gft" or _is_imported(path):
+        say(f"{path} {PUBLISHED_START}")
+    _check_heads(model.backbone, path, spec.backbone)
+    if spec.family != "gft":
+        return _load_whole(model.backbone, weights, path, spec.backbone)
     depth = 1 + max((int(n.split(".")[1]) for n in weights if n.startswith("blocks.")), default=-1)
     # Blocks behind the network's own depth still serve as sources of GALA layers (gft_*_d8).
     donor = build_backbone(spec, depth=max(depth, len(model.backbone.blocks)))
+    if "dist_token" in weights and not hasattr(donor, "dist_token"):
+        raise CheckpointError(
+            f"{path} is no checkpoint of {spec.backbone}: it holds a distillation token, so take a "
+            "distilled network, such as --model deit_base_distilled_patch16_224 with --stages"
+        )
     try:
         state = dict(checkpoint_filter_fn(weights, donor))
     except (RuntimeError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path} is no checkpoint of {spec.backbone}: {error}") from error
     fresh = []
-    for name in [n for n in state if n.split(".")[0] in ("head", "head_dist")]:
-        if state[name].shape != donor.state_dict()[name].shape:
-            state[name] = donor.state_dict()[name]
+    initial = donor.state_dict()
+    for name in [n for n in initial if n.split(".")[0] in ("head", "head_dist")]:
+        if name not in state or state[name].shape != initial[name].shape:
+            state[name] = initial[name]
             fresh.append(name)
-    _check_fit(donor.state_dict(), state, path, spec.backbone)
+    check_fit(initial, state, path, spec.backbone)
     donor.load_state_dict(state)
     own = model.backbone.state_dict()
     model.backbone.load_state_dict({name: donor.state_dict()[name] for name in own})
@@ -100,9 +132,53 @@ def load_backbone(model: GFT, spec: ModelSpec, path: Path) -> list[str]:
     return fresh
 
 
-def _check_fit(
+def _is_imported(path: Path) -> bool:
+    """Whether these are the weights that an imported run keeps of its whole base."""
+    (file, *_) = weight_files(path)
+    return file.name == BACKBONE_FILE and (file.parent / IMPORT_FILE).is_file()
+
+
+def _check_heads(backbone: Any, path: Path, name: str) -> None:
+    """Raise CheckpointError where a checkpoint's config.json states other heads than a ViT has."""
+    try:
+        heads = backbone.blocks[0].attn.num_heads
+    # Networks of timm's without such blocks: the shapes of their weights say all.
+    except (AttributeError, IndexError, TypeError):
+        return
+    stated = stated_heads(path)
+    if stated not in (None, heads):
+        raise CheckpointError(
+            f"{path} is no checkpoint of {name}: its config.json says {stated} attention heads, "
+            f"expected {heads}"
+        )
+
+
+def _load_whole(backbone: Any, weights: Mapping[str, Tensor], path: Path, name: str) -> list[str]:
+    """load_backbone where the backbone is the whole network: every block is in the file."""
+    own = backbone.state_dict()
+    try:
+        state = filter_weights(weights, backbone)
+    except (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of {name}: {error}") from error
+    # None in timm's configuration of a network that was published without one.
+    classifiers = backbone.pretrained_cfg.get("classifier") or ()
+    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    fresh = []
+    for tensor in [n for n in own if n.rpartition(".")[0] in heads]:
+        if tensor not in state or state[tensor].shape != own[tensor].shape:
+            state[tensor] = own[tensor]
+            fresh.append(tensor)
+    # Older PyTorch did not count the batches of a BatchNorm.
+    state = {n: t for n, t in own.items() if n.endswith(".num_batches_tracked")} | state
+    check_fit(own, state, path, name)
+    backbone.load_state_dict(state)
+    return fresh
+
+
+def check_fit(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path, name: str
 ) -> None:
+    """Raise CheckpointError naming the first tensor that is missing, too many or of another shape."""
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
     shapes = [n for n in expected if n in found and expected[n].shape != found[n].shape]
@@ -123,14 +199,19 @@ def _check_fit(
         )
 
 
-def save_network(folder: Path, model: GFT, spec: ModelSpec) -> None:
+def save_network(folder: Path, model: Network, spec: ModelSpec) -> None:
     """Write model.json and model.safetensors into a run folder, each replaced in one step."""
+    write_network(folder, model.state_dict(), spec)
+
+
+def write_network(folder: Path, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
+    """save_network of a network's state dict."""
     text = json.dumps(to_json(spec), indent=2) + "\n"
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in weights.items()}
     replace_file(folder / SPEC_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
     # save_file would make it readable by its owner alone.
-    weights = safetensors.torch.save(state)
-    replace_file(folder / WEIGHTS_FILE, lambda partial: partial.write_bytes(weights))
+    content = safetensors.torch.save(state)
+    replace_file(folder / WEIGHTS_FILE, lambda partial: partial.write_bytes(content))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -149,7 +230,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise CheckpointError(f"cannot write {path} ({reason}): make room and resume") from error
 
 
-def load_run(folder: Path) -> tuple[ModelSpec, GFT]:
+def load_run(folder: Path) -> tuple[ModelSpec, Network]:
     """The network of a run folder, in evaluation mode.
 
     Raises CheckpointError when the folder is no run or its weights do not fit its spec.
@@ -164,8 +245,8 @@ def load_run(folder: Path) -> tuple[ModelSpec, GFT]:
         check_preprocessing(spec.preprocessing)
     except (ValueError, SpecError) as error:
         raise CheckpointError(f"{folder / SPEC_FILE} cannot be used: {error}") from error
-    model = build_gft(spec)
+    model = build_network(spec)
     state = read_weights(folder / WEIGHTS_FILE)
-    _check_fit(model.state_dict(), state, folder / WEIGHTS_FILE, f"the {spec.name} of {SPEC_FILE}")
+    check_fit(model.state_dict(), state, folder / WEIGHTS_FILE, f"the {spec.name} of {SPEC_FILE}")
     model.load_state_dict(state)
     return spec, model.eval()

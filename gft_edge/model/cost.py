@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gft_edge.model.gft import GFT
+from gft_edge.model.network import Network
+from gft_edge.model.transfg import TransFG
+from gft_edge.placement import group_of
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One row. Tokens include the prefix tokens; a multiply-accumulate counts as two operations."""
+    """One row. Tokens include the prefix tokens; a multiply-accumulate counts as two operations.
+
+    The tokens are None where the network has none.
+    """
 
     name: str
-    tokens_in: int
-    tokens_out: int
+    tokens_in: int | None
+    tokens_out: int | None
     parameters: int
     gflops: float
 
 
 @dataclass(frozen=True)
 class Cost:
-    """All rows, the dense backbone's total, and Eq. 6's estimate of the GFT's total."""
+    """All rows, the dense backbone's total, and Eq. 6's estimate of the GFT's total.
+
+    The latter two are None where there is no such backbone, or no stage that Eq. 6 speaks of.
+    """
 
     rows: tuple[BlockCost, ...]
-    dense_gflops: float
-    eq6_gflops: float
+    dense_gflops: float | None = None
+    eq6_gflops: float | None = None
 
     @property
     def gflops(self) -> float:
@@ -40,10 +54,71 @@ class Cost:
         return sum(row.parameters for row in self.rows)
 
 
-def cost_of(model: GFT) -> Cost:
-    """Count a GFT's matrix products; element-wise work is left out, as is usual for GFLOPs.
+def cost_of(model: Network) -> Cost:
+    """Count matrix products and convolutions; element-wise work is left out, as is usual for GFLOPs."""
+    if isinstance(model, GFT):
+        return _cost_of_gft(model)
+    if isinstance(model, TransFG):
+        return _cost_of_transfg(model)
+    return _counted(model)
 
-    Eq. 6 reads C_base * (1 - sum_i alpha_i (1 - k_i)), with alpha_i the share of the base cost in
+
+def _counted(model: Network) -> Cost:
+    """By torch's own counter, in one run on shapes alone; a row for each part of the backbone."""
+    network = copy.deepcopy(model).to("meta").eval()
+    size = model.image_size_px
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, size, size, device="meta"))
+    inclusive = {
+        path.partition(".")[2]: sum(operations.values())
+        for path, operations in counter.get_flop_counts().items()
+        if path != "Global"
+    }
+    own = dict(inclusive)
+    for path in filter(None, inclusive):
+        above = path.rpartition(".")[0]
+        while above not in inclusive:  # a list of modules is not called itself
+            above = above.rpartition(".")[0]
+        own[above] -= inclusive[path]
+    flops: dict[str, float] = defaultdict(float)
+    parameters: dict[str, int] = defaultdict(int)
+    for path, module in network.named_modules():
+        part = group_of([f"{path}/"]) or "other"
+        parameters[part] += sum(p.numel() for p in module.parameters(recurse=False))
+        flops[part] += own.get(path, 0)
+    return Cost(
+        tuple(
+            BlockCost(part, None, None, parameters[part], flops[part] / 1e9)
+            for part in parameters
+            if parameters[part] or flops[part]
+        )
+    )
+
+
+def _cost_of_transfg(model: TransFG) -> Cost:
+    """Beside its blocks: for each block before the last, one row of attention times a map."""
+    backbone = model.backbone
+    blocks = backbone.blocks
+    width, prefix = backbone.embed_dim, backbone.num_prefix_tokens
+    heads = blocks[0].attn.num_heads
+    tokens = backbone.patch_embed.num_patches + prefix
+    rows = [_embedding(backbone, tokens)]
+    for number, block in enumerate(blocks[:-1]):
+        flops = _block(tokens, width, _mlp(block))
+        rows.append(BlockCost(f"block {number}", tokens, tokens, _count(block), flops / 1e9))
+    left = prefix + heads
+    product = 2e-9 * (len(blocks) - 2) * heads * tokens * tokens
+    rows.append(BlockCost("part selection", tokens, left, 0, product))
+    last = blocks[-1]
+    flops = _block(left, width, _mlp(last))
+    rows.append(BlockCost(f"block {len(blocks) - 1}", left, left, _count(last), flops / 1e9))
+    head = _head(backbone, left)
+    dense = sum(_block(tokens, width, _mlp(block)) / 1e9 for block in blocks)
+    return Cost((*rows, head), rows[0].gflops + head.gflops + dense)
+
+
+def _cost_of_gft(model: GFT) -> Cost:
+    """Eq. 6 reads C_base * (1 - sum_i alpha_i (1 - k_i)), with alpha_i the share of the base cost in
     the blocks that run at keep ratio k_i.
     """
     backbone = model.backbone
@@ -51,16 +126,7 @@ def cost_of(model: GFT) -> Cost:
     patches = backbone.patch_embed.num_patches
     prefix = model.prefix
     dense_tokens = patches + prefix
-    heads = [backbone.head, *([backbone.head_dist] if hasattr(backbone, "head_dist") else [])]
-    rows = [
-        BlockCost(
-            "patch embedding",
-            patches,
-            dense_tokens,
-            _count(backbone) - _count(backbone.blocks) - _count(backbone.norm, *heads),
-            2e-9 * patches * backbone.patch_embed.proj.weight.numel(),
-        )
-    ]
+    rows = [_embedding(backbone, dense_tokens)]
     tokens = dense_tokens
     eq6 = rows[0].gflops
     for number in range(len(backbone.blocks) + 1):
@@ -97,19 +163,36 @@ def cost_of(model: GFT) -> Cost:
         )
         eq6 += _block(dense_tokens, width, mlp) * (left - prefix) / patches / 1e9
         tokens = left
-    head = BlockCost(
-        "norm and head",
-        tokens,
-        prefix,
-        _count(backbone.norm, *heads),
-        2e-9 * sum(head.weight.numel() for head in heads),
-    )
+    head = _head(backbone, tokens)
     dense = (
         rows[0].gflops
         + head.gflops
         + sum(_block(dense_tokens, width, _mlp(block)) / 1e9 for block in backbone.blocks)
     )
     return Cost((*rows, head), dense, eq6 + head.gflops)
+
+
+def _embedding(backbone: Any, tokens: int) -> BlockCost:
+    patches = backbone.patch_embed.num_patches
+    inside = _count(backbone.blocks, backbone.norm, *_heads(backbone))
+    flops = 2 * patches * backbone.patch_embed.proj.weight.numel()
+    return BlockCost("patch embedding", patches, tokens, _count(backbone) - inside, flops / 1e9)
+
+
+def _head(backbone: Any, tokens: int) -> BlockCost:
+    heads = _heads(backbone)
+    flops = 2 * sum(head.weight.numel() for head in heads)
+    return BlockCost(
+        "norm and head",
+        tokens,
+        backbone.num_prefix_tokens,
+        _count(backbone.norm, *heads),
+        flops / 1e9,
+    )
+
+
+def _heads(backbone: Any) -> list[nn.Linear]:
+    return [backbone.head, *([backbone.head_dist] if hasattr(backbone, "head_dist") else [])]
 
 
 def _count(*modules: nn.Module) -> int:

@@ -68,7 +68,8 @@ def importance_distribution(importance: Tensor, temperature: float) -> Tensor:
 def standardise(importance: Tensor) -> Tensor:
     """Zero mean and unit deviation over the patches of each image, (B,N) -> (B,N)."""
     centred = importance - importance.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-6)
+    # Under the root: of two patches the scores are equal, and the root's slope at 0 is infinite.
+    return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
 
 
 def top_k_in_grid_order(scores: Tensor, k: int) -> Tensor:

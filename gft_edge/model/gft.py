@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import timm
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from gft_edge.errors import SpecError
 from gft_edge.model import gala
+from gft_edge.model.network import Network
+from gft_edge.model.timm_models import create_model
 from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
 
 EMA_MOMENTUM = 0.9
@@ -76,6 +77,10 @@ class Selection(nn.Module):
                 0, positions.reshape(-1), importance.detach().reshape(-1)
             )
             count = torch.bincount(positions.reshape(-1), minlength=len(self.ema))
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # One mean over the images of all processes, as if one had seen them.
+                torch.distributed.all_reduce(total)
+                torch.distributed.all_reduce(count)
             mean = total / count.clamp(min=1)
             blended = torch.lerp(mean, self.ema, EMA_MOMENTUM)
             self.ema.copy_(torch.where(count > 0, blended, self.ema))
@@ -99,7 +104,7 @@ class GalaLayer(nn.Module):
             nn.init.zeros_(self.attn.proj.bias)
 
 
-class GFT(nn.Module):
+class GFT(Network):
     """A timm VisionTransformer with patch selections, (B,3,S,S) -> logits (B,classes).
 
     `stages` may be empty: then it is the backbone. Raises SpecError for a backbone that is not a
@@ -114,11 +119,10 @@ class GFT(nn.Module):
         score: Score = "gala",
         temperature: float = 1.0,
     ):
-        super().__init__()
         check_backbone(backbone)
+        super().__init__(backbone, backbone.patch_embed.img_size[0])
         patches = backbone.patch_embed.num_patches
         check_stages(stages, mode, len(backbone.blocks), patches)
-        self.backbone = backbone
         self.prefix: int = backbone.num_prefix_tokens
         self.mode = mode
         self.selections: Sequence[Selection] = nn.ModuleList(  # type: ignore[assignment]
@@ -131,10 +135,6 @@ class GFT(nn.Module):
         self._stages_at: dict[int, list[int]] = defaultdict(list)
         for number, stage in enumerate(stages):
             self._stages_at[stage.position].append(number)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B,3,S,S) -> logits (B,classes)."""
-        return self.forward_with_kept(images)[0]
 
     def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
@@ -164,10 +164,6 @@ class GFT(nn.Module):
                 (r"^backbone\.norm\.", (depth,)),
             ],
         }
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimisers must not decay."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def _run_layers(
         self, position: int, x: Tensor, positions: Tensor, kept: list[Tensor]
@@ -276,15 +272,9 @@ def build_backbone(spec: ModelSpec, **overrides: int) -> VisionTransformer:
 
 
 def create_backbone(name: str, **arguments: int) -> VisionTransformer:
-    """A timm model without pretrained weights. Raises SpecError for an unknown or unfit one."""
-    if ":" in name:
-        raise SpecError(f"{name!r} would be fetched from a hub: give a timm model name")
+    """A plain timm ViT without pretrained weights. Raises SpecError for an unknown or unfit one."""
+    model = create_model(name, **arguments)
     size, patch = arguments.get("img_size"), arguments.get("patch_size")
-    try:
-        model = timm.create_model(name, pretrained=False, **arguments)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SpecError(f"timm cannot build {name!r} with {arguments}: {reason}") from error
     check_backbone(model)
     rows, columns = model.patch_embed.patch_size
     size = size or model.patch_embed.img_size[0]
@@ -297,7 +287,7 @@ def create_backbone(name: str, **arguments: int) -> VisionTransformer:
 
 
 @contextmanager
-def recorded_scores(model: GFT) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def recorded_scores(model: Network) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """While open, each forward appends (grid positions, scores), (B,N) each, stage by stage."""
     record: list[tuple[Tensor, Tensor]] = []
 
@@ -313,7 +303,7 @@ def recorded_scores(model: GFT) -> Iterator[list[tuple[Tensor, Tensor]]]:
             handle.remove()
 
 
-def selection_reaches_logits(model: GFT, images: Tensor) -> list[bool]:
+def selection_reaches_logits(model: Network, images: Tensor) -> list[bool]:
     """Per stage, whether keeping the worst patches in place of the best changes any logit."""
     with torch.inference_mode():
         reference = model(images)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
-from timm.models.vision_transformer import VisionTransformer
+import torch
 
 from gft_edge.errors import SpecError
-from gft_edge.model.gft import create_backbone
+from gft_edge.model.dense import create_dense
+from gft_edge.model.gft import check_backbone, create_backbone
+from gft_edge.model.timm_models import (
+    check_classifier,
+    close_names,
+    create_model,
+    default_image_size_px,
+    is_model,
+)
+from gft_edge.model.transfg import DEFAULT_STRIDE_PX, PATCH_STRIDE, create_overlapping
 from gft_edge.specs import (
     CropMode,
+    Family,
     GalaMode,
     ModelSpec,
     Preprocessing,
@@ -51,6 +61,12 @@ def _family(size: str) -> dict[str, Variant]:
 
 VARIANTS: Mapping[str, Variant] = {**_family("tiny"), **_family("small"), **_family("base")}
 
+# The authors start from the ViT-B/16 of ImageNet-21k.
+TRANSFG: Mapping[str, str] = {
+    "transfg": "vit_base_patch16_224",
+    **{f"transfg_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")},
+}
+
 
 def spec_from_name(
     name: str,
@@ -58,48 +74,72 @@ def spec_from_name(
     *,
     image_size_px: int | None = None,
     stages: str | None = None,
-    score: Score = "gala",
+    score: Score | None = None,
     gala: GalaMode | None = None,
     temperature: float = 1.0,
     backbone_args: Mapping[str, int] | None = None,
 ) -> ModelSpec:
-    """The spec of a variant, or of any plain timm VisionTransformer by its timm name.
+    """The spec of a GFT variant, of TransFG, or of any timm classifier by its timm name.
 
-    `stages` as `parse_stages` reads it; a backbone without stages of its own needs them. The
-    preprocessing is timm's evaluation set-up of the backbone. Raises SpecError.
+    `stages` as `parse_stages` reads it makes a GFT of a plain timm ViT, which without them is
+    trained dense. `score` and `gala` unless given are the variant's own. The preprocessing is timm's
+    evaluation set-up of the backbone. Raises SpecError.
     """
     variant = VARIANTS.get(name)
-    if variant is None:
-        variant = Variant(name, "layer", ())
-        if stages is None:
-            raise SpecError(
-                f"{name!r} is no GFT variant ({', '.join(VARIANTS)}): to wrap the timm model of "
-                "that name say where it selects, for example --stages 8:75%,9:50%,10:25%"
+    family = _family_of(name)
+    arguments = {**(variant.backbone_args if variant else {}), **(backbone_args or {})}
+    # Shapes alone: timm has models of a gigabyte.
+    with torch.device("meta"):
+        if family == "transfg":
+            arguments.setdefault(PATCH_STRIDE, DEFAULT_STRIDE_PX)
+            size = image_size_px or default_image_size_px(TRANSFG[name])
+            backbone = create_overlapping(TRANSFG[name], size, len(labels), **arguments)
+        elif family == "timm":
+            size = image_size_px or default_image_size_px(name)
+            backbone = create_dense(name, size, len(labels), **arguments)
+            check_classifier(backbone, name, size, len(labels))
+        else:
+            variant = variant or Variant(name, "layer", ())
+            sized = {} if image_size_px is None else {"img_size": image_size_px}
+            backbone = create_backbone(
+                variant.backbone, num_classes=len(labels), **arguments, **sized
             )
-    arguments = {**variant.backbone_args, **(backbone_args or {})}
-    if image_size_px is not None:
-        arguments["img_size"] = image_size_px
-    backbone = create_backbone(variant.backbone, num_classes=len(labels), **arguments)
-    arguments.pop("img_size", None)
-    mode = gala or variant.gala
-    patches = backbone.patch_embed.num_patches
-    chosen = (
-        _default_stages(variant, patches, backbone.num_prefix_tokens)
-        if stages is None
-        else parse_stages(stages, patches)
-    )
-    check_stages(chosen, mode, len(backbone.blocks), patches)
+            size = backbone.patch_embed.img_size[0]
+    chosen: tuple[Stage, ...] = ()
+    mode = gala or (variant.gala if variant else "layer")
+    if family == "gft":
+        assert variant is not None
+        patches = backbone.patch_embed.num_patches
+        chosen = (
+            _default_stages(variant, patches, backbone.num_prefix_tokens)
+            if stages is None
+            else parse_stages(stages, patches)
+        )
+        check_stages(chosen, mode, len(backbone.blocks), patches)
+    elif stages is not None and stages.strip().lower() != "none":
+        raise SpecError(f"--stages {stages}: {_why_no_stages(name, backbone)}: leave it out")
+    for option, given in (("--score", score), ("--gala", gala)):
+        if given is not None and not chosen:
+            raise SpecError(
+                f"{option} {given} is for a network that selects patches, and {name} has no stages: "
+                f"leave {option} out"
+            )
     return ModelSpec(
         name=name,
-        backbone=variant.backbone,
+        backbone=TRANSFG.get(name) or (variant.backbone if variant else name),
         backbone_args=arguments,
         stages=chosen,
         gala=mode,
-        score=score,
+        score=score or "gala",
         temperature=temperature,
-        patch_grid=cast("tuple[int, int]", tuple(backbone.patch_embed.grid_size)),
-        preprocessing=_preprocessing(backbone),
+        patch_grid=(
+            (0, 0)
+            if family == "timm"
+            else cast("tuple[int, int]", tuple(backbone.patch_embed.grid_size))
+        ),
+        preprocessing=_preprocessing(backbone, size),
         labels=labels,
+        family=family,
     )
 
 
@@ -110,15 +150,47 @@ def squashed(spec: ModelSpec) -> ModelSpec:
 
 
 def _default_stages(variant: Variant, patches: int, prefix: int) -> tuple[Stage, ...]:
+    """At the paper's ratios; none where the variant has no positions."""
     multiple = variant.token_multiple
     stages = []
-    for position, ratio in zip(variant.positions, PAPER_RATIOS, strict=True):
+    for position, ratio in zip(variant.positions, PAPER_RATIOS, strict=bool(variant.positions)):
         tokens = int(ratio * patches) + prefix
         stages.append(Stage(position, tokens // multiple * multiple - prefix))
     return tuple(stages)
 
 
-def _preprocessing(backbone: VisionTransformer) -> Preprocessing:
+def _family_of(name: str) -> Family:
+    """Raises SpecError for a name that nothing here or in timm has."""
+    if name in VARIANTS:
+        return "gft"
+    if name in TRANSFG:
+        return "transfg"
+    if ":" not in name and not is_model(name):
+        close = close_names(name, [*VARIANTS, *TRANSFG])
+        raise SpecError(
+            f"{name!r} is no GFT variant ({', '.join(VARIANTS)}), not transfg and no timm model"
+            + (f": did you mean {' or '.join(close)}?" if close else ": see timm.list_models()")
+        )
+    with torch.device("meta"):
+        model = create_model(name)
+    try:
+        check_backbone(model)
+    except SpecError:
+        return "timm"
+    return "gft"
+
+
+def _why_no_stages(name: str, backbone: Any) -> str:
+    if name in TRANSFG:
+        return "TransFG chooses its parts by itself"
+    try:
+        check_backbone(backbone)
+    except SpecError as error:
+        return str(error)
+    raise AssertionError(name)
+
+
+def _preprocessing(backbone: Any, image_size_px: int) -> Preprocessing:
     set_up = backbone.pretrained_cfg
     mode = set_up.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
@@ -126,7 +198,7 @@ def _preprocessing(backbone: VisionTransformer) -> Preprocessing:
             f"this backbone prepares images by crop mode {mode!r}: not center or squash"
         )
     return Preprocessing(
-        image_size_px=backbone.patch_embed.img_size[0],
+        image_size_px=image_size_px,
         crop_pct=set_up["crop_pct"],
         crop_mode=cast(CropMode, mode),
         interpolation=set_up["interpolation"],

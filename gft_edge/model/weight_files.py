@@ -1,0 +1,74 @@
+"""A checkpoint's folder, as Hugging Face and timm lay it out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gft_edge.errors import CheckpointError
+
+# The whole pretrained network that an imported run keeps beside the part it computes with.
+BACKBONE_FILE = "backbone.safetensors"
+
+# As Hugging Face and timm name them; the first there is counts.
+_WHOLE = (BACKBONE_FILE, "model.safetensors", "pytorch_model.bin")
+_INDEX_SUFFIX = ".index.json"
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The file itself, or of a folder its one weights file, or all shards of its index.
+
+    Raises CheckpointError when the path is missing, an index names a shard that is not there, or
+    the folder has no weights file or several of no known name.
+    """
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such weights file")
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return (path / name,)
+        if (path / f"{name}{_INDEX_SUFFIX}").is_file():
+            return _shards(path / f"{name}{_INDEX_SUFFIX}")
+    found = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    if len(found) == 1:
+        return (found[0],)
+    if found:
+        names = ", ".join(p.name for p in found[:3])
+        raise CheckpointError(f"{path} holds {len(found)} weights files ({names}): name one")
+    raise CheckpointError(
+        f"{path} holds no weights: expected model.safetensors or pytorch_model.bin in the folder"
+    )
+
+
+def stated_heads(path: Path) -> int | None:
+    """The attention heads that config.json states in the folder, or beside the file; weights do not.
+
+    None where there is none, or it is of something else.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    heads = config.get("num_attention_heads") if isinstance(config, dict) else None
+    return heads if isinstance(heads, int) else None
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+        shards = tuple(index.parent / name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is no index of weights: expected a weight_map of tensor names to files"
+        ) from error
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(
+                f"{shard} is missing, and {index.name} says it holds weights: fetch all "
+                f"{len(shards)} files"
+            )
+    return shards
