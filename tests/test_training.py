@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from gft_edge.errors import CheckpointError, DataError, FailedError, TrainingError, UsageError
-from gft_edge.image_folder import read_split
-from gft_edge.model.checkpoint import load_run
+from gft_edge.datasets import read_split
+from gft_edge.errors import (
+    CheckpointError,
+    DataError,
+    FailedError,
+    MissingDependencyError,
+    TrainingError,
+    UsageError,
+)
+from gft_edge.model.checkpoint import load_run, save_network
+from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.specs import ModelSpec
-from gft_edge.training import loop
-from gft_edge.training.data import training_transform
+from gft_edge.training import loop, processes
+from gft_edge.training.data import SplitDataset, training_transform
+from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
 from gft_edge.training.metrics import classification_metrics
+from gft_edge.training.objective import classification_loss
 from gft_edge.training.recipes import PAPER, Recipe
+from gft_edge.training.teacher import load_teacher, teacher_of
 
 QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
 
@@ -110,6 +124,112 @@ def test_an_interruption_in_the_first_epoch_resumes_too(data: Path, tmp_path: Pa
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_gradient_norms_of_the_chosen_epochs_are_in_the_run(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(run, spec_for(data), config(data, log_gradients=(1, 3)), None, Interrupt("epoch 3/3"))
+    resume(run)
+    logged = read_norms(run / "gradients.csv")
+    assert set(logged) == {1, 3}
+    assert {"patch embedding", "block 0", "GALA layer 1", "head"} <= set(logged[1])
+    assert all(norm > 0 for norms in logged.values() for norm in norms.values())
+
+
+def test_a_network_learns_what_its_teacher_says(data: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    spec = spec_for(data)
+    obstinate = build_network(spec)
+    with torch.no_grad():
+        obstinate.backbone.head.bias[1] = 10.0
+    save_network(teacher, obstinate, spec)
+    says_so = {}
+    for name, chosen in (("alone", None), ("taught", teacher_of(teacher))):
+        recipe = dataclasses.replace(QUICK, distillation=1.0)
+        run = tmp_path / name
+        train(run, spec, config(data, recipe, teacher=chosen), None)
+        logits, _ = logits_and_targets(load_run(run)[1], spec, data, "test")
+        says_so[name] = (logits.argmax(axis=1) == 1).mean()
+    assert says_so["taught"] == 1.0
+    assert says_so["alone"] < 0.8
+    saved = load_file(tmp_path / "taught" / "model.safetensors")
+    assert saved.keys() == obstinate.state_dict().keys()
+
+
+def test_the_loss_with_a_teacher_is_that_of_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(2, 4, 3, generator=generator)
+    targets = torch.tensor([0, 2, 1, 1])
+    recipe = Recipe(label_smoothing=0.0, distillation=0.3, distillation_temperature=2.0)
+    loss = 0.0
+    for row, other, target in zip(logits, taught, targets, strict=True):
+        p = torch.exp(other / 2) / torch.exp(other / 2).sum()
+        q = torch.exp(row / 2) / torch.exp(row / 2).sum()
+        hard = -torch.log(torch.exp(row[target]) / torch.exp(row).sum())
+        loss += float(0.7 * hard + 0.3 * 4 * (p * torch.log(p / q)).sum()) / 4
+    assert float(classification_loss(logits, targets, taught, recipe)) == pytest.approx(loss)
+    alone = torch.nn.functional.cross_entropy(logits, targets)
+    assert classification_loss(logits, targets, None, recipe) == alone
+
+
+def test_a_teacher_of_other_classes_or_images_is_refused(data: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    spec = spec_for(data)
+    save_network(teacher, build_network(spec), spec)
+    other = dataclasses.replace(spec, labels=("b", "g", "violet"))
+    words = "has 3 classes and the data 3, first difference 'r' and 'violet' .class 3.: take a run"
+    with pytest.raises(UsageError, match=words):
+        load_teacher(teacher_of(teacher), other)
+    preprocessing = dataclasses.replace(spec.preprocessing, image_size_px=56)
+    with pytest.raises(UsageError, match=r"reads images of 48 px .* the network of 56 px"):
+        load_teacher(teacher_of(teacher), dataclasses.replace(spec, preprocessing=preprocessing))
+    with pytest.raises(CheckpointError, match="is no run"):
+        teacher_of(tmp_path)
+
+
+def test_a_resumed_run_has_the_teacher_it_began_with_wherever_that_lies(
+    data: Path, tmp_path: Path
+) -> None:
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    teacher.mkdir()
+    spec = spec_for(data)
+    save_network(teacher, build_network(spec), spec)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, spec, config(data, teacher=teacher_of(teacher)), None, Interrupt("epoch 2/3"))
+    teacher.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="is no run"):
+        resume(run)
+    save_network(tmp_path / "moved", build_network(spec), spec)
+    with pytest.raises(UsageError, match="has other weights than when this training began"):
+        resume(run, teacher=tmp_path / "moved")
+
+
+def test_adam_has_made_as_many_steps_as_the_training(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["optimizer"]["state"]
+    # 36 images in batches of 8.
+    assert {float(moments["step"]) for moments in state.values()} == {4.0}
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "is_tensorboard_available", lambda: False)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gft-edge\[tensorboard\]'"):
+        train(tmp_path / "run", spec_for(data), config(data, tensorboard=True), None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launch_that_accumulates_gradients_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    with pytest.raises(UsageError, match="launch without --gradient_accumulation_steps"):
+        train(tmp_path / "run", spec_for(data), config(data), None)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(data: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -122,7 +242,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(data: Path, tmp_p
 
 def test_workers_do_not_change_the_images(data: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1)
-    train(tmp_path / "a", spec_for(data), config(data, recipe, workers=1), None)
+    train(tmp_path / "a", spec_for(data), config(data, recipe, workers=0), None)
     train(tmp_path / "b", spec_for(data), config(data, recipe, workers=1), None)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (
         tmp_path / "b/model.safetensors"
@@ -136,6 +256,20 @@ def test_a_loss_that_is_not_finite_stops_with_advice(data: Path, tmp_path: Path)
         TrainingError, match=r"of epoch 1 became NaN or infinite: try a lower --lr \(now 1e\+30\)"
     ):
         train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+
+
+def test_a_worker_that_dies_is_said_in_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: SplitDataset, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # Workers are forks of this process and take the change with them.
+    monkeypatch.setattr(SplitDataset, "__getitem__", killed)
+    with pytest.raises(TrainingError, match=r"decodes images died.* fewer --workers"):
+        train(tmp_path / "run", spec_for(data), config(data, workers=1), None)
+    monkeypatch.undo()
+    assert resume(tmp_path / "run", workers=0).images == 8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -167,7 +301,9 @@ def test_a_damaged_state_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", spec_for(data), config(data), None, Interrupt("epoch 2/3"))
     (tmp_path / "run" / loop.STATE_FILE).write_bytes(b"cut off")
-    with pytest.raises(CheckpointError, match=r"last.pt cannot be resumed"):
+    with pytest.raises(
+        CheckpointError, match=r"last.pt is not this run.s, or of an older gft-edge"
+    ):
         resume(tmp_path / "run")
 
 

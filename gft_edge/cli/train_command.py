@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,34 @@ from click.core import ParameterSource
 
 from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, percent, print_json, print_table, progress, say
-from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.cli.sources import given_source
+from gft_edge.errors import MissingDependencyError, TrainingError, UsageError
 
+LOST_CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)", re.ASCII)
 OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_decay", "seed")
 
 
 @click.command("train")
 @data_option
-@click.option("--model", default="gft_tiny", show_default=True, help="Variant or timm ViT name.")
-@click.option("--weights", type=PATH, help="Pretrained backbone (safetensors, or a state dict).")
+@click.option(
+    "--model", default="gft_tiny", show_default=True, help="Variant, transfg or timm classifier."
+)
+@click.option(
+    "--weights",
+    type=PATH,
+    help="Pretrained network: a file or folder of timm or Hugging Face, a published GFT, or a run.",
+)
+@click.option(
+    "--teacher", type=PATH, help="A run of the same classes, whose logits are imitated too."
+)
 @click.option("--out", type=PATH, help="Run folder to make.")
 @click.option("--resume", type=PATH, help="Continue this interrupted run; no other option needed.")
 @click.option(
     "--stages", help="Where to select and how many to keep: 8:147,9:98 or 8:75%, or none."
 )
-@click.option("--score", type=click.Choice(["gala", "class", "random"]), default="gala")
+@click.option(
+    "--score", type=click.Choice(["gala", "class", "random"]), help="Of patches [default: gala]."
+)
 @click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
 @click.option(
     "--temperature",
@@ -48,9 +62,21 @@ OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_deca
 )
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--log-gradients",
+    is_flag=False,
+    flag_value="some",
+    metavar="[EPOCHS|all]",
+    help="Log the gradient norm of each layer in these epochs, for gft-edge plot [5 of them].",
+)
+@click.option("--tensorboard", is_flag=True, help="Log each epoch to RUN/tensorboard too.")
 @json_option
 def command(as_json: bool, **options: Any) -> None:
-    """Train a GFT on a class folder, or resume an interrupted training."""
+    """Train a GFT, or another network, on a data set, or resume an interrupted training.
+
+    On several GPUs or machines: accelerate launch -m gft_edge train with the same options. The batch
+    size is that of all processes together.
+    """
     try:
         import torch  # noqa: F401
 
@@ -67,6 +93,11 @@ def command(as_json: bool, **options: Any) -> None:
             else:
                 spec, config = _plan(options)
                 metrics = train(out, spec, config, options["weights"], report, say)
+    except RuntimeError as error:
+        # The others of a launch lose the connection to one that stopped.
+        if not LOST_CONNECTION.search(str(error)):
+            raise
+        raise TrainingError("another process of this launch stopped: see what it said") from error
     except KeyboardInterrupt:
         if (out / STATE_FILE).exists():
             say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {out}")
@@ -90,13 +121,15 @@ def _moved(options: dict[str, Any]) -> dict[str, Any]:
         for name in options
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    fixed = sorted(given - {"resume", "data", "device", "workers"})
+    fixed = sorted(given - {"resume", "data", "device", "teacher", "workers"})
     if fixed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise UsageError(f"{names} cannot change in a resumed run: start a new one with --out")
     moved = {name: options[name] for name in given & {"workers", "device"}}
     if moved.get("device") == "auto":
         del moved["device"]
+    if "teacher" in given:
+        moved["teacher"] = options["teacher"]
     if "data" in given:
         moved["data"] = str(options["data"].resolve())
     return moved
@@ -105,22 +138,29 @@ def _moved(options: dict[str, Any]) -> dict[str, Any]:
 def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
 
-    from gft_edge.image_folder import read_split
+    from gft_edge.datasets import read_split
     from gft_edge.model.variants import spec_from_name, squashed
+    from gft_edge.training.gradients import chosen_epochs
     from gft_edge.training.loop import RunConfig, supports_bf16
     from gft_edge.training.recipes import RECIPES
+    from gft_edge.training.teacher import teacher_of
 
-    if options["data"] is None:
-        raise UsageError("give --data FOLDER with train/ val/ test/ folders of class folders")
+    source = given_source(options["data"], options["dataset"], options["coco_category"])
+    if source is None:
+        raise UsageError(
+            "give --data FOLDER with train/ val/ test/ folders of class folders, or with a --dataset"
+        )
     spec = spec_from_name(
         options["model"],
-        read_split(options["data"], "train").labels,
+        read_split(source, "train").labels,
         image_size_px=options["image_size"],
         stages=options["stages"],
         score=options["score"],
         gala=options["gala"],
         temperature=options["temperature"],
     )
+    if options["stages"] is None and spec.family == "gft" and not spec.stages:
+        say(f"no --stages: {spec.name} is trained dense")
     changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
     recipe = dataclasses.replace(RECIPES[options["recipe"]], **changes)
     if recipe.augmentation == "paper":
@@ -129,5 +169,18 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     amp = supports_bf16(device) if options["amp"] is None else options["amp"]
-    data = str(options["data"].resolve())
-    return spec, RunConfig(data, recipe, amp, options["workers"], device)
+    logged: tuple[int, ...] = ()
+    if (asked := options["log_gradients"]) is not None:
+        logged = chosen_epochs(None if asked == "some" else asked, recipe.epochs)
+    return spec, RunConfig(
+        str(source.folder.resolve()),
+        recipe,
+        amp,
+        options["workers"],
+        device,
+        options["tensorboard"],
+        logged,
+        teacher=None if options["teacher"] is None else teacher_of(options["teacher"]),
+        dataset=source.dataset,
+        coco_category=source.coco_category,
+    )

@@ -1,1 +1,1 @@
-"""Training on a class folder: data, the loop, and the numbers a classifier is judged by."""
+"""Training on a data set: data, the loop, and the numbers a classifier is judged by."""

@@ -1,8 +1,10 @@
-"""Class folders as torch loaders: timm's augmentation to train, the device's preprocessing to evaluate."""
+"""Splits as torch loaders: augmentation to train, the device's own preprocessing to evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from gft_edge.datasets import Split
 from gft_edge.errors import DataError, ImageError
-from gft_edge.image_folder import Split
 from gft_edge.preprocess import batch_from_pixels, open_rgb, resize_and_crop
 from gft_edge.specs import Preprocessing
 from gft_edge.training.recipes import Recipe
@@ -22,25 +24,45 @@ from gft_edge.training.recipes import Recipe
 Transform = Callable[[Image.Image], Tensor]
 
 
-class FolderDataset(Dataset[tuple[Tensor, int]]):
+class SplitDataset(Dataset[tuple[Tensor, int]]):
     """One split: item i is (transformed image (3,S,S), class index).
 
-    Raises DataError naming an image that cannot be decoded: skipping it would train on other data
-    than was asked for.
+    With a `seed` the transform's randomness comes from it and i alone, so that an image is the same
+    whichever process and worker prepares it. Raises DataError naming an image that cannot be
+    decoded: skipping it would train on other data than was asked for.
     """
 
-    def __init__(self, split: Split, transform: Transform):
-        self.split, self.transform = split, transform
+    def __init__(self, split: Split, transform: Transform, seed: tuple[int, ...] | None = None):
+        self.split, self.transform, self.seed = split, transform, seed
 
     def __len__(self) -> int:
         return len(self.split.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
-            image = open_rgb(self.split.paths[index])
+            image = open_rgb(self.split.paths[index], self.split.crop_bottom_px)
         except ImageError as error:
             raise DataError(f"{error}: remove or replace the image") from None
-        return self.transform(image), self.split.targets[index]
+        if self.seed is None:
+            return self.transform(image), self.split.targets[index]
+        with _seeded((*self.seed, index)):
+            return self.transform(image), self.split.targets[index]
+
+
+@contextmanager
+def _seeded(entropy: tuple[int, ...]) -> Iterator[None]:
+    """Every source of randomness that timm and torchvision use, seeded here and then put back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, second = map(int, np.random.SeedSequence(entropy).generate_state(2))
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(first << 32 | second)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def evaluation_transform(spec: Preprocessing) -> Transform:
@@ -88,19 +110,21 @@ def training_transform(spec: Preprocessing, recipe: Recipe) -> Transform:
 
 
 def training_loader(
-    split: Split, spec: Preprocessing, recipe: Recipe, epoch: int, workers: int
+    split: Split, spec: Preprocessing, recipe: Recipe, batch_size: int, epoch: int, workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Shuffled batches of one epoch.
+    """Shuffled batches of one epoch, without the last one when it is short.
 
-    Order and augmentation depend on the seed and the epoch alone, so a resumed run sees what the
-    uninterrupted one saw. The last batch is dropped when it is short, unless it is the only one.
+    Order and augmentation depend on the recipe's seed and the epoch alone, so a resumed run sees
+    what the uninterrupted one saw.
     """
+    transform = training_transform(spec, recipe)
     return DataLoader(
-        FolderDataset(split, training_transform(spec, recipe)),  # type: ignore[arg-type]
-        batch_size=recipe.batch_size,
+        SplitDataset(split, transform, (recipe.seed, epoch)),  # type: ignore[arg-type]
+        batch_size=batch_size,
         shuffle=True,
-        drop_last=len(split.paths) >= recipe.batch_size,
+        drop_last=True,
         num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(recipe.seed * 100_003 + epoch),
     )
 
@@ -110,7 +134,7 @@ def evaluation_loader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """All images in order."""
     return DataLoader(
-        FolderDataset(split, evaluation_transform(spec)),  # type: ignore[arg-type]
+        SplitDataset(split, evaluation_transform(spec)),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
     )

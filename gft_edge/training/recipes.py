@@ -16,7 +16,8 @@ class Recipe:
     evaluation crop and a flip; `none`, the evaluation crop; `paper`, the whole image squashed,
     flip, autocontrast and RandAugment(2, 9). `crop_scale` is the least share of the image that a
     random crop holds. `layer_decay` multiplies the learning rate once for each block further from
-    the head. `warmup` is the fraction of all steps with a rising learning rate.
+    the head. `warmup` is the fraction of all steps with a rising learning rate. `distillation` is the
+    share of the loss that a teacher has, where there is one, at `distillation_temperature`.
     """
 
     epochs: int = 6
@@ -30,6 +31,8 @@ class Recipe:
     augmentation: Augmentation = "crop"
     crop_scale: float = 0.5
     seed: int = 0
+    distillation: float = 0.5
+    distillation_temperature: float = 2.0
 
 
 # A few epochs on a small data set: a high rate at the head that falls towards the patch embedding.

@@ -1,0 +1,214 @@
+"""Several processes that train one run together give what one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gft_edge.cli import main
+from gft_edge.errors import UsageError
+from gft_edge.training.loop import resume, train
+from gft_edge.training.processes import shared_batch_size
+
+ROOT = Path(__file__).parent.parent
+IMAGES = {"train": 10, "val": 3}  # a class: 20 images in batches of 6 leave two out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for split, count in IMAGES.items():
+        for label in ("even", "odd"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory, launched: Any) -> Path:
+    """The run of one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    spec, config = launched.small_run(data)
+    train(run, spec, config, None)
+    return run
+
+
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    """Two processes on the CPU, started as accelerate starts them."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+            "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--main_process_port", "0", *map(str, words),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def together(data: Path, run: Path, how: str) -> subprocess.CompletedProcess[str]:
+    return launch(ROOT / "tests" / "launched.py", data, run, how)
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run, other))
+    assert ours.keys() == theirs.keys()
+    # A step moves a weight by up to 1e-3; where a gradient is all rounding, Adam enlarges that.
+    apart = torch.cat([(weight - theirs[name]).abs().flatten() for name, weight in ours.items()])
+    assert apart.max() < 2e-4
+    assert apart.mean() < 1e-6
+    timeless = [
+        [line.rsplit(",", 2)[0].split(",") for line in (r / "history.csv").read_text().split()[1:]]
+        for r in (run, other)
+    ]
+    history, expected = (np.array(rows, dtype=float) for rows in timeless)
+    np.testing.assert_allclose(history, expected, rtol=1e-4)
+    ours, theirs = (json.loads((r / "metrics.json").read_text()) for r in (run, other))
+    assert ours == theirs
+
+
+def logged(run: Path, what: str, rank: int) -> list[str]:
+    path = run.parent / f"{run.name}.{what}.{rank}"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_two_processes_see_each_image_once_write_once_and_train_what_one_trains(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = together(data, run, "together")
+    assert result.returncode == 0, result.stderr
+    assert_same_run(run, alone)
+    assert not logged(run, "wrote", 1)
+    # The first weights, then each epoch.
+    assert Counter(logged(run, "wrote", 0))["last.pt"] == 3
+    seen = [
+        Counter(line for line in logged(run, "read", rank) if "train" in line) for rank in (0, 1)
+    ]
+    # Three steps of three images, in two epochs.
+    assert [sum(counter.values()) for counter in seen] == [18, 18]
+    assert max((seen[0] + seen[1]).values()) == 2
+
+
+def test_a_run_whose_process_died_goes_on_with_another_number_of_processes(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = together(data, run, "dies")
+    assert result.returncode != 0
+    assert len((run / "history.csv").read_text().split()) == 2
+    resume(run)
+    assert_same_run(run, alone)
+
+
+def test_fsdp_trains_what_one_process_trains_and_its_checkpoint_is_whole(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = together(data, run, "fsdp")
+    assert result.returncode == 0, result.stderr
+    assert_same_run(run, alone)
+    saved = torch.load(run / "last.pt", weights_only=True)
+    reference = torch.load(alone / "last.pt", weights_only=True)
+    assert saved["model"].keys() == reference["model"].keys()
+    assert saved["optimizer"]["state"].keys() == reference["optimizer"]["state"].keys()
+
+
+def test_the_command_line_is_the_same_program_under_the_launcher(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = launch(
+        "-m", "gft_edge", "train", "--data", data, "--out", run, "--model", "vit_tiny_patch16_224",
+        "--image-size", 32, "--stages", "1:3,2:2", "--epochs", 1, "--batch-size", 4, "--no-amp",
+        "--device", "cpu", "--workers", 1, "--tensorboard", "--json",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["run"] == str(run)
+    assert trained.stderr.count("epoch 1/1") == 1
+    evaluated = launch("-m", "gft_edge", "evaluate", run, "--split", "val", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    metrics = json.loads(evaluated.stdout)
+    assert metrics["images"] == 6
+    assert metrics == json.loads((run / "metrics.json").read_text())["metrics"]
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    [logged_top1] = events.Scalars("val_top1")
+    assert logged_top1.step == 1
+    assert logged_top1.value == pytest.approx(metrics["top1"])
+
+    table = tmp_path / "table.md"
+    printed = launch("-m", "gft_edge", "table", run, "--split", "val", "--format", "csv",
+                     "--out", table)  # fmt: skip
+    assert printed.returncode == 0, printed.stderr
+    assert len(printed.stdout.splitlines()) == 2
+    assert printed.stderr.count("written:") == 1
+
+
+def test_of_several_processes_the_first_alone_writes(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    # The second of two, whose result is what the first one has too.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
+    given = [str(run), "--split", "val", "--device", "cpu"]
+    table = CliRunner().invoke(main, ["table", *given, "--out", str(tmp_path / "t.md")])
+    plot = CliRunner().invoke(main, ["plot", *given])
+    assert (table.exit_code, plot.exit_code) == (0, 0), table.stderr + plot.stderr
+    assert table.stdout + plot.stdout == ""
+    assert not (tmp_path / "t.md").exists()
+    assert not (run / "evaluation").exists()
+    assert [*(run / "plots").iterdir()] == []
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = CliRunner().invoke(main, ["table", *given, "--bundles", str(run)])
+    assert refused.exit_code == 2
+    assert "would measure each other: start gft-edge table alone" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "images", "processes", "choice"),
+    [
+        (30, 500, 4, "give --batch-size 28 or 32, or start"),
+        (3, 500, 4, "give --batch-size 4, or start"),
+        (32, 7, 2, "give --batch-size 6, or start"),
+        (32, 3, 4, "among 4 processes: start"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(
+    asked: int, images: int, processes: int, choice: str
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=processes)
+    with pytest.raises(UsageError, match=f"{choice} another number of processes"):
+        shared_batch_size(asked, images, accelerator)
+
+
+def test_a_batch_is_no_larger_than_the_data() -> None:
+    accelerator: Any = SimpleNamespace(num_processes=2)
+    assert shared_batch_size(32, 500, accelerator) == 32
+    assert shared_batch_size(32, 8, accelerator) == 8
