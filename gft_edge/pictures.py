@@ -35,13 +35,14 @@ def sheet(
         draw.text((MARGIN_PX + column * (width + MARGIN_PX), 3), caption, INK, font)
     for number, (title, images) in enumerate(rows):
         top = CAPTION_PX + number * row_height
-        draw.text((MARGIN_PX, top + 2), _plain(title), INK, font)
+        draw.text((MARGIN_PX, top + 2), plain(title), INK, font)
         for column, image in enumerate(images):
             canvas.paste(image, (MARGIN_PX + column * (width + MARGIN_PX), top + CAPTION_PX))
     return canvas
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text in ASCII: accents go, other letters become question marks."""
     # Pillow's own font has ASCII alone and draws a box for anything else.
     letters = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
     return "".join(letters).encode("ascii", "replace").decode()

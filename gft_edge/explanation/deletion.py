@@ -1,0 +1,232 @@
+"""Deletion and insertion curves: whether the order of importance of patches means anything."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from gft_edge.classifier import Advance
+from gft_edge.explanation.occlusion import mean_colour
+from gft_edge.explanation.subject import Pixels, Subject, log_probabilities
+from gft_edge.explanation.view import Positions, explanations, importance_order
+from gft_edge.specs import ModelSpec
+
+InsertFrom = Literal["blur", "mean"]
+Measure = Literal["deletion", "insertion"]
+Probabilities = npt.NDArray[np.float64]
+
+# Below it an interval of a mean would say more about the t distribution than about the images.
+LEAST_IMAGES = 5
+OWN = "importance"
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images, and its 95 % interval by Student's t; None under LEAST_IMAGES images."""
+
+    mean: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class OrderResult:
+    """What one order of patches gives. Probabilities are of the class predicted for the whole image.
+
+    `deletion` and `insertion` estimate the area under each curve. `deletion_gain` and
+    `insertion_gain` are by how much the network's own order is better, image by image: this order's
+    deletion less its own, its own insertion less this order's; None for its own. The curves are means
+    over images.
+    """
+
+    order: str
+    deletion: Estimate
+    insertion: Estimate
+    deletion_gain: Estimate | None
+    insertion_gain: Estimate | None
+    deletion_curve: tuple[float, ...]
+    insertion_curve: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DeletionReport:
+    """All orders on the same images. `fractions` of the patches are removed, or shown, at each point.
+
+    `inferences` are of the network and of those that order the patches, an image each.
+    """
+
+    results: tuple[OrderResult, ...]
+    fractions: tuple[float, ...]
+    images: int
+    insert_from: InsertFrom
+    random_orders: int
+    seed: int
+    inferences: int
+    seconds: float
+
+
+def deletion_report(
+    subject: Subject,
+    others: Mapping[str, Subject],
+    pixels: Pixels,
+    points: int = 14,
+    insert_from: InsertFrom = "blur",
+    random_orders: int = 3,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> DeletionReport:
+    """Measure `subject` on uint8 (images,S,S,3) by its own order, each of `others`' and at random.
+
+    `others` order the patches and are not measured themselves. Deletion covers patches with the mean
+    colour, most important first; insertion starts from the image blurred, or from the mean colour,
+    and shows them. Petsiuk et al., RISE, arXiv 1806.07421. A random order is the mean of
+    `random_orders` of them.
+    """
+    started = time.perf_counter()
+    fractions = _counts(subject.model.patch_count, points) / subject.model.patch_count
+    generator = np.random.default_rng(seed)
+    curves: dict[str, dict[Measure, list[Probabilities]]] = {}
+    every = (subject, *others.values())
+    before = sum(one.inferences for one in every)
+    for image in pixels:
+        logits = subject.logits(image[None])[0]
+        target = int(logits.argmax())
+        ordered = {OWN: [_order_of(subject, image)]}
+        ordered |= {name: [_order_of(other, image)] for name, other in others.items()}
+        count = subject.model.patch_count
+        ordered[RANDOM] = [generator.permutation(count) for _ in range(random_orders)]
+        base = covered_with_mean(image, subject.model)
+        start = blurred(image, subject.model) if insert_from == "blur" else base
+        for name, orders in ordered.items():
+            found = curves.setdefault(name, {"deletion": [], "insertion": []})
+            for measure, first, last in (("deletion", image, base), ("insertion", start, image)):
+                several = [
+                    probability_curve(subject, first, last, order, points, target)
+                    for order in orders
+                ]
+                found[measure].append(np.mean(several, axis=0))  # type: ignore[index]
+        if advance is not None:
+            advance(1)
+    own = curves[OWN]
+    return DeletionReport(
+        tuple(_result(name, found, own, fractions) for name, found in curves.items()),
+        tuple(fractions.tolist()),
+        len(pixels),
+        insert_from,
+        random_orders,
+        seed,
+        sum(one.inferences for one in every) - before,
+        time.perf_counter() - started,
+    )
+
+
+def probability_curve(
+    subject: Subject,
+    first: Pixels,
+    last: Pixels,
+    order: Positions,
+    points: int,
+    target: int,
+) -> Probabilities:
+    """Probability of class `target` as patches of `first` (S,S,3) become those of `last`, (points+1,).
+
+    At point i as near as can be i / points of the patches have changed, the first in `order` first.
+    """
+    rows, columns = subject.model.patch_grid
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    counts = _counts(len(order), points)
+    changed = (place[None] < counts[:, None]).reshape(-1, rows, columns)
+    mask = _enlarged(changed, len(first) // rows)
+    images = np.where(mask[..., None], last[None], first[None])
+    log_p = log_probabilities(subject.logits(images))
+    return np.asarray(np.exp(log_p[:, target]))
+
+
+def area_under(fractions: npt.ArrayLike, values: npt.ArrayLike) -> float:
+    """Area under a curve by the trapezoid rule; the fractions go from 0 to 1."""
+    x, y = np.asarray(fractions, np.float64), np.asarray(values, np.float64)
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one number an image, and how far it may be off."""
+    mean = statistics.fmean(values)
+    count = len(values)
+    if count < LEAST_IMAGES:
+        return Estimate(mean, None)
+    reach = _t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    return Estimate(mean, (mean - reach, mean + reach))
+
+
+def covered_with_mean(image: Pixels, model: ModelSpec) -> Pixels:
+    """An image (S,S,3) of the mean colour alone."""
+    return np.broadcast_to(mean_colour(model.preprocessing), image.shape)
+
+
+def blurred(image: Pixels, model: ModelSpec) -> Pixels:
+    """The image (S,S,3) under a Gaussian with the side of one patch as its deviation."""
+    side = len(image) // model.patch_grid[0]
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(side)))
+
+
+def _order_of(subject: Subject, image: Pixels) -> Positions:
+    count = subject.model.patch_count
+    (explained,) = explanations(subject.see(image[None]), count)
+    return importance_order(explained.stages, count)
+
+
+def _result(
+    name: str,
+    found: Mapping[Measure, list[Probabilities]],
+    own: Mapping[Measure, list[Probabilities]],
+    fractions: npt.NDArray[np.float64],
+) -> OrderResult:
+    def areas(curves: list[Probabilities]) -> list[float]:
+        return [area_under(fractions, curve) for curve in curves]
+
+    def gain(better: list[Probabilities], worse: list[Probabilities]) -> Estimate:
+        pairs = zip(areas(better), areas(worse), strict=True)
+        return estimate([high - low for high, low in pairs])
+
+    mine = name == OWN
+    return OrderResult(
+        name,
+        estimate(areas(found["deletion"])),
+        estimate(areas(found["insertion"])),
+        None if mine else gain(found["deletion"], own["deletion"]),
+        None if mine else gain(own["insertion"], found["insertion"]),
+        tuple(np.mean(found["deletion"], axis=0).tolist()),
+        tuple(np.mean(found["insertion"], axis=0).tolist()),
+    )
+
+
+def _counts(patches: int, points: int) -> npt.NDArray[np.int64]:
+    return np.rint(np.linspace(0, patches, points + 1)).astype(np.int64)
+
+
+def _enlarged(cells: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
+    """(n,rows,columns) -> (n,rows*side,columns*side)."""
+    return cells.repeat(side, axis=1).repeat(side, axis=2)
+
+
+def _t_quantile(freedom: int) -> float:
+    """Student's t at 97.5 %, by its expansion around the normal (Abramowitz and Stegun 26.7.5).
+
+    Within 0.3 % of the exact value at 4 degrees of freedom, closer at more.
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
