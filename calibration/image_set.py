@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.datasets import Split, data_set, read_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.image_folder import Split, read_split
-from gft_edge.specs import ImageSet
+from gft_edge.specs import CocoCategory, DataSource, ImageSet
 
 FEWEST_IMAGES = 32
 
@@ -50,16 +50,25 @@ def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
         seed,
         digest.hexdigest(),
         tuple(target for _, target in chosen),
+        split.crop_bottom_px,
     )
 
 
-def read_calibration_folder(folder: Path, labels: tuple[str, ...]) -> Split:
+def read_calibration_folder(
+    folder: Path,
+    labels: tuple[str, ...],
+    dataset: str = "imagefolder",
+    coco_category: CocoCategory | None = None,
+) -> Split:
     """The images to calibrate on: FOLDER/train where there is one, else FOLDER's own class folders.
 
-    Raises DataError as read_split does.
+    A folder that holds the network's own data set gives its train split. Raises DataError as read_split
+    does.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such calibration folder")
+    if dataset != "imagefolder" and data_set(dataset).locate(folder):
+        return read_split(DataSource(folder, dataset, coco_category), "train", labels)
     if (folder / "train").is_dir():
         return read_split(folder, "train", labels)
     return read_split(folder.absolute().parent, folder.absolute().name, labels)

@@ -22,13 +22,13 @@ def quantize_onnx(
     path: Path,
     peaks: Mapping[str, float],
     layers: Collection[str],
-    pixels_centred: bool,
+    pixel_layer: str | None,
 ) -> None:
     """Write `source`, FP32 or FP16, with `layers` in INT8 to `path`.
 
     Symmetric S8 with zero points 0: weights by output channel, what a layer reads by tensor, 127
-    standing for its entry in `peaks`; biases and all outputs stay as they were. With
-    `pixels_centred` the patch embedding reads pixels / 128 - 1 and gets scale 1/128, without loss.
+    standing for its entry in `peaks`; biases and all outputs stay as they were. `pixel_layer`, where
+    there is one, reads pixels / 128 - 1 and gets scale 1/128, without loss.
     Raises PipelineError for a graph that is quantized already or lacks a layer, and for a layer whose
     ranges are none that the graph's dtype can scale.
     """
@@ -52,7 +52,7 @@ def quantize_onnx(
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     ranges = {}
     for name in layers:
-        peak = 127 / 128 if pixels_centred and nodes[name].op_type == "Conv" else peaks[name]
+        peak = 127 / 128 if name == pixel_layer else peaks[name]
         _check_ranges(name, peak, nodes[name], weights[nodes[name].input[1]])
         bound = np.asarray(peak, dtype=dtype)
         ranges[nodes[name].input[0]] = TensorData(lowest=-bound, highest=bound)
@@ -82,9 +82,27 @@ def quantize_onnx(
         quantizer.quantize_model()
     finally:
         root.setLevel(level)
+    _return_plain_inputs(quantizer.model.model.graph, {nodes[name].name for name in layers})
     # It appends the new nodes at the end; ONNX wants a writer before its readers.
     quantizer.model.topological_sort()
     onnx.save(quantizer.model.model, path)
+
+
+def _return_plain_inputs(graph: onnx.GraphProto, quantized: Collection[str]) -> None:
+    """Give every node but the `quantized` (by name) what it read before.
+
+    ONNX Runtime makes all readers of a tensor read its dequantized form: the residual sum beside a
+    convolution of a ResNet, and a convolution that is to stay in high precision.
+    """
+    writers = {output: node for node in graph.node for output in node.output}
+    plain = {
+        node.output[0]: writers[node.input[0]].input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in writers
+    }
+    for node in graph.node:
+        if node.name not in quantized and node.op_type != "DequantizeLinear":
+            node.input[:] = [plain.get(name, name) for name in node.input]
 
 
 def weighted_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -105,7 +123,7 @@ def _check_ranges(name: str, peak: float, node: onnx.NodeProto, weight: onnx.Ten
     values = np.abs(numpy_helper.to_array(weight))
     limits = np.finfo(values.dtype)
     least, most = 127 * float(limits.tiny), float(limits.max)
-    outputs = values.max(axis=(1, 2, 3) if node.op_type == "Conv" else 0).astype(np.float64)
+    outputs = values.max(axis=_input_axes(node)).astype(np.float64)
     for what, largest in (
         ("what it reads", peak),
         # A channel of zeros stays one under any scale.
@@ -117,6 +135,14 @@ def _check_ranges(name: str, peak: float, node: onnx.NodeProto, weight: onnx.Ten
                 f"{least:.2g} to {most:.2g}: keep it in high precision with "
                 f"--keep-high-precision {name}"
             )
+
+
+def _input_axes(node: onnx.NodeProto) -> int | tuple[int, ...]:
+    """The axes of its weight that are not the output channel."""
+    if node.op_type == "Conv":
+        return (1, 2, 3)
+    transposed = any(one.name == "transB" and one.i for one in node.attribute)
+    return 1 if transposed else 0
 
 
 def _dtype(model: onnx.ModelProto) -> type[np.floating]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gft_edge.errors import FailedError
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -18,34 +18,47 @@ Layer: TypeAlias = nn.Linear | nn.Conv2d
 Read = Callable[[str, Tensor], Tensor | None]
 
 
-def quantizable_layers(model: GFT) -> dict[str, Layer]:
+def quantizable_layers(model: Network) -> dict[str, Layer]:
     """Linear and convolution layers in the order they run, the head left out, by module path.
 
     The head is under a thousandth of the work and decides the logits alone.
     """
+    head = {module for part in model.classifiers() for module in part.modules()}
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module is not model.backbone.head
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in head
     }
     order: list[str] = []
     with torch.inference_mode(), reading(layers, lambda name, _: order.append(name)):
-        size = model.backbone.patch_embed.img_size
-        model.eval()(torch.zeros(1, 3, *size))
+        model.eval()(_image(model))
     return {name: layers[name] for name in order}
 
 
-def layer_macs(model: GFT, layers: dict[str, Layer]) -> dict[str, int]:
-    """Multiply-accumulates an image of each layer: its weights times the tokens it reads."""
-    macs: dict[str, int] = {}
+def layer_macs(model: Network, layers: dict[str, Layer]) -> dict[str, int]:
+    """Multiply-accumulates an image of each layer: its weights times the places it writes."""
+    macs = dict.fromkeys(layers, 0)
 
-    def count(name: str, read: Tensor) -> None:
-        places = read.shape[1] if read.ndim == 3 else model.backbone.patch_embed.num_patches
-        macs[name] = layers[name].weight.numel() * places
+    def count(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        weight = layers[name].weight
 
-    with torch.inference_mode(), reading(layers, count):
-        model.eval()(torch.zeros(1, 3, *model.backbone.patch_embed.img_size))
+        def apply(_: nn.Module, given: object, written: Tensor) -> None:
+            macs[name] += weight.numel() * (written.numel() // weight.shape[0])
+
+        return apply
+
+    handles = [module.register_forward_hook(count(name)) for name, module in layers.items()]
+    try:
+        with torch.inference_mode():
+            model.eval()(_image(model))
+    finally:
+        for handle in handles:
+            handle.remove()
     return macs
+
+
+def _image(model: Network) -> Tensor:
+    return torch.zeros(1, 3, model.image_size_px, model.image_size_px)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gft_edge.calibration.layers import finite_peak, quantizable_layers, reading
 from gft_edge.errors import FailedError, MissingDependencyError
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
@@ -19,7 +19,7 @@ PERCENTILE = 99.999  # ONNX Runtime's and ModelOpt's default
 
 
 def activation_peaks(
-    model: GFT,
+    model: Network,
     batches: Sequence[Tensor],
     method: str = "minmax",
     advance: Callable[[int], None] | None = None,

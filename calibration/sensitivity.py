@@ -14,7 +14,8 @@ from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantiza
 from gft_edge.errors import FailedError
 from gft_edge.fidelity import Outputs, concatenate, kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
-from gft_edge.model.gft import GFT, recorded_scores
+from gft_edge.model.gft import recorded_scores
+from gft_edge.model.networks import Network
 
 # A logit cosine lost weighs as much as five times that share of score noise: measured on
 # gft_tiny, both then reach their bounds at about the same number of layers given back.
@@ -42,7 +43,7 @@ class LayerSensitivity:
 
 
 def sensitivity(
-    model: GFT,
+    model: Network,
     batches: Sequence[Tensor],
     targets: Sequence[int],
     advance: Callable[[int], None] | None = None,
@@ -80,7 +81,7 @@ def sensitivity(
     return sorted(results, key=lambda row: row.damage / row.macs, reverse=True)
 
 
-def unmeasured(model: GFT) -> list[LayerSensitivity]:
+def unmeasured(model: Network) -> list[LayerSensitivity]:
     """Every layer with its share of the work and no damage: for a network whose outputs mean nothing."""
     layers = quantizable_layers(model)
     macs = layer_macs(model, layers)
@@ -90,7 +91,7 @@ def unmeasured(model: GFT) -> list[LayerSensitivity]:
     ]
 
 
-def damage_of_all(model: GFT, batches: Sequence[Tensor]) -> float:
+def damage_of_all(model: Network, batches: Sequence[Tensor]) -> float:
     """The damage, as in LayerSensitivity, of all layers in INT8 at once."""
     layers = quantizable_layers(model)
     peaks = tensor_peaks(model, layers, batches)
@@ -102,7 +103,7 @@ def damage_of_all(model: GFT, batches: Sequence[Tensor]) -> float:
 
 
 def outputs_in_int8(
-    model: GFT, batches: Sequence[Tensor], high_precision: Collection[str]
+    model: Network, batches: Sequence[Tensor], high_precision: Collection[str]
 ) -> Outputs:
     """What the network gives with all layers but `high_precision` in INT8, its own patches kept."""
     layers = quantizable_layers(model)
@@ -117,7 +118,7 @@ def outputs_in_int8(
 
 
 def tensor_peaks(
-    model: GFT, layers: dict[str, Layer], batches: Sequence[Tensor]
+    model: Network, layers: dict[str, Layer], batches: Sequence[Tensor]
 ) -> dict[str, float]:
     """The largest magnitude each layer reads. Raises FailedError where it is not finite."""
     peaks: dict[str, float] = dict.fromkeys(layers, 0.0)
@@ -165,7 +166,7 @@ class _Run:
     kept: list[Tensor]
 
 
-def _run(model: GFT, batches: Sequence[Tensor], kept: list[Tensor] | None) -> _Run:
+def _run(model: Network, batches: Sequence[Tensor], kept: list[Tensor] | None) -> _Run:
     """All batches through the network; `kept` overrules what its stages choose."""
     logits, scores = [], []
     done = 0
@@ -190,7 +191,7 @@ def _run(model: GFT, batches: Sequence[Tensor], kept: list[Tensor] | None) -> _R
 
 
 @contextmanager
-def _overruled(model: GFT, kept: list[Tensor]) -> Iterator[None]:
+def _overruled(model: Network, kept: list[Tensor]) -> Iterator[None]:
     handles = [
         selection.register_forward_hook(lambda *_, chosen=chosen: (chosen, None))
         for selection, chosen in zip(model.selections, kept, strict=True)

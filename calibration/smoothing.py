@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.calibration.layers import quantizable_layers, reading
-from gft_edge.model.gft import GFT
+from gft_edge.model.dense import Dense
+from gft_edge.model.networks import Network
 
 
 class ChannelScale(nn.Module):
@@ -32,7 +34,12 @@ class ChannelScale(nn.Module):
         return x * self.scale
 
 
-def smooth(model: GFT, peaks: Mapping[str, Tensor], alpha: float | None) -> GFT:
+def can_smooth(model: Network) -> bool:
+    """Whether the network is of the blocks that smoothing folds into."""
+    return isinstance(model.backbone, VisionTransformer) and not isinstance(model, Dense)
+
+
+def smooth(model: Network, peaks: Mapping[str, Tensor], alpha: float | None) -> Network:
     """A copy with smoothing of strength `alpha` (0..1) against the `peaks` of each channel.
 
     None is off and gives the copy alone.
@@ -56,7 +63,7 @@ def smooth(model: GFT, peaks: Mapping[str, Tensor], alpha: float | None) -> GFT:
 
 
 def channel_peaks(
-    model: GFT, batches: Sequence[Tensor], advance: Callable[[int], None] | None = None
+    model: Network, batches: Sequence[Tensor], advance: Callable[[int], None] | None = None
 ) -> dict[str, Tensor]:
     """The largest magnitude each layer reads, by channel (last axis), on (B,3,S,S) batches.
 
@@ -77,7 +84,7 @@ def channel_peaks(
     return {name: peak.clone() for name, peak in peaks.items()}
 
 
-def _blocks(model: GFT) -> list[tuple[str, Any, Any, Any, Any]]:
+def _blocks(model: Network) -> list[tuple[str, Any, Any, Any, Any]]:
     """Name, norm1, attn, norm2 and mlp of each block; a GALA layer has the first two."""
     found: list[tuple[str, Any, Any, Any, Any]] = [
         (f"backbone.blocks.{number}", block.norm1, block.attn, block.norm2, block.mlp)

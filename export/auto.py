@@ -11,7 +11,7 @@ from gft_edge.backends import backend_for
 from gft_edge.bundle import Bundle, read_bundle, replacing, write_manifest
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.export.recipe import ExportRequest, check_request, export
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.latency import engine_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
@@ -24,7 +24,7 @@ LEAST_GAIN = 0.03
 
 
 def export_fastest(
-    model: GFT,
+    model: Network,
     spec: ModelSpec,
     images: ImageSet,
     request: ExportRequest,

@@ -16,7 +16,7 @@ from gft_edge.errors import SpecError, UsageError
 from gft_edge.export.int8 import CalibrationRequest
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.golden import read_golden
-from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.specs import ImageSet, Manifest, ModelSpec, Progress, Say
@@ -39,7 +39,7 @@ def dense_bundle(
     """
     spec = _spec(like.manifest, backbone)
     torch.manual_seed(0)
-    model = build_gft(spec)
+    model = build_network(spec)
     say(
         f"baseline: {backbone} with random weights, {like.manifest.target} {like.manifest.precision}"
     )
@@ -64,7 +64,7 @@ def _spec(like: Manifest, backbone: str) -> ModelSpec:
         spec = spec_from_name(backbone, like.model.labels, image_size_px=size, stages="none")
     except SpecError as error:
         raise UsageError(
-            f"--baseline {backbone} is neither a bundle nor a plain ViT of timm's: {error}"
+            f"--baseline {backbone} is neither a bundle nor a network that --model takes: {error}"
         ) from error
     return dataclasses.replace(spec, preprocessing=like.model.preprocessing)
 
@@ -79,7 +79,7 @@ def _golden_images(like: Bundle, folder: Path) -> ImageSet:
     return ImageSet(tuple(map(str, paths)), 0, digest, (0,) * len(paths))
 
 
-def _request(like: Manifest, model: GFT, images: ImageSet) -> ExportRequest:
+def _request(like: Manifest, model: Network, images: ImageSet) -> ExportRequest:
     quantization = like.quantization
     calibration = None
     if quantization is not None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gft_edge.errors import PipelineError
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 
 FP16_MAX = torch.finfo(torch.float16).max
 
 
-def half(model: GFT) -> GFT:
+def half(model: Network) -> Network:
     """A copy that computes in FP16; the selections rank in FP32, as they do in any precision.
 
     Exported, it is strongly typed: no converter inserts Casts, clamps constants or splits a
@@ -26,7 +26,7 @@ def half(model: GFT) -> GFT:
     return network
 
 
-def check_range(model: GFT) -> None:
+def check_range(model: Network) -> None:
     """Raise PipelineError naming the first tensor with a value beyond FP16's largest, 65504."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         largest = _largest(tensor)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gft_edge.export.explaining import name_scores
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.simplify import has_simplifier, simplify
 from gft_edge.export.structure import expected_casts, finish
 from gft_edge.export.workbench import Workbench
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.specs import Tolerance
 
 
 def verified_graph(
     work: Workbench,
-    network: GFT,
+    network: Network,
     precision: str,
     opset: int,
     simplified: bool,
@@ -53,6 +54,7 @@ def finished_graph(work: Workbench, source: Path, precision: str) -> Path:
     path = work.scratch / "model.onnx"
     with work.stage("finish"):
         finish(source, path, work.metadata(), work.kept)
+        name_scores(path, work.spec)
     work.record(path, "onnx", precision)
     return path
 

@@ -25,14 +25,15 @@ from gft_edge.calibration.sensitivity import (
     sensitivity,
     unmeasured,
 )
-from gft_edge.calibration.smoothing import channel_peaks, smooth
+from gft_edge.calibration.smoothing import can_smooth, channel_peaks, smooth
 from gft_edge.errors import DataError, UsageError
 from gft_edge.export.graphs import finished_graph, verified_graph
+from gft_edge.export.onnx_from_torch import folds_normalisation
 from gft_edge.export.search import fewest_high_precision, with_reserve
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
 from gft_edge.fidelity import NO_BOUND, TOLERANCES, compare
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.specs import (
     FidelityReport,
@@ -93,14 +94,15 @@ def int8_onnx(
         peaks = activation_peaks(
             network, batches, request.method, work.counter("calibrate", len(pixels))
         )
-    centred = work.given.dtype == "uint8"
+    centred = work.given.dtype == "uint8" and folds_normalisation(network)
+    pixel_layer = network.first_convolution()[0] if centred else None
     bound = dataclasses.replace(TOLERANCES[remainder], max_drop=work.tolerance.max_drop)
     base = verified_graph(work, network, remainder, opset, simplified, bound, centred)
     path = work.scratch / "int8.onnx"
 
     def build(high: tuple[str, ...], final: bool) -> FidelityReport:
         layers = [row.layer for row in ranking if row.layer not in high]
-        quantize_onnx(base, path, peaks, layers, centred)
+        quantize_onnx(base, path, peaks, layers, pixel_layer)
         return work.measure("int8", "onnx", "f32", path, _held_to(work, request))
 
     quantization = _search(work, ranking, request, strength, build)
@@ -125,7 +127,7 @@ def int8_openvino(
         quantize_openvino(graph, path, inputs, work.given.batch, layers, strength, request.method)
 
     strength = request.smooth_quant
-    if request.judged:
+    if request.judged and can_smooth(work.model):
         with work.stage("smooth-quant"):
             strength = _strength_in_openvino(
                 work, pixels[:MEASURED_IMAGES], path, quantize, request
@@ -170,7 +172,7 @@ def normalised_batches(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> li
 
 
 def _ranking(
-    work: Workbench, network: GFT, batches: list[Tensor], request: CalibrationRequest
+    work: Workbench, network: Network, batches: list[Tensor], request: CalibrationRequest
 ) -> list[LayerSensitivity]:
     layers = quantizable_layers(network)
     if set(layers) <= set(request.keep_high_precision):
@@ -194,16 +196,19 @@ def _ranking(
 
 
 def smoothed(
-    model: GFT,
+    model: Network,
     batches: Sequence[Tensor],
     few: Sequence[Tensor],
     advance: Callable[[int], None] | None,
     say: Say,
-) -> tuple[GFT, float | None]:
+) -> tuple[Network, float | None]:
     """The network smoothed against the peaks of all `batches`, and the strength that costs it least.
 
-    The strengths are compared by what all layers in INT8 cost on `few`.
+    The strengths are compared by what all layers in INT8 cost on `few`. None is off: a network of
+    other blocks than a ViT's stays as it is.
     """
+    if not can_smooth(model):
+        return model, None
     reads = channel_peaks(model, batches, advance)
     damages = {
         strength: damage_of_all(smooth(model, reads, strength), few) for strength in SMOOTH_QUANT

@@ -1,4 +1,4 @@
-"""A GFT as a static ONNX graph: `images` -> `logits`, with the kept patches as outputs to verify."""
+"""A network as a static ONNX graph: `images` -> `logits`, with the kept patches as outputs to verify."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from gft_edge.errors import UsageError
-from gft_edge.model.gft import GFT
+from gft_edge.errors import SpecError, UsageError
+from gft_edge.model.networks import Network
 from gft_edge.specs import InputSpec, ModelSpec
 
 # TensorRT 10.3, the oldest engine served, parses up to opset 20; 20 is the first with Gelu.
@@ -28,12 +28,13 @@ PIXEL_CENTRE = 128
 
 
 def onnx_from_torch(
-    model: GFT, spec: ModelSpec, given: InputSpec, opset: int, path: Path, centred: bool = False
+    model: Network, spec: ModelSpec, given: InputSpec, opset: int, path: Path, centred: bool = False
 ) -> tuple[str, ...]:
     """Write `model` to `path` and return the names of its kept-patch outputs, one a stage.
 
     The graph computes in the dtype of the model's weights and gives float32 logits. With `centred`
-    the patch embedding reads pixels / 128 - 1, which INT8 holds without loss. Node names are module
+    a first convolution that takes pixels (see folds_normalisation) reads pixels / 128 - 1, which INT8
+    holds without loss. Node names are module
     paths; nothing in the file depends on where it was written. Raises UsageError for an opset out of
     OPSET_RANGE.
     """
@@ -63,7 +64,10 @@ def onnx_from_torch(
             external_data=False,
         )
     assert program is not None
-    onnx.save(_anonymous(program.model_proto), path)
+    graph = _anonymous(program.model_proto)
+    if spec.family != "gft":
+        _name_tensors(graph.graph)
+    onnx.save(graph, path)
     return kept
 
 
@@ -76,51 +80,116 @@ def check_opset(opset: int) -> None:
 class FromNormalised(nn.Module):
     """float32 (B,3,S,S), normalised -> (logits, kept ...)."""
 
-    def __init__(self, model: GFT):
+    def __init__(self, model: Network):
         super().__init__()
-        self.gft = model
+        self.network = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        logits, kept = self.gft.forward_with_kept(images.to(dtype_of(self.gft)))
+        logits, kept = self.network.forward_with_kept(images.to(dtype_of(self.network)))
         return (logits.float(), *kept)
 
 
 class FromPixels(nn.Module):
-    """uint8 RGB (B,S,S,3) -> (logits, kept ...); the normalisation is folded into the network.
+    """uint8 RGB (B,S,S,3) -> (logits, kept ...); the graph normalises.
 
-    The patch convolution has stride = kernel and no padding, so (x/255 - mean)/std goes into its
-    weights and bias exactly. Cast comes before Transpose: TensorRT refuses a UINT8 Transpose.
+    Where folds_normalisation holds, (x/255 - mean)/std goes into the weights and bias of the first
+    convolution exactly; elsewhere it is computed, and `centred` means nothing. Cast comes before
+    Transpose: TensorRT refuses a UINT8 Transpose.
     """
 
-    def __init__(self, model: GFT, spec: ModelSpec, centred: bool = False):
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: Network, spec: ModelSpec, centred: bool = False):
         super().__init__()
-        self.gft = copy.deepcopy(model)
-        self.centred = centred
-        fold_normalisation(self.gft.backbone.patch_embed.proj, spec, centred)
+        self.network = copy.deepcopy(model)
+        self.folded = folds_normalisation(model)
+        self.centred = centred and self.folded
+        if self.folded:
+            fold_normalisation(_first_convolution(self.network), spec, centred)
+        else:
+            mean, std = _mean_and_std(spec)
+            self.register_buffer("scale", (1 / (255 * std)).to(dtype_of(model)))
+            self.register_buffer("shift", (mean / std).to(dtype_of(model)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        pixels = images.to(dtype_of(self.gft))
+        pixels = images.to(dtype_of(self.network))
         if self.centred:
             pixels = pixels * (1 / PIXEL_CENTRE) - 1
-        logits, kept = self.gft.forward_with_kept(pixels.permute(0, 3, 1, 2))
+        pixels = pixels.permute(0, 3, 1, 2)
+        if not self.folded:
+            # In this order: a simplifier moves a last factor into the convolution, whose input
+            # would no longer be what calibration measured.
+            pixels = pixels * self.scale - self.shift
+        logits, kept = self.network.forward_with_kept(pixels)
         return (logits.float(), *kept)
 
 
-def dtype_of(model: GFT) -> torch.dtype:
+def dtype_of(model: Network) -> torch.dtype:
     """What the network computes in: float32, or float16 when cast by fp16.half."""
-    weight: Tensor = model.backbone.patch_embed.proj.weight
-    return weight.dtype
+    parameter: Tensor = next(model.backbone.parameters())
+    return parameter.dtype
+
+
+def folds_normalisation(model: Network) -> bool:
+    """Whether a first convolution can take pixels in place of normalised images, exactly.
+
+    It must be a plain one, read the images as they are, and pad nothing: a border of zeros is
+    a border of mean grey to the network, and no pixel value of its own to its normalisation.
+    """
+    try:
+        _, convolution = model.first_convolution()
+    except SpecError:
+        return False
+    if type(convolution) is not nn.Conv2d or convolution.padding not in ((0, 0), "valid"):
+        return False
+    size = model.image_size_px
+    images = torch.rand(1, 3, size, size, dtype=dtype_of(model))
+    read: list[Tensor] = []
+
+    def stop(_: nn.Module, given: tuple[Tensor]) -> None:
+        read.append(given[0])
+        raise _ReachedError
+
+    handle = convolution.register_forward_pre_hook(stop)
+    try:
+        with torch.inference_mode():
+            model(images)
+    except _ReachedError:
+        return torch.equal(read[0], images)
+    finally:
+        handle.remove()
+    return False
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass that has shown what it was run for."""
+
+
+def _first_convolution(model: Network) -> nn.Conv2d:
+    _, convolution = model.first_convolution()
+    assert isinstance(convolution, nn.Conv2d)
+    return convolution
+
+
+def _mean_and_std(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """(1,3,1,1) each, float64."""
+    given = spec.preprocessing
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1)
+        for values in (given.mean, given.std)
+    )
+    return mean, std
 
 
 def fold_normalisation(projection: nn.Conv2d, spec: ModelSpec, centred: bool = False) -> None:
-    """Make a patch convolution of normalised images take pixels p, 0..255, in place.
+    """Make a convolution of normalised images take pixels p, 0..255, in place.
 
     With `centred` it takes p / PIXEL_CENTRE - 1.
     """
-    mean = torch.tensor(spec.preprocessing.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
-    std = torch.tensor(spec.preprocessing.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+    mean, std = _mean_and_std(spec)
     unit, zero = (PIXEL_CENTRE, PIXEL_CENTRE / 255) if centred else (1, 0.0)
     with torch.no_grad():
         weight = projection.weight.double() / std
@@ -131,14 +200,37 @@ def fold_normalisation(projection: nn.Conv2d, spec: ModelSpec, centred: bool = F
         projection.bias = nn.Parameter((bias - shift).to(dtype))
 
 
+def _name_tensors(graph: onnx.GraphProto) -> None:
+    """Name what a node writes after the node: ONNX Runtime names a convolution it fuses by its output."""
+    outside = {value.name for value in (*graph.input, *graph.output)}
+    names = {
+        written: node.name if number == 0 else f"{node.name}:{number}"
+        for node in graph.node
+        for number, written in enumerate(node.output)
+        if written and written not in outside
+    }
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+    for value in graph.value_info:
+        value.name = names.get(value.name, value.name)
+
+
 def _anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Name nodes by module path and drop the stack traces, which hold the paths of this machine."""
+    """Name nodes by module path and drop the stack traces, which hold the paths of this machine.
+
+    A convolution that a BatchNorm was fused into comes named after that: its weights tell its own.
+    """
     seen: Counter[str] = Counter()
+    weights = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         properties = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "['']"))
         module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
-        name = f"{module.removeprefix('gft.').removeprefix('gft')}/{node.op_type}".lstrip("/")
+        if node.op_type == "Conv" and node.input[1] in weights:
+            module = node.input[1].removesuffix(".weight")
+        module = module.removeprefix("network.").removeprefix("network")
+        name = f"{module}/{node.op_type}".lstrip("/")
         seen[name] += 1
         node.name = f"{name}_{seen[name]}" if seen[name] > 1 else name
         del node.metadata_props[:]

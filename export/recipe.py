@@ -22,13 +22,14 @@ from gft_edge.bundle import (
 from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.export.explaining import attention_names, score_names
 from gft_edge.export.golden import write_check, write_golden
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.export.workbench import Workbench, tool_versions
 from gft_edge.fidelity import NO_BOUND, TOLERANCES
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.nvidia.build import check_recipe
 from gft_edge.nvidia.library import builder_library
 from gft_edge.specs import (
@@ -136,7 +137,7 @@ def check_request(request: ExportRequest) -> None:
 
 
 def export(
-    model: GFT,
+    model: Network,
     spec: ModelSpec,
     images: ImageSet,
     request: ExportRequest,
@@ -249,6 +250,8 @@ def _write_rest(
             model=work.spec,
             input=request.input,
             kept_outputs=work.kept,
+            score_outputs=score_names(work.spec),
+            attention_outputs=attention_names(work.spec),
             artifact=artifact,
             lineage=tuple(work.lineage),
             verified_on=ImageRecord(len(images.paths), images.seed, images.digest),

@@ -11,7 +11,8 @@ import torch
 from gft_edge.classifier import load_pixels
 from gft_edge.errors import GateError
 from gft_edge.fidelity import Outputs, concatenate
-from gft_edge.model.gft import GFT, recorded_scores, selection_reaches_logits
+from gft_edge.model.gft import recorded_scores, selection_reaches_logits
+from gft_edge.model.networks import Network
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.specs import FidelityReport, ImageSet, Preprocessing
 
@@ -20,11 +21,11 @@ REFERENCE_BATCH = 16
 
 def pixels_of(images: ImageSet, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     """The images preprocessed, uint8 (images,S,S,3). Raises ImageError."""
-    return np.stack([load_pixels(path, spec) for path in images.paths])
+    return np.stack([load_pixels(path, spec, images.crop_bottom_px) for path in images.paths])
 
 
 def torch_outputs(
-    model: GFT,
+    model: Network,
     pixels: npt.NDArray[np.uint8],
     spec: Preprocessing,
     advance: Callable[[int], None] | None = None,
@@ -50,11 +51,15 @@ def torch_outputs(
     return concatenate(batches)
 
 
-def refuse_inert_selection(model: GFT, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> None:
+def refuse_inert_selection(
+    model: Network, pixels: npt.NDArray[np.uint8], spec: Preprocessing
+) -> None:
     """Raise GateError when some stage's choice of patches cannot change any logit.
 
     Such a stage looks deployed and is not: a graph optimiser would delete it as dead code.
     """
+    if not model.selections:
+        return
     left = model.backbone.patch_embed.num_patches
     for number, selection in enumerate(model.selections, start=1):
         if selection.keep == left:

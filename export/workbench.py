@@ -16,10 +16,11 @@ from gft_edge.backends import backend_for
 from gft_edge.bundle import sha256_of
 from gft_edge.classifier import open_request, session_outputs
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
+from gft_edge.export.plain_weights import with_plain_weights
 from gft_edge.export.structure import check_structure
 from gft_edge.export.verify import gate, pixels_of, refuse_inert_selection, torch_outputs
 from gft_edge.fidelity import Outputs, compare
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.specs import (
     Artifact,
     FidelityReport,
@@ -55,7 +56,7 @@ class Workbench:
 
     def __init__(
         self,
-        model: GFT,
+        model: Network,
         spec: ModelSpec,
         images: ImageSet,
         given: InputSpec,
@@ -84,6 +85,8 @@ class Workbench:
                 self.counter("reference in PyTorch", len(self.pixels)),
             )
 
+        # Behind the reference, so that what is shipped is held to the network as it was trained.
+        self.model = with_plain_weights(self.model)
         if tolerance.max_drop is not None:
             self._refuse_constant_decisions()
 
@@ -124,7 +127,7 @@ class Workbench:
         """Keep the report of a graph. Raises GateError when it misses a bound."""
         self.reports.append(gate(self.measure(name, target, runtime_precision, path, tolerance)))
 
-    def check(self, path: Path, casts: int) -> None:
+    def check(self, path: Path, casts: int | None) -> None:
         """Raise PipelineError for a graph that some engine would refuse."""
         check_structure(path, self.spec, casts)
 

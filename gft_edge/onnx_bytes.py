@@ -68,17 +68,20 @@ def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
             return number, place
 
 
-def graph_output(name: str) -> bytes:
-    """Bytes that, appended to a serialized ModelProto, make an inner int64 tensor a graph output.
+INT64, FLOAT = 7, 1  # of TensorProto.DataType
+
+
+def graph_output(name: str, element_type: int = INT64) -> bytes:
+    """Bytes that, appended to a serialized ModelProto, make an inner tensor a graph output.
 
     Concatenated protobuf messages merge, and repeated fields append
     (protobuf.dev/programming-guides/encoding/#last-one-wins), so a device needs no onnx package to
     see the kept patches. Field numbers are those of onnx.proto: ModelProto.graph 7,
     GraphProto.output 12, ValueInfoProto.name 1 and .type 2, TypeProto.tensor_type 1,
-    Tensor.elem_type 1 = INT64 (7).
+    Tensor.elem_type 1.
     """
-    int64 = _field(2, _field(1, b"\x08\x07"))
-    return _field(7, _field(12, _field(1, name.encode()) + int64))
+    typed = _field(2, _field(1, bytes([0x08, element_type])))
+    return _field(7, _field(12, _field(1, name.encode()) + typed))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Where in the GFT the layers of a graph, or of what an engine made of it, lie."""
+"""Where in the network the layers of a graph, or of what an engine made of it, lie."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _MOVES = frozenset(
      "SHUFFLE", "SLICE", "SPLIT", "SQUEEZE", "STRIDEDSLICE", "TRANSPOSE", "UNSQUEEZE",
      "VARIADICSPLIT"}
 )  # fmt: skip
+
+_BEFORE_BLOCKS = frozenset({"patch_embed", "pos_drop", "patch_drop", "norm_pre"})
 
 
 class Placeable(Protocol):
@@ -35,7 +37,9 @@ def group_of(nodes: Iterable[str], known: Mapping[str, str] | None = None) -> st
     """The group that most of the original nodes are in, "" where none tells. `known` goes first.
 
     A group is `patch embedding`, `block N`, `GALA layer N`, `selection N` (its score, TopK and
-    gathers) or `head`. ONNX nodes, and what becomes of them, are named after the module they are in.
+    gathers; 1 is TransFG's choice of parts), `head` or, in a backbone of other parts, the name of
+    one: `layer1`, `stages.0`. ONNX nodes, and what becomes of them, are named after the module they
+    are in.
     """
     groups = Counter((known or {}).get(node) or _named_group(node) for node in nodes)
     del groups[""]
@@ -113,6 +117,15 @@ def _named_group(node: str) -> str:
             "layers": f"GALA layer {number + 1}",
             "selections": f"selection {number + 1}",
         }[module[1]]
+    if node.startswith("parts/"):
+        return "selection 1"
     if re.match(r"backbone\.(norm/|fc_norm|head)", node):
         return "head"
-    return "patch embedding" if node.startswith("backbone.") else ""
+    part = re.match(r"backbone\.(\w+)(?:\.(\w+))?", node)
+    if not part:
+        return ""
+    if part[1] in _BEFORE_BLOCKS:
+        return "patch embedding"
+    # A container alone tells nothing: its members are the parts.
+    inside = part[2] and (part[2].isdigit() or part[1] == "features")
+    return f"{part[1]}.{part[2]}" if inside and not part[1][-1].isdigit() else part[1]

@@ -64,7 +64,8 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """How to load. `kept_outputs` are tensors inside the graph to return after the logits.
+    """How to load. `kept_outputs` are tensors inside the graph to return after the logits, and
+    `score_outputs` those of floats to return after these.
 
     `engines` are those built from the graph of `graph_sha256`, where the target has any;
     `cuda_graph` records their launches once and replays them. `hint` says what OpenVINO is to favour,
@@ -78,6 +79,7 @@ class OpenRequest:
     runtime_precision: str
     threads: int | None = None
     kept_outputs: tuple[str, ...] = ()
+    score_outputs: tuple[str, ...] = ()
     graph_sha256: str = ""
     engines: tuple[Engine, ...] = ()
     cuda_graph: bool = False
@@ -85,6 +87,11 @@ class OpenRequest:
     spin: bool = True
     cache_dir: Path | None = None
     files: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def inner_outputs(self) -> tuple[str, ...]:
+        """Every tensor inside the graph to return, in order."""
+        return (*self.kept_outputs, *self.score_outputs)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Session(Protocol):
     """A loaded artifact, usable from several threads at once."""
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Logits (B,classes) float32, then one (B,K) int64 array a kept output."""
+        """Logits (B,classes) float32, one (B,K) int64 array a kept output, one float32 a score."""
 
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
         """As `run`, with the time that each part took."""
@@ -254,9 +261,10 @@ def check_signature(
 
 
 def ordered_outputs(outputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Logits as float32 and kept indices as int64, whatever the engine computed them in."""
-    return [outputs[0].astype(np.float32, copy=False)] + [
-        kept.astype(np.int64, copy=False) for kept in outputs[1:]
+    """Logits and scores as float32 and kept indices as int64, whatever the engine computed in."""
+    return [
+        output.astype(np.int64 if output.dtype.kind in "iu" else np.float32, copy=False)
+        for output in outputs
     ]
 
 

@@ -61,7 +61,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 def open_session(path: Path, request: OpenRequest) -> FakeSession:
     """Raises UsageError when kept patches are asked for: a fake looks at nothing."""
-    if request.kept_outputs:
+    if request.inner_outputs:
         raise UsageError("the fake backend keeps no patches: choose a real one")
     return FakeSession(request)
 

@@ -32,7 +32,7 @@ from gft_edge.backends import (
 )
 from gft_edge.bundle import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError, UsageError
-from gft_edge.onnx_bytes import GraphNode, graph_nodes, graph_output
+from gft_edge.onnx_bytes import FLOAT, GraphNode, graph_nodes, graph_output
 from gft_edge.specs import Artifact
 
 TARGET = "onnx"
@@ -164,7 +164,10 @@ class OrtSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "times")
             options.optimized_model_filepath = str(profile / _OPTIMIZED_FILE)
-        model = path.read_bytes() + b"".join(map(graph_output, request.kept_outputs))
+        model = path.read_bytes() + b"".join(
+            [graph_output(name) for name in request.kept_outputs]
+            + [graph_output(name, FLOAT) for name in request.score_outputs]
+        )
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -178,7 +181,7 @@ class OrtSession:
         ]
         check_signature(path, request, *shapes)
         self._shape = request.input_shape
-        self._outputs = ["logits", *request.kept_outputs]
+        self._outputs = ["logits", *request.inner_outputs]
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""

@@ -221,7 +221,7 @@ class OpenVinoSession:
             tuple(self._compiled.outputs[0].shape),
         )
         self._shape = request.input_shape
-        self._outputs = [self._compiled.output(n) for n in ("logits", *request.kept_outputs)]
+        self._outputs = [self._compiled.output(n) for n in ("logits", *request.inner_outputs)]
         self._local = threading.local()
         self._idle_queues: list[Any] = []
 
@@ -328,7 +328,7 @@ def _compiled(
         core.get_property("CPU", "FULL_DEVICE_NAME"),
         sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         options,
-        request.kept_outputs,
+        request.inner_outputs,
         [sha256 for _, sha256 in request.files],
     )
     kept = read_entry(folder, key)
@@ -349,8 +349,8 @@ def _compiled(
 
 def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
     model = core.read_model(path)
-    if request.kept_outputs:
-        model.add_outputs(list(request.kept_outputs))
+    if request.inner_outputs:
+        model.add_outputs(list(request.inner_outputs))
     return core.compile_model(model, "CPU", options)
 
 

@@ -106,6 +106,8 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
     FailedError when memory runs out.
     """
     folder = path.parent
+    if request.score_outputs:
+        raise UsageError("engines of TensorRT return kept patches and no scores")
     try:
         cuda = open_cuda()
     except UsageError as error:

@@ -112,7 +112,7 @@ def _stage_of(group: str, spec: ModelSpec) -> str:
         return group
     else:
         reached = len(spec.stages) if group == "head" else 0
-    return f"stage {reached}" if reached else "base"
+    return f"stage {reached}" if reached and spec.stages else "base"
 
 
 def _stage(name: str, layers: Sequence[Layer], source: Source) -> StageLayers:
