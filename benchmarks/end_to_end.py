@@ -37,7 +37,7 @@ from torchvision.transforms.v2 import functional
 from gft_edge.backends import BuildRequest, backend_for
 from gft_edge.bundle import SCHEMA_VERSION, Bundle, read_bundle, sha256_of
 from gft_edge.classifier import Classifier
-from gft_edge.image_folder import images_below
+from gft_edge.datasets.imagefolder import images_below
 from gft_edge.preprocess import resize_and_crop, rgb_from_bytes
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import ImageRecord, InputSpec, Manifest, Preprocessing

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from gft_edge.classifier import Classifier, load_pixels
+from gft_edge.datasets import read_split
 from gft_edge.export.verify import torch_outputs
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
@@ -90,7 +90,7 @@ def _medians_ms(given: argparse.Namespace) -> dict[str, float]:
                 )
                 split = read_split(given.data, "test", classifier.labels)
                 spec = classifier.bundle.manifest.model.preprocessing
-                pixels = np.stack([load_pixels(split.paths[0], spec)])
+                pixels = np.stack([load_pixels(split.paths[0], spec, split.crop_bottom_px)])
                 calls[f"{name} {target}"] = functools.partial(classifier.outputs, pixels)
         return interleaved_medians_ms(calls, given.rounds)
 

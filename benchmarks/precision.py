@@ -30,12 +30,12 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.sensitivity import sensitivity
 from gft_edge.classifier import Classifier, load_pixels, open_request, session_outputs
+from gft_edge.datasets import Split, read_split
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import normalised_batches
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
 from gft_edge.fidelity import NO_BOUND, TOLERANCES, Outputs, compare
-from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
@@ -133,7 +133,9 @@ def _reference(
 ) -> tuple[ModelSpec, Split, np.ndarray, Outputs]:
     spec, model = load_run(given.runs / network)
     split = read_split(given.data, "test", spec.labels)
-    pixels = np.stack([load_pixels(path, spec.preprocessing) for path in split.paths])
+    pixels = np.stack(
+        [load_pixels(path, spec.preprocessing, split.crop_bottom_px) for path in split.paths]
+    )
     return spec, split, pixels, torch_outputs(model.eval(), pixels, spec.preprocessing)
 
 

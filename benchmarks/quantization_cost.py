@@ -28,18 +28,19 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.calibration.sensitivity import sensitivity
 from gft_edge.classifier import open_request, session_outputs
+from gft_edge.datasets import read_split
 from gft_edge.export.int8 import MEASURED_IMAGES, SMOOTH_QUANT, normalised_batches, smoothed
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
 from gft_edge.export.verify import pixels_of
-from gft_edge.image_folder import read_split
 from gft_edge.model.gft import build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.specs import InputSpec
 
 GIVEN = InputSpec("uint8", 1)
+PIXEL_LAYER = "backbone.patch_embed.proj"
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def main() -> None:
             with part("calibrate"):
                 peaks = activation_peaks(network, batches)
             with part("quantize"):
-                quantize_onnx(graph, Path(scratch) / "int8.onnx", peaks, layers, True)
+                quantize_onnx(graph, Path(scratch) / "int8.onnx", peaks, layers, PIXEL_LAYER)
         else:
             with part("smooth-quant, four strengths"):
                 for strength in SMOOTH_QUANT:

@@ -73,6 +73,13 @@ def read_bundle(folder: str | Path) -> Bundle:
             f"{folder / MANIFEST_FILE}: kept_outputs has {len(manifest.kept_outputs)} names for "
             f"{len(manifest.model.stages)} stages: export it anew"
         )
+    for field in ("score_outputs", "attention_outputs"):
+        names = getattr(manifest, field)
+        if names and len(names) != len(manifest.model.stages):
+            raise BundleError(
+                f"{folder / MANIFEST_FILE}: {field} has {len(names)} names for "
+                f"{len(manifest.model.stages)} stages: export it anew"
+            )
     if (folder / LABELS_FILE).read_text("utf-8").splitlines() != list(manifest.model.labels):
         raise BundleError(f"{folder / LABELS_FILE} and the manifest disagree: export it anew")
     if manifest.seal != _seal(manifest):

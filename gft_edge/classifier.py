@@ -28,6 +28,7 @@ from gft_edge.preprocess import (
     resize_and_crop,
     rgb_from_bytes,
     rgb_from_image,
+    without_bottom,
 )
 from gft_edge.specs import InputSpec, ModelSpec, Prediction, Preprocessing
 
@@ -239,9 +240,13 @@ class Classifier:
         ]
 
 
-def load_pixels(image: ImageLike, spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Any supported image -> uint8 (S,S,3). Raises ImageError."""
-    return resize_and_crop(decoded_rgb(image), spec)
+def load_pixels(
+    image: ImageLike, spec: Preprocessing, crop_bottom_px: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Any supported image, less rows at its bottom -> uint8 (S,S,3). Raises ImageError."""
+    if isinstance(image, (str, Path)):
+        return resize_and_crop(open_rgb(image, crop_bottom_px), spec)
+    return resize_and_crop(without_bottom(decoded_rgb(image), crop_bottom_px), spec)
 
 
 def decoded_rgb(image: ImageLike) -> Image.Image:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from gft_edge.classifier import Advance, Classifier, load_pixels
+from gft_edge.datasets import Split
 from gft_edge.errors import FailedError
 from gft_edge.fidelity import NO_BOUND, Outputs, compare, grid_positions, image_overlaps
-from gft_edge.image_folder import Split
 from gft_edge.pictures import kept_patches, sheet
 from gft_edge.specs import FidelityReport, ModelSpec
 from gft_edge.verification import Reference, split_outputs
@@ -71,7 +71,9 @@ class Comparison:
         )
         rows = []
         for i in self.pictured():
-            pixels = load_pixels(self.split.paths[i], model.preprocessing)
+            pixels = load_pixels(
+                self.split.paths[i], model.preprocessing, self.split.crop_bottom_px
+            )
             shown = [np.arange(model.patch_count), *(side[i] for both in stages for side in both)]
             row = self._row(i)
             overlaps = " / ".join(f"{overlap:.2f}" for overlap in row.kept_overlap)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from gft_edge.backends import backend_for
 from gft_edge.bundle import Bundle, read_bundle, read_manifest
 from gft_edge.classifier import Advance, Classifier, load_pixels
+from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.fidelity import TOLERANCES, Outputs, compare, concatenate
 from gft_edge.golden import read_golden
-from gft_edge.image_folder import Split
 from gft_edge.specs import FidelityReport, Manifest, Tolerance, Verdict
 
 # uint8 (images,S,S,3) -> what the reference gives for them.
@@ -160,7 +160,7 @@ def split_outputs(
     ours, theirs = [], []
     for start in range(0, len(split.paths), CHUNK_IMAGES):
         paths = split.paths[start : start + CHUNK_IMAGES]
-        pixels = np.stack([load_pixels(path, spec) for path in paths])
+        pixels = np.stack([load_pixels(path, spec, split.crop_bottom_px) for path in paths])
         ours.append(classifier.outputs(pixels, advance))
         if reference is not None:
             theirs.append(reference(pixels))

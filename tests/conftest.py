@@ -123,7 +123,7 @@ def _save_micro_network(
     """Write the network and return the pixels its logits were centred on."""
     import torch
 
-    from gft_edge.image_folder import read_split
+    from gft_edge.datasets import read_split
     from gft_edge.model.checkpoint import save_network
     from gft_edge.model.gft import build_gft
     from gft_edge.model.variants import spec_from_name
@@ -163,8 +163,8 @@ def micro_bundles(
 ) -> dict[str, Path]:
     """Target -> the bundle that the micro run exports to. Copy one before altering it."""
     from gft_edge.calibration.image_set import draw_image_set
+    from gft_edge.datasets import read_split
     from gft_edge.export.recipe import ExportRequest, export
-    from gft_edge.image_folder import read_split
     from gft_edge.model.checkpoint import load_run
 
     spec, model = load_run(micro_run)
@@ -187,6 +187,12 @@ def fake_tensorrt(fake_cudart: FakeCudart) -> FakeTensorrt:
     """A TensorRT that computes in that runtime's memory; its file says what it can do."""
     fake: FakeTensorrt = _helper("fake_tensorrt").FakeTensorrt(fake_cudart)
     return fake
+
+
+@pytest.fixture(scope="session")
+def launched() -> Any:
+    """What each process of a launch runs; its file says how."""
+    return _helper("launched")
 
 
 def _helper(name: str) -> Any:

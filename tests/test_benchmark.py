@@ -23,7 +23,7 @@ from gft_edge.bundle import read_manifest
 from gft_edge.cli import main
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.profiling.report import read_profile
-from gft_edge.specs import from_json, to_json
+from gft_edge.specs import DataSource, from_json, to_json
 
 FILES = {"benchmark.csv", "benchmark.json", "benchmark.md", "benchmark.html", "profile.json"}
 QUICK = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16",
@@ -68,7 +68,7 @@ def made(micro_run: Path, micro_data: Path, tmp_path_factory: pytest.TempPathFac
         if text.startswith("openvino fp32"):
             raise KeyboardInterrupt
 
-    request = BenchmarkRequest(micro_run, micro_data, out, precisions=("fp32", "fp16"))
+    request = BenchmarkRequest(micro_run, DataSource(micro_data), out, precisions=("fp32", "fp16"))
     with pytest.raises(KeyboardInterrupt):
         benchmark(request, say=interrupt)
     exported_at = (out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns
@@ -299,10 +299,10 @@ def test_int8_is_calibrated_on_train_where_there_is_one(
     micro_data: Path, micro_pictures: Path
 ) -> None:
     labels = tuple(sorted(path.name for path in (micro_pictures / "train").iterdir()))
-    drawn = calibration_images(None, micro_pictures, labels, print)
+    drawn = calibration_images(None, DataSource(micro_pictures), labels, print)
     assert not isinstance(drawn, str)
     assert all(f"{micro_pictures}/train/" in path for path in drawn.paths)
-    reason = calibration_images(None, micro_data, labels, print)
+    reason = calibration_images(None, DataSource(micro_data), labels, print)
     assert isinstance(reason, str)
     assert "has no train/ to calibrate on: give --calibration-data FOLDER" in reason
 

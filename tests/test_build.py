@@ -25,9 +25,9 @@ from gft_edge import bundle as bundle_room
 from gft_edge.bundle import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.cli import main
+from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, CudaError, PipelineError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia import build as build_room
 from gft_edge.nvidia.build import build_engine, check_recipe

@@ -16,8 +16,8 @@ from gft_edge.calibration.image_set import (
     read_calibration_folder,
     refuse_unfit_pixels,
 )
+from gft_edge.datasets import Split, read_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.image_folder import Split, read_split
 from gft_edge.preprocess import open_rgb, resize_and_crop
 from gft_edge.specs import Preprocessing
 

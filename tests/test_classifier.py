@@ -20,10 +20,10 @@ from PIL import Image
 from gft_edge import Classifier, Prediction
 from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.classifier import ImageLike
+from gft_edge.datasets import read_split
 from gft_edge.engine_cache import keep_entry, read_entry
 from gft_edge.errors import BundleError, ImageError, UsageError
 from gft_edge.fidelity import Outputs
-from gft_edge.image_folder import read_split
 from gft_edge.preprocess import open_rgb
 from gft_edge.specs import ImageSet, InputSpec
 

@@ -23,9 +23,9 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.cli import main
 from gft_edge.comparison import Comparison, compare_on_split
+from gft_edge.datasets import Split, read_split
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.fidelity import Outputs, grid_positions
-from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import build_gft
 from gft_edge.pictures import CAPTION_PX, MARGIN_PX

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOST_ROOMS = {"benchmark", "calibration", "demo", "export", "model", "training"}
+HOST_ROOMS = {"benchmark", "calibration", "demo", "experiments", "export", "model", "training"}
 SOURCES = sorted(
     path
     for path in (ROOT / "gft_edge").rglob("*.py")
@@ -156,7 +156,7 @@ def test_a_bundle_predicts_and_verifies_with_its_engine_alone(
     code = """
 import json
 from gft_edge import Classifier
-from gft_edge.image_folder import read_split
+from gft_edge.datasets import read_split
 from gft_edge.verification import verify
 with Classifier.load(sys.argv[1]) as classifier:
     best = classifier.predict(sys.argv[2])[0]

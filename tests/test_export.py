@@ -20,6 +20,7 @@ from PIL import Image
 from gft_edge.bundle import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier
+from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, GateError, PipelineError, UsageError
 from gft_edge.export import graphs as graphs_module
 from gft_edge.export import recipe as recipe_module
@@ -27,7 +28,6 @@ from gft_edge.export import simplify as simplify_module
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.structure import check_structure
-from gft_edge.image_folder import read_split
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score
@@ -37,13 +37,14 @@ LABELS = ("ash", "birch", "cherry tree")
 
 def network(stages: str = "0:20,1:15,2:10", gala: Any = "block", score: Score = "gala") -> Any:
     """A spec and a network whose random weights are wide enough to tell images apart."""
+    selects = stages != "none"
     spec = spec_from_name(
         "vit_tiny_patch16_224",
         LABELS,
         image_size_px=48,
         stages=stages,
-        gala=gala,
-        score=score,
+        gala=gala if selects else None,
+        score=score if selects else None,
         backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
     )
     torch.manual_seed(0)

@@ -19,11 +19,11 @@ from gft_edge.backends.trt import TrtSession
 from gft_edge.bundle import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, load_pixels, open_request
+from gft_edge.datasets import read_split
 from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.export.int8 import CalibrationRequest
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.fidelity import compare
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda

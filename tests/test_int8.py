@@ -41,13 +41,14 @@ Pixels = npt.NDArray[np.uint8]
 
 def network(stages: str, gala: GalaMode, score: Score) -> tuple[ModelSpec, GFT]:
     """Two blocks of wide random weights."""
+    selects = stages != "none"
     spec = spec_from_name(
         "vit_tiny_patch16_224",
         LABELS,
         image_size_px=48,
         stages=stages,
-        gala=gala,
-        score=score,
+        gala=gala if selects else None,
+        score=score if selects else None,
         backbone_args={"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8},
     )
     with torch.random.fork_rng(devices=[]):
@@ -173,7 +174,9 @@ def quantized(
     exported: Exported, folder: Path, layers: Collection[str] | None = None, **changes: float
 ) -> Graph:
     chosen = exported.layers if layers is None else layers
-    quantize_onnx(exported.path, folder / "int8.onnx", {**exported.peaks, **changes}, chosen, True)
+    quantize_onnx(
+        exported.path, folder / "int8.onnx", {**exported.peaks, **changes}, chosen, EMBEDDING
+    )
     return Graph(folder / "int8.onnx")
 
 
@@ -350,7 +353,7 @@ def test_the_int8_graph_answers_nearly_as_the_float_graph(
 def test_a_graph_of_normalised_input_is_scaled_by_what_it_reads(
     in_fp16: Exported, tmp_path: Path
 ) -> None:
-    quantize_onnx(in_fp16.path, tmp_path / "int8.onnx", in_fp16.peaks, [EMBEDDING], False)
+    quantize_onnx(in_fp16.path, tmp_path / "int8.onnx", in_fp16.peaks, [EMBEDDING], None)
     graph = Graph(tmp_path / "int8.onnx")
     (quantize,) = graph.of("QuantizeLinear")
     scale = float(graph.constants[quantize.input[1]])
@@ -391,7 +394,7 @@ def test_a_quantized_graph_is_refused(in_fp16: Exported, tmp_path: Path) -> None
     quantized(in_fp16, tmp_path)
     with pytest.raises(PipelineError, match="quantized already: start from an FP32 or FP16 export"):
         quantize_onnx(
-            tmp_path / "int8.onnx", tmp_path / "x.onnx", in_fp16.peaks, in_fp16.layers, True
+            tmp_path / "int8.onnx", tmp_path / "x.onnx", in_fp16.peaks, in_fp16.layers, EMBEDDING
         )
     assert not (tmp_path / "x.onnx").exists()
 

@@ -20,13 +20,13 @@ from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.cli import main
+from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
@@ -95,7 +95,13 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
         if precision == "int8":
             images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
             peaks = activation_peaks(model, [images])
-            quantize_onnx(source, folder / "int8.onnx", peaks, list(peaks), pixels_centred=True)
+            quantize_onnx(
+                source,
+                folder / "int8.onnx",
+                peaks,
+                list(peaks),
+                pixel_layer="backbone.patch_embed.proj",
+            )
             source = folder / "int8.onnx"
         finish(source, path, {}, kept)
         return path

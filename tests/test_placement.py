@@ -72,7 +72,7 @@ def test_what_precedes_all_names_lies_where_it_is_read() -> None:
         groups(
             "Cast Cast: images -> a",
             "Transpose Transpose: a -> b",
-            "backbone.p/Conv Conv: b w -> c",
+            "backbone.patch_embed.proj/Conv Conv: b w -> c",
         )
         == ["patch embedding"] * 3
     )

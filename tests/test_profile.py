@@ -468,7 +468,7 @@ def test_profiles_of_different_machines_are_compared(
         (("--layers", "--hint", "throughput"), "layers are timed one inference at a time"),
         (("--load", "--layers"), "--load measures nothing: leave --layers out"),
         (("--images", "nowhere"), "nowhere: no such folder of images"),
-        (("--baseline", "resnet50"), "--baseline resnet50 is neither a bundle nor a plain ViT"),
+        (("--baseline", "resnet51"), "--baseline resnet51 is neither a bundle nor a network"),
         (("--json", "nowhere/a.json"), "nowhere/a.json cannot be written"),
         (("--baseline-out", "kept"), "--baseline-out keeps an exported baseline"),
     ],

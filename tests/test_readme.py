@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import timm
+import torch
+from PIL import Image
 
 from gft_edge.demo.drawings import write_drawings
 
@@ -105,6 +107,67 @@ def test_the_commands_for_latency_run(
         if not (tmp_path / "orin.json").exists():
             shutil.copyfile(tmp_path / "profile.json", tmp_path / "orin.json")
     assert "pays" in (tmp_path / "profile.html").read_text(encoding="utf-8")
+
+
+def test_the_commands_for_the_papers_experiments_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "deit_tiny.safetensors", tmp_path)
+    shutil.copy(folder / "photo.jpg", tmp_path)
+    write_aircraft(tmp_path / "aircraft" / "data", folder / "grocery")
+    torch.save(published_weights(), tmp_path / "best_gft_aircraft.pth")
+    (shell,) = blocks("sh", "The paper's experiments")
+    commands = shell.splitlines()
+    words = [
+        shlex.split(line.replace("accelerate launch -m gft_edge", "gft-edge"))[1]
+        for line in commands
+    ]
+    assert words == [
+        "train", "train", "train", "export", "table", "plot", "explain", "explain", "import",
+    ]  # fmt: skip
+    for command, word in zip(commands, words, strict=True):
+        shorter = {"train": " --epochs 1 --batch-size 4", "explain": " --limit 2"}
+        # As it stands, but for what would only take longer.
+        execute(command + shorter.get(word, ""), tmp_path)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {
+        "curves.png", "gradients.png", "confusion.png",
+    }  # fmt: skip
+    assert list((tmp_path / "looks").glob("*.png"))
+    assert (tmp_path / "runs" / "published" / "model.safetensors").is_file()
+
+
+def write_aircraft(folder: Path, drawings: Path) -> None:
+    """FGVC-Aircraft's layout with three variants, from drawings of them."""
+    (folder / "images").mkdir(parents=True)
+    variants = sorted(path.name for path in (drawings / "train").iterdir())[:3]
+    (folder / "variants.txt").write_text("".join(f"{name}\n" for name in variants))
+    for split in ("train", "val", "test"):
+        lines: list[str] = []
+        for name in variants:
+            for number, path in enumerate(sorted((drawings / split / name).iterdir())):
+                image = f"{split}{len(lines)}{number}"
+                Image.open(path).convert("RGB").save(folder / "images" / f"{image}.jpg")
+                lines.append(f"{image} {name}\n")
+        (folder / f"images_variant_{split}.txt").write_text("".join(lines))
+
+
+def published_weights() -> dict[str, torch.Tensor]:
+    """The names and shapes that the published scripts save, at ViT-tiny's width."""
+    base = timm.create_model("vit_tiny_patch16_224")
+    weights = {f"base_model.{name}": tensor for name, tensor in base.state_dict().items()}
+    for stage, tokens in enumerate((196, 147, 98)):
+        name = f"hierarchical_blocks.{stage}"
+        weights |= {
+            f"{name}.qkv.weight": torch.zeros(3 * 192, 192),
+            f"{name}.proj.weight": torch.zeros(192, 192),
+            f"{name}.proj.bias": torch.zeros(192),
+            f"{name}.smooth.weight": torch.ones(1, 1, 3),
+            f"{name}.ema_grad": torch.zeros(16, tokens),
+        }
+    classifier = torch.nn.Linear(192, 3)
+    return {
+        **weights,
+        "classifier.weight": classifier.weight.detach(),
+        "classifier.bias": classifier.bias.detach(),
+    }
 
 
 def execute(command: str, folder: Path) -> None:

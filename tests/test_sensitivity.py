@@ -26,6 +26,7 @@ from gft_edge.calibration.sensitivity import (
 from gft_edge.calibration.smoothing import channel_peaks, smooth
 from gft_edge.errors import FailedError
 from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.networks import Network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.specs import GalaMode, Score
 
@@ -38,13 +39,14 @@ def network(
     stages: str = "0:20,1:15", gala: GalaMode = "block", score: Score = "gala", **changes: int
 ) -> GFT:
     """Three blocks of wide random weights, biases and gains, so that each shows in the logits."""
+    selects = stages != "none"
     spec = spec_from_name(
         "vit_tiny_patch16_224",
         LABELS,
         image_size_px=48,
         stages=stages,
-        gala=gala,
-        score=score,
+        gala=gala if selects else None,
+        score=score if selects else None,
         backbone_args={
             "embed_dim": WIDTH, "depth": 3, "num_heads": 3, "patch_size": PATCH_PX, **changes,
         },
@@ -192,7 +194,7 @@ def test_smoothing_computes_the_same(model: GFT, alpha: float, batches: list[Ten
             assert torch.equal(ours_kept, theirs_kept)
 
 
-def unevenness(model: GFT, batches: list[Tensor]) -> dict[str, float]:
+def unevenness(model: Network, batches: list[Tensor]) -> dict[str, float]:
     """Layer -> how far the largest channel it reads stands out from the median."""
     return {
         name: float(peak.max() / peak.median())

@@ -30,6 +30,7 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.classifier import Classifier
 from gft_edge.cli import main
+from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError, UsageError
 from gft_edge.export import recipe as recipe_room
 from gft_edge.export.fp16 import half
@@ -37,7 +38,6 @@ from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
@@ -121,7 +121,9 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
             batches = [torch.randn(shape, generator=generator) for _ in range(2)]
             peaks = activation_peaks(model, batches)
             quantized = folder / "quantized.onnx"
-            quantize_onnx(source, quantized, peaks, list(peaks), pixels_centred=True)
+            quantize_onnx(
+                source, quantized, peaks, list(peaks), pixel_layer="backbone.patch_embed.proj"
+            )
             source = quantized
         path = folder / f"{variant}-{precision}-{batch}.onnx"
         finish(source, path, {"model_type": "Classification"}, kept)

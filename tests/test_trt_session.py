@@ -26,10 +26,11 @@ from gft_edge.bundle import read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, open_request
 from gft_edge.cli import main
+from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, CudaError, FailedError, GftEdgeError, UsageError
+from gft_edge.explanation.subject import BundleSubject
 from gft_edge.export import auto
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.image_folder import read_split
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import with_engine
 from gft_edge.nvidia.cuda import host_view
@@ -1147,3 +1148,36 @@ def test_without_a_gpu_no_layer_is_timed(bundle: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(trt, "open_cuda", no_gpu)
     message = refusal(lambda: layer_profile(bundle, runs=1), UsageError)
     assert message.startswith("no NVIDIA GPU answers. ONNX Runtime runs the graph on a CPU")
+
+
+def test_an_explanation_shows_the_kept_patches_alone_and_says_what_builds_their_engine(
+    machine: FakeTensorrt, bundle: Path
+) -> None:
+    add_engine(machine, bundle)
+    subject = BundleSubject(read_bundle(bundle))
+    scores = (
+        "importance and attention: engines of TensorRT return kept patches alone; --backend onnx "
+        "shows the rest"
+    )
+    assert subject.unavailable[1:] == (scores,)
+    assert "kept patches: " in subject.unavailable[0]
+    assert "gft-edge build" in subject.unavailable[0]
+    assert subject.see(pictures()).kept == ()
+    subject.close()
+    add_engine(machine, bundle, explain=True)
+    subject = BundleSubject(read_bundle(bundle))
+    assert subject.unavailable == (scores,)
+    seen = subject.see(pictures())
+    assert_same([seen.logits, *seen.kept], expected_of(bundle, pictures()))
+    assert seen.importance == ()
+    assert seen.difference.max() == 0
+    subject.close()
+
+
+def test_an_engine_is_not_asked_for_scores(machine: FakeTensorrt, bundle: Path) -> None:
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    request = open_request(manifest.model, manifest.input, "typed")
+    request = dataclasses.replace(request, score_outputs=manifest.score_outputs)
+    with pytest.raises(UsageError, match="engines of TensorRT return kept patches and no scores"):
+        trt.open_session(opened.artifact_path, request)

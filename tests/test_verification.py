@@ -14,10 +14,10 @@ import pytest
 
 from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.classifier import Classifier
+from gft_edge.datasets import Split, read_split
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.fidelity import Outputs
 from gft_edge.golden import read_golden
-from gft_edge.image_folder import Split, read_split
 from gft_edge.verification import (
     CHUNK_IMAGES,
     golden_tolerance,

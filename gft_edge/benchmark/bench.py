@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from gft_edge.benchmark.grid import Cell, grid
 from gft_edge.benchmark.images import (
     calibration_images,
     evaluation_split,
-    listing_digest,
     verification_images,
 )
 from gft_edge.benchmark.kept import (
@@ -40,20 +40,20 @@ from gft_edge.benchmark.results import (
     measured,
 )
 from gft_edge.bundle import Bundle, is_bundle, read_bundle, sha256_of, size_bytes
+from gft_edge.datasets import Split, split_digest
 from gft_edge.errors import BundleError, FailedError, GateError, GftEdgeError, UsageError
 from gft_edge.export.int8 import CalibrationRequest
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.verify import torch_outputs
 from gft_edge.export.workbench import tool_versions
 from gft_edge.fidelity import Outputs
-from gft_edge.image_folder import Split
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.profiling.profile import ProfileRequest, check_measuring, profile
 from gft_edge.profiling.report import Profile
-from gft_edge.specs import ImageSet, ModelSpec, Progress, Say, to_json
+from gft_edge.specs import DataSource, ImageSet, ModelSpec, Progress, Say, to_json
 from gft_edge.verification import Reference, verify
 
 
@@ -61,12 +61,12 @@ from gft_edge.verification import Reference, verify
 class BenchmarkRequest:
     """What to benchmark, on which images, and how long to measure; see profile.ProfileRequest.
 
-    `targets` and `precisions` None take all there are. `calibration_data` None takes DATA/train.
+    `targets` and `precisions` None take all there are. `calibration_data` None takes the train split.
     Exports are verified on `images`, accuracy is of `limit` images of the split, None for all.
     """
 
     run: Path
-    data: Path
+    data: DataSource
     out: Path
     split: str = "test"
     targets: tuple[str, ...] | None = None
@@ -87,7 +87,7 @@ class _Work:
     """What every bundle of a benchmark shares."""
 
     request: BenchmarkRequest
-    model: GFT
+    model: Network
     spec: ModelSpec
     weights_sha256: str
     split: Split
@@ -120,20 +120,20 @@ def benchmark(
         raise UsageError(f"{request.run} is a bundle: give the run that it was exported from")
     if request.images < 1:
         raise UsageError(f"--images is {request.images}: give 1 or more")
-    check_measuring(_profile_request(request, [request.out]))
+    check_measuring(_profile_request(request, [request.out], None))
     spec, model = load_run(request.run)
     everything = evaluation_split(request.data, request.split, spec.labels, None)
     calibrated_on, uncalibrated = _calibration(request, spec, say)
     cells = grid(request.targets, request.precisions, uncalibrated)
     split = evaluation_split(request.data, request.split, spec.labels, request.limit)
-    owner = Owner(sha256_of(request.run / WEIGHTS_FILE), listing_digest(request.data, everything))
+    owner = Owner(sha256_of(request.run / WEIGHTS_FILE), split_digest(everything))
     work = _Work(
         request,
         model,
         spec,
         owner.weights_sha256,
         split,
-        listing_digest(request.data, split),
+        split_digest(split),
         verification_images(request.data, spec.labels, request.images, calibrated_on),
         calibrated_on,
         _remembering(model, spec),
@@ -157,7 +157,7 @@ def _calibration(
     return (None, found) if isinstance(found, str) else (found, None)
 
 
-def _remembering(model: GFT, spec: ModelSpec) -> Reference:
+def _remembering(model: Network, spec: ModelSpec) -> Reference:
     """PyTorch's outputs, computed once for pixels that are asked for again with every bundle."""
     known: dict[bytes, Outputs] = {}
 
@@ -306,7 +306,9 @@ def _measured(work: _Work, rows: list[Row]) -> tuple[list[Row], Profile | None]:
         folders = [work.request.out / str(row.bundle) for row in competing]
         work.say(f"measuring in turn: {', '.join(row.name for row in competing)}")
         try:
-            found = profile(_profile_request(work.request, folders), work.progress, work.say)
+            found = profile(
+                _profile_request(work.request, folders, work.split), work.progress, work.say
+            )
         except GftEdgeError as error:
             failed = _named_in(str(error), competing, folders)
             if failed is None:
@@ -330,10 +332,14 @@ def _named_in(message: str, rows: Sequence[Row], folders: Sequence[Path]) -> Row
     return named[0] if len(named) == 1 else None
 
 
-def _profile_request(request: BenchmarkRequest, folders: Sequence[Path]) -> ProfileRequest:
+def _profile_request(
+    request: BenchmarkRequest, folders: Sequence[Path], split: Split | None
+) -> ProfileRequest:
+    # Timed on any images of the folder that the split's lie in.
+    images = Path(os.path.commonpath([path.parent for path in split.paths])) if split else None
     return ProfileRequest(
         tuple(folders),
-        images=request.data / request.split,
+        images=images,
         duration_s=request.duration_s,
         warmup_ms=request.warmup_ms,
         min_samples=request.min_samples,
@@ -352,7 +358,7 @@ def _benchmark(work: _Work, rows: Sequence[Row], found: Profile | None) -> Bench
         run=str(work.request.run),
         network=work.spec.name,
         weights_sha256=work.weights_sha256,
-        data=str(work.request.data),
+        data=str(work.request.data.folder),
         split=work.split.name,
         images=len(work.split.paths),
         split_digest=work.split_digest,

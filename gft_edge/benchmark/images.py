@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from gft_edge.calibration.image_set import (
@@ -12,28 +11,34 @@ from gft_edge.calibration.image_set import (
     read_calibration_folder,
     without_images,
 )
+from gft_edge.datasets import Split, read_split, splits_of, verification_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.image_folder import Split, read_split
-from gft_edge.specs import ImageSet, Say
+from gft_edge.specs import DataSource, ImageSet, Say
 
 CALIBRATION_IMAGES = 300
 SEED = 0
 
 
 def calibration_images(
-    folder: Path | None, data: Path, labels: tuple[str, ...], say: Say
+    folder: Path | None, source: DataSource, labels: tuple[str, ...], say: Say
 ) -> ImageSet | str:
-    """Images to calibrate INT8 on, or why there are none: from `folder`, or else DATA/train.
+    """Images to calibrate INT8 on, or why there are none: from `folder`, or else the train split.
 
     Raises DataError for a `folder` that cannot be calibrated on.
     """
+    here = splits_of(source)
     try:
-        if folder is None and not (data / "train").is_dir():
+        if folder is None and "train" not in here:
             raise DataError(
-                f"{data} has no train/ to calibrate on: give --calibration-data FOLDER of real images"
+                f"{source.folder} has no train/ to calibrate on: give --calibration-data FOLDER of "
+                "real images"
             )
-        known = read_split(data, "test", labels) if (data / "test").is_dir() else None
-        available = read_calibration_folder(folder or data / "train", labels)
+        known = read_split(source, "test", labels) if "test" in here else None
+        if folder is None:
+            available = read_split(source, "train", labels)
+        else:
+            dataset = (source.dataset, source.coco_category)
+            available = read_calibration_folder(folder, labels, *dataset)
         images, remarks = draw_calibration_set(available, CALIBRATION_IMAGES, SEED, known)
     except DataError as error:
         if folder is not None:
@@ -45,19 +50,20 @@ def calibration_images(
 
 
 def verification_images(
-    data: Path, labels: tuple[str, ...], count: int, calibrated_on: ImageSet | None
+    source: DataSource, labels: tuple[str, ...], count: int, calibrated_on: ImageSet | None
 ) -> ImageSet:
     """What every stage of an export is verified on: val where there is one, none calibrated on."""
-    split = next((name for name in ("val", "test") if (data / name).is_dir()), "train")
-    available = read_split(data, split, labels)
+    available = read_split(source, verification_split(source), labels)
     if calibrated_on is not None:
         available = without_images(available, calibrated_on)
     return draw_image_set(available, count, SEED)
 
 
-def evaluation_split(data: Path, split: str, labels: tuple[str, ...], limit: int | None) -> Split:
-    """The images that accuracy is measured on: all of DATA/SPLIT, or `limit` drawn class by class."""
-    images = read_split(data, split, labels)
+def evaluation_split(
+    source: DataSource, split: str, labels: tuple[str, ...], limit: int | None
+) -> Split:
+    """The images that accuracy is measured on: all of a split, or `limit` drawn class by class."""
+    images = read_split(source, split, labels)
     if limit is None:
         return images
     if limit < 1:
@@ -66,11 +72,3 @@ def evaluation_split(data: Path, split: str, labels: tuple[str, ...], limit: int
     return dataclasses.replace(
         images, paths=tuple(map(Path, drawn.paths)), targets=tuple(drawn.targets)
     )
-
-
-def listing_digest(data: Path, split: Split) -> str:
-    """Of the names and sizes of a split's files: other images seldom have both."""
-    digest = hashlib.sha256()
-    for path in split.paths:
-        digest.update(f"{path.relative_to(data)} {path.stat().st_size}\n".encode(errors="replace"))
-    return digest.hexdigest()

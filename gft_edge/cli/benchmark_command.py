@@ -7,21 +7,28 @@ from typing import Any
 
 import click
 
-from gft_edge.cli.options import PATH, json_option, measuring_options, percentiles, split_option
+from gft_edge.cli.options import (
+    PATH,
+    data_option,
+    json_option,
+    measuring_options,
+    percentiles,
+    split_option,
+)
 from gft_edge.cli.output import next_line, print_json, print_table, progress, say, shown
+from gft_edge.cli.sources import source_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import to_json
 
 
 @click.command("benchmark")
 @click.argument("run", type=PATH)
-@click.option("--data", type=PATH, required=True,
-              help="Folder with train/ val/ test/ folders of class folders.")  # fmt: skip
+@data_option
 @split_option()
 @click.option("--targets", metavar="NAME,...", help="onnx, openvino, tensorrt [default: all].")
 @click.option("--precisions", metavar="NAME,...", help="fp32, fp16, bf16, int8 [default: all].")
 @click.option("--calibration-data", type=PATH,
-              help="int8: class folders of real images [default: train/ of --data].")  # fmt: skip
+              help="int8: class folders of real images [default: the train split].")  # fmt: skip
 @click.option("--images", type=int, default=256, show_default=True,
               help="Real images that every export is verified on.")  # fmt: skip
 @click.option("--limit", type=int, help="Images of the split for accuracy [default: all].")
@@ -31,7 +38,7 @@ from gft_edge.specs import to_json
 @click.option("--out", type=PATH, help="Folder to fill, or to go on in [default: RUN-benchmark].")
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a benchmark.")
 @json_option
-def command(run: Path, data: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+def command(run: Path, data: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Everything that this machine can run of RUN, in one table: what it costs and what it keeps.
 
     Each target and precision is exported, verified, judged on the split against PyTorch, and all are
@@ -46,7 +53,7 @@ def command(run: Path, data: Path, out: Path | None, as_json: bool, **options: A
     out = out or Path(f"{run.resolve().name}-benchmark")
     request = BenchmarkRequest(
         run=run,
-        data=data,
+        data=source_of_run(run, data, options["dataset"], options["coco_category"]),
         out=out,
         split=options["split"],
         targets=_names("--targets", options["targets"]),

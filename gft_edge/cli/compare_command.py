@@ -23,10 +23,11 @@ from gft_edge.cli.output import (
     shown,
 )
 from gft_edge.cli.references import engine_of, open_reference
+from gft_edge.cli.sources import given_source
 from gft_edge.comparison import Comparison, compare_on_split
+from gft_edge.datasets import read_split
 from gft_edge.errors import UsageError
-from gft_edge.image_folder import read_split
-from gft_edge.specs import ModelSpec, to_json
+from gft_edge.specs import CocoCategory, ModelSpec, to_json
 
 PICTURE = "compare.png"
 LISTED = 20
@@ -44,6 +45,8 @@ def command(
     a: Path,
     b: Path,
     data: Path | None,
+    dataset: str | None,
+    coco_category: CocoCategory | None,
     split: str,
     out: Path | None,
     backend: str | None,
@@ -55,13 +58,14 @@ def command(
     also tells how many lost patches were near the border. This is a report, not a check: it exits 0
     whatever it finds.
     """
-    if data is None:
+    source = given_source(data, dataset, coco_category)
+    if source is None:
         raise UsageError("two artifacts are compared on images: give --data FOLDER")
     if backend == "fake":
         raise UsageError("the fake backend says nothing about a network: choose a real one")
     bundle = _candidate(b)
     model = bundle.manifest.model
-    images = read_split(data, split, model.labels)
+    images = read_split(source, split, model.labels)
     with ExitStack() as stack:
         reference = open_reference(a, b, model, stack, backend)
         engine = engine_of(bundle, backend)

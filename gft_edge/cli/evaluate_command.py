@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from gft_edge.bundle import is_bundle
 from gft_edge.classifier import Classifier
@@ -15,12 +16,15 @@ from gft_edge.cli.options import (
     PATH,
     backend_option,
     data_option,
+    device_options,
     json_option,
     split_option,
     threads_option,
 )
-from gft_edge.cli.output import advance, percent, print_json, print_table, progress
+from gft_edge.cli.output import advance, percent, print_json, print_table, progress, say
+from gft_edge.cli.sources import given_source, images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.specs import CocoCategory, DataSource, Progress
 
 
 @click.command("evaluate")
@@ -29,27 +33,38 @@ from gft_edge.errors import MissingDependencyError, UsageError
 @split_option()
 @backend_option
 @threads_option
+@device_options
+@click.option("--fresh", is_flag=True, help="Evaluate a run anew, whatever it has kept.")
 @json_option
 def command(
     run_or_bundle: Path,
     data: Path | None,
+    dataset: str | None,
+    coco_category: CocoCategory | None,
     split: str,
     backend: str | None,
     threads: int | None,
+    device: str,
+    workers: int,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Accuracy, precision, recall and F1 of a run or a bundle on a split.
 
-    A run knows its data; a bundle needs --data.
+    A run knows its data, and keeps the result for as long as its weights and the images are the
+    same; a bundle needs --data, and runs on its engine (--backend, --threads).
     """
     from gft_edge.training.metrics import classification_metrics
 
+    given = (data, dataset, coco_category)
     with progress() as report:
         if is_bundle(run_or_bundle):
-            logits, targets = _bundle_logits(run_or_bundle, data, split, backend, threads, report)
+            _refuse_of_bundle("device", "workers")
+            source = given_source(*given)
+            logits, targets = _bundle_logits(run_or_bundle, source, split, backend, threads, report)
+            metrics = classification_metrics(logits, targets)
         else:
-            logits, targets = _run_logits(run_or_bundle, data, split, report)
-    metrics = classification_metrics(logits, targets)
+            metrics = _run_metrics(run_or_bundle, given, split, fresh, report, device, workers)
     if as_json:
         print_json(dataclasses.asdict(metrics))
         return
@@ -71,34 +86,52 @@ def command(
     )
 
 
+def _refuse_of_bundle(*names: str) -> None:
+    """Raise UsageError where an option that is for runs was given with a bundle."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--{name} is for runs, a bundle runs on its engine: give --backend or --threads"
+            )
+
+
 def _bundle_logits(
     folder: Path,
-    data: Path | None,
+    source: DataSource | None,
     split: str,
     backend: str | None,
     threads: int | None,
     report: Any,
 ) -> tuple[Any, Any]:
-    from gft_edge.image_folder import read_split
+    from gft_edge.datasets import read_split
     from gft_edge.verification import split_outputs
 
-    if data is None:
+    if source is None:
         raise UsageError("a bundle holds no images: give --data FOLDER")
     if backend == "fake":
         raise UsageError("the fake backend has no accuracy: choose a real one")
     with Classifier.load(folder, backend, threads) as classifier:
-        images = read_split(data, split, classifier.labels)
+        images = read_split(source, split, classifier.labels)
+        for remark in images.remarks:
+            say(remark)
         count = advance(report, f"evaluate on {split}", len(images.paths))
         outputs, _ = split_outputs(classifier, images, count)
     return outputs.logits, np.asarray(images.targets, dtype=np.int64)
 
 
-def _run_logits(run: Path, data: Path | None, split: str, report: Any) -> tuple[Any, Any]:
+def _run_metrics(
+    run: Path,
+    given: tuple[Path | None, str | None, CocoCategory | None],
+    split: str,
+    fresh: bool,
+    report: Progress,
+    device: str,
+    workers: int,
+) -> Any:
     try:
-        from gft_edge.model.checkpoint import load_run
-        from gft_edge.training.loop import logits_and_targets, read_run_config
+        from gft_edge.experiments.evaluation import evaluate_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
-    spec, model = load_run(run)
-    folder = data or Path(read_run_config(run)[1].data)
-    return logits_and_targets(model, spec, folder, split, report)
+    source = images_of_run(run, *given)
+    return evaluate_run(run, source, split, fresh, report, say, device, workers).metrics

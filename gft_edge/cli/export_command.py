@@ -26,10 +26,11 @@ from gft_edge.cli.output import (
     progress,
     say,
 )
+from gft_edge.cli.sources import source_of_run
+from gft_edge.datasets import read_split, splits_of, verification_split
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
-from gft_edge.image_folder import read_split
 from gft_edge.nvidia.build import Built, build_engine, builder_here
-from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Progress, to_json
+from gft_edge.specs import DataSource, ImageSet, InputSpec, ModelSpec, Progress, to_json
 
 SUBSET_SIZE = 300
 
@@ -157,16 +158,18 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
 def _images(run: Path, spec: ModelSpec, options: dict[str, Any], calibration: Any) -> ImageSet:
     from gft_edge.calibration.image_set import draw_image_set, without_images
 
-    data = _run_data(run, options)
-    if not data.is_dir():
-        raise UsageError(f"{data}, the data of this run, is not here: give --data FOLDER")
-    split = options["split"] or next((s for s in ("val", "test") if (data / s).is_dir()), "train")
-    available = read_split(data, split, spec.labels)
+    source = _source(run, options)
+    if not source.folder.is_dir():
+        raise UsageError(f"{source.folder}, the data of this run, is not here: give --data FOLDER")
+    split = options["split"] or verification_split(source)
+    available = read_split(source, split, spec.labels)
     if calibration is not None:
         available = without_images(available, calibration.images)
     images = draw_image_set(available, options["images"], options["seed"])
     if len(images.paths) < options["images"]:
-        say(f"{data / split} has {len(images.paths)} images: verifying on all of them")
+        say(
+            f"the {split} split of {source.folder} has {len(images.paths)} images: verifying on all of them"
+        )
     return images
 
 
@@ -181,10 +184,10 @@ def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} is for int8: give --calibration-data FOLDER too")
         return None
-    test = _run_data(run, options)
-    known = read_split(test, "test", spec.labels) if (test / "test").is_dir() else None
+    source = _source(run, options)
+    known = read_split(source, "test", spec.labels) if "test" in splits_of(source) else None
     images, remarks = draw_calibration_set(
-        read_calibration_folder(folder, spec.labels),
+        read_calibration_folder(folder, spec.labels, source.dataset, source.coco_category),
         options["subset_size"] or SUBSET_SIZE,
         options["seed"],
         known,
@@ -207,7 +210,5 @@ def _precision(options: dict[str, Any]) -> str:
     return asked.pop() if asked else "fp32"
 
 
-def _run_data(run: Path, options: dict[str, Any]) -> Path:
-    from gft_edge.training.loop import read_run_config
-
-    return options["data"] or Path(read_run_config(run)[1].data)
+def _source(run: Path, options: dict[str, Any]) -> DataSource:
+    return source_of_run(run, options["data"], options["dataset"], options["coco_category"])

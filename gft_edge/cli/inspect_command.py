@@ -28,7 +28,7 @@ from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import engine_layers, network_layers
 from gft_edge.nvidia.library import builder_library, installed, parse
-from gft_edge.specs import Manifest, to_json
+from gft_edge.specs import Manifest, ModelSpec, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
 DEFAULT_CLASSES = 100
@@ -73,7 +73,7 @@ def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[st
     try:
         from gft_edge.model.checkpoint import load_run
         from gft_edge.model.cost import cost_of
-        from gft_edge.model.gft import build_gft
+        from gft_edge.model.networks import build_network
         from gft_edge.model.variants import spec_from_name
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
@@ -82,11 +82,12 @@ def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[st
     else:
         labels = tuple(f"class {number}" for number in range(classes))
         spec = spec_from_name(name, labels, stages=stages)
-        model = build_gft(spec)
+        model = build_network(spec)
     cost = cost_of(model)
     return {
         "kind": "network",
         "name": spec.name,
+        "family": spec.family,
         "classes": len(spec.labels),
         "score": spec.score,
         "gala": spec.gala,
@@ -94,7 +95,7 @@ def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[st
         "parameters": cost.parameters,
         "gflops": cost.gflops,
         "dense_gflops": cost.dense_gflops,
-        "dense_blocks": len(model.backbone.blocks),
+        "dense_blocks": None if cost.dense_gflops is None else len(model.backbone.blocks),
         "eq6_gflops": cost.eq6_gflops,
         "blocks": [dataclasses.asdict(row) for row in cost.rows],
     }
@@ -102,20 +103,28 @@ def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[st
 
 def _show_network(content: dict[str, Any]) -> None:
     rows = [
-        (row["name"], f"{row['tokens_in']} -> {row['tokens_out']}", f"{row['parameters']:,}",
-         f"{row['gflops']:.3f}")
+        (row["name"],
+         "-" if row["tokens_in"] is None else f"{row['tokens_in']} -> {row['tokens_out']}",
+         f"{row['parameters']:,}", f"{row['gflops']:.3f}")
         for row in content["blocks"]
     ]  # fmt: skip
     rows.append(("total", "", f"{content['parameters']:,}", f"{content['gflops']:.3f}"))
-    dense = f"dense backbone, {content['dense_blocks']} blocks"
-    rows.append((dense, "", "", f"{content['dense_gflops']:.3f}"))
-    rows.append(("Eq. 6 (extra layers not counted)", "", "", f"{content['eq6_gflops']:.3f}"))
-    title = (
-        f"{content['name']}: {content['classes']} classes, score {content['score']}, "
-        f"gala {content['gala']}, {content['parameters'] / 1e6:.2f} M parameters, "
-        f"{content['gflops'] / content['dense_gflops']:.2f} of the dense GFLOPs"
+    selects, dense_gflops = content["stages"], content["dense_gflops"]
+    if dense_gflops is not None:
+        dense = f"dense backbone, {content['dense_blocks']} blocks"
+        rows.append((dense, "", "", f"{dense_gflops:.3f}"))
+    if content["eq6_gflops"] is not None:
+        rows.append(("Eq. 6 (extra layers not counted)", "", "", f"{content['eq6_gflops']:.3f}"))
+    title = [f"{content['name']}: {content['classes']} classes"]
+    if selects:
+        title += [f"score {content['score']}", f"gala {content['gala']}"]
+    title.append(f"{content['parameters'] / 1e6:.2f} M parameters")
+    title.append(
+        f"{content['gflops']:.2f} GFLOPs"
+        if dense_gflops is None
+        else f"{content['gflops'] / dense_gflops:.2f} of the dense GFLOPs"
     )
-    print_table(title, ("block", "tokens", "parameters", "GFLOPs"), rows)
+    print_table(", ".join(title), ("block", "tokens", "parameters", "GFLOPs"), rows)
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
             ("target", content["target"]),
             ("precision", f"{content['precision']}, {_computed(content['runtime_precision'])}"),
             ("input", f"{given['dtype']}, batch {given['batch']}, {size}x{size}"),
-            ("network", f"{model['name']}, score {model['score']}, gala {model['gala']}"),
+            ("network", _network_line(manifest.model)),
             ("stages", stages),
             ("classes", len(model["labels"])),
             ("model files", f"{content['size_bytes'] / 2**20:.1f} MiB"),
@@ -162,6 +171,15 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
                 for c in manifest.candidates
             ],
         )  # fmt: skip
+
+
+def _network_line(model: ModelSpec) -> str:
+    if model.stages:
+        return f"{model.name}, score {model.score}, gala {model.gala}"
+    built = model.backbone if model.backbone != model.name else "timm's"
+    if model.family == "transfg":
+        return f"{model.name} ({built}), chooses parts before its last block"
+    return f"{model.name} ({built}), selects no patches"
 
 
 def _engine_rows(manifest: Manifest) -> list[tuple[str, str]]:

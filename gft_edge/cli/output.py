@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,27 @@ from gft_edge.nvidia.engines import bound_to_gpu
 from gft_edge.specs import Engine, FidelityReport, Progress, Quantization
 
 
+def speaks() -> bool:
+    """Whether this process prints: of those that were launched to work together, the first alone.
+
+    Each says its own errors. https://pytorch.org/docs/stable/elastic/run.html#environment-variables
+    """
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def print_json(content: Any, lines: bool = False) -> None:
     """One JSON document on stdout, NaN and infinity as null; with `lines` on a single line.
 
     ASCII alone: file names need not be valid UTF-8.
     """
-    click.echo(json.dumps(_finite(content), allow_nan=False, indent=None if lines else 2))
+    if speaks():
+        click.echo(json.dumps(finite(content), allow_nan=False, indent=None if lines else 2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; a column of numbers aligns right."""
+    if not speaks():
+        return
     # Text, not markup: 'gft-edge[openvino]' would lose its bracket.
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     cells = [[str(cell) for cell in row] for row in rows]
@@ -44,13 +56,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=None if console.is_terminal else 160).print(table)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """The content with None for NaN and infinity, which JSON has not."""
     if isinstance(content, float) and not math.isfinite(content):
         return None
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(item) for item in content]
+        return [finite(item) for item in content]
     return content
 
 
@@ -117,12 +130,20 @@ def lost_patches(report: FidelityReport) -> str:
 
 def say(text: str) -> None:
     """A remark on stderr."""
-    click.echo(text, err=True)
+    if speaks():
+        click.echo(text, err=True)
+
+
+def line(text: str) -> None:
+    """A line, or several, on stdout."""
+    if speaks():
+        click.echo(text)
 
 
 def next_line(text: str) -> None:
     """The last line of a command names the next one."""
-    click.echo(f"next: {text}")
+    if speaks():
+        click.echo(f"next: {text}")
 
 
 def percent(fraction: float | None) -> str:
@@ -148,7 +169,7 @@ def progress() -> Iterator[Progress]:
     stderr is no terminal, each finished task is one line of a log.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not speaks():
         yield lambda text, done, total: say(text) if total and done == total else None
         return
     with Bars(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,6 +9,7 @@ import click
 from gft_edge.backends import backend_for
 from gft_edge.bundle import read_bundle
 from gft_edge.classifier import Classifier
+from gft_edge.cli.image_paths import expanded
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -21,8 +19,7 @@ from gft_edge.cli.options import (
     threads_option,
 )
 from gft_edge.cli.output import print_json, progress, say, shown
-from gft_edge.errors import ImageError, UsageError
-from gft_edge.image_folder import images_below
+from gft_edge.errors import ImageError
 from gft_edge.specs import Prediction, to_json
 
 MANY = 20
@@ -53,7 +50,7 @@ def command(
     target = backend_for(backend or opened.manifest.target).TARGET
     folder = cache_folder(cache_dir, target)
     with Classifier.load(opened, backend, threads, cache_dir=folder) as classifier:
-        images = list(_expanded(paths))
+        images = list(expanded(paths))
         failed = 0
         with progress() as report:
             for number, path in enumerate(images, start=1):
@@ -70,21 +67,6 @@ def command(
     if failed:
         say(f"{failed} of {len(images)} images could not be read")
         raise click.exceptions.Exit(1)
-
-
-def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
-    for text in paths:
-        if not text:
-            raise UsageError("an image path is empty: is a shell variable unset?")
-        if os.path.isdir(text):
-            found = [str(path) for path in images_below(Path(text))]
-        elif os.path.exists(text) or not glob.has_magic(text):
-            found = [text]
-        else:
-            found = sorted(glob.glob(text, recursive=True))
-        if not found:
-            raise UsageError(f"{text} matches no image")
-        yield from found
 
 
 def _show(path: str, predictions: list[Prediction], as_json: bool) -> None:

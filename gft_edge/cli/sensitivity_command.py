@@ -18,9 +18,10 @@ from gft_edge.cli.output import (
     progress,
     say,
 )
+from gft_edge.cli.sources import source_of_run
+from gft_edge.datasets import read_split
 from gft_edge.errors import GateError, MissingDependencyError, UsageError
-from gft_edge.image_folder import read_split
-from gft_edge.specs import FidelityReport, to_json
+from gft_edge.specs import CocoCategory, FidelityReport, to_json
 
 # Channels are levelled on this many times the images that layers are measured on: on the same few,
 # a strong smoothing would look better than it is.
@@ -39,6 +40,8 @@ SMOOTHING_SHARE = 4
 def command(
     run: Path,
     data: Path | None,
+    dataset: str | None,
+    coco_category: CocoCategory | None,
     split: str,
     images: int,
     seed: int,
@@ -55,11 +58,11 @@ def command(
         from gft_edge.calibration.layers import quantizable_layers
         from gft_edge.calibration.sensitivity import outputs_in_int8, sensitivity
         from gft_edge.export.int8 import normalised_batches, smoothed
+        from gft_edge.export.plain_weights import with_plain_weights
         from gft_edge.export.search import fewest_high_precision
         from gft_edge.export.verify import pixels_of, torch_outputs
         from gft_edge.fidelity import TOLERANCES, compare
         from gft_edge.model.checkpoint import load_run
-        from gft_edge.training.loop import read_run_config
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if out is not None and out.suffix.lower() != ".png":
@@ -67,9 +70,9 @@ def command(
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: no such folder {out.parent}")
     spec, model = load_run(run)
-    model.eval()
-    folder = data or Path(read_run_config(run)[1].data)
-    available = read_split(folder, split, spec.labels)
+    model = with_plain_weights(model)
+    source = source_of_run(run, data, dataset, coco_category)
+    available = read_split(source, split, spec.labels)
     several = draw_image_set(available, SMOOTHING_SHARE * images, seed)
     everything = normalised_batches(pixels_of(several, spec.preprocessing), spec.preprocessing)
     drawn = draw_image_set(available, images, seed)
@@ -127,6 +130,6 @@ def command(
         return
     keep = f" --keep-high-precision {','.join(suggested)}" if suggested else ""
     next_line(
-        f"gft-edge export {run} --target tensorrt --precision int8 --calibration-data {folder} "
+        f"gft-edge export {run} --target tensorrt --precision int8 --calibration-data {source.folder} "
         f"--out BUNDLE{keep}"
     )

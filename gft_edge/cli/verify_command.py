@@ -13,9 +13,10 @@ from gft_edge.bundle import read_manifest
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
 from gft_edge.cli.references import open_reference
+from gft_edge.cli.sources import given_source
+from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError
-from gft_edge.image_folder import read_split
-from gft_edge.specs import Manifest, to_json
+from gft_edge.specs import CocoCategory, Manifest, to_json
 from gft_edge.verification import VerifyReport, verify
 
 
@@ -29,6 +30,8 @@ from gft_edge.verification import VerifyReport, verify
 def command(
     bundle: Path,
     data: Path | None,
+    dataset: str | None,
+    coco_category: CocoCategory | None,
     split: str,
     reference: Path | None,
     backend: str | None,
@@ -40,7 +43,8 @@ def command(
     fails.
     """
     manifest = read_manifest(bundle)
-    images = read_split(data, split, manifest.model.labels) if data else None
+    source = given_source(data, dataset, coco_category)
+    images = read_split(source, split, manifest.model.labels) if source else None
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest.model, stack) if reference else None
         report = stack.enter_context(progress())

@@ -19,14 +19,14 @@ from gft_edge.backends import backends
 from gft_edge.bundle import size_bytes
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier, load_pixels
+from gft_edge.datasets import Split, read_split
 from gft_edge.demo.drawings import CLASSES, draw, write_drawings
 from gft_edge.errors import GateError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.verify import torch_outputs
 from gft_edge.fidelity import Outputs, compare, grid_positions
-from gft_edge.image_folder import Split, read_split
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
-from gft_edge.model.gft import GFT
+from gft_edge.model.networks import Network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.pictures import kept_patches, sheet
 from gft_edge.preprocess import batch_from_pixels
@@ -150,7 +150,7 @@ def _make_room(out: Path) -> None:
 
 def _trained(
     run: Path, data: Path, settings: Settings, progress: Progress
-) -> tuple[ModelSpec, GFT]:
+) -> tuple[ModelSpec, Network]:
     spec = spec_from_name(
         "vit_tiny_patch16_224",
         read_split(data, "train").labels,
@@ -173,10 +173,12 @@ def _trained(
 
 
 def _measured(
-    out: Path, targets: list[str], model: GFT, spec: ModelSpec, test: Split, settings: Settings
+    out: Path, targets: list[str], model: Network, spec: ModelSpec, test: Split, settings: Settings
 ) -> DemoReport:
     preprocessing = spec.preprocessing
-    pixels = np.stack([load_pixels(path, preprocessing) for path in test.paths])
+    pixels = np.stack(
+        [load_pixels(path, preprocessing, test.crop_bottom_px) for path in test.paths]
+    )
     truth = np.asarray(test.targets)
     reference = torch_outputs(model, pixels, preprocessing)
     outputs = {"PyTorch": reference}
@@ -228,7 +230,7 @@ def _measured(
 
 
 def _torch_call(
-    model: GFT, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing
+    model: Network, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing
 ) -> Callable[[], object]:
     image = torch.from_numpy(batch_from_pixels(pixels, preprocessing, "float32"))
 

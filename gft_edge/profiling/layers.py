@@ -1,4 +1,4 @@
-"""Where the time of a bundle goes: its layers grouped by the parts of a GFT, from an instrumented run."""
+"""Where the time of a bundle goes: layers by the parts of the network, from an instrumented run."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ TOP_LAYERS = 15
 Verdict: TypeAlias = Literal["fused", "not fused", "unknown"]
 
 PATCH_EMBEDDING, BASE_BLOCKS, HEAD, OTHER = "patch embedding", "base blocks", "head", "other"
+PART_SELECTION = "part selection"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def breakdown_of(
     members: dict[str, list[LayerTime]] = {name: [] for name in part_names(model)}
     for layer, group in zip(timed.layers, groups, strict=True):
         if layer.mean_ms:
-            members[part_of(group, model)].append(layer)
+            members.setdefault(part_of(group, model), []).append(layer)
+    members[OTHER] = members.pop(OTHER)
     parts = tuple(
         Part(name, mean_ms, mean_ms / total_ms, len(inside))
         for name, inside in members.items()
@@ -158,7 +160,8 @@ def breakdown_of(
         len(timed.samples_ms),
         parts,
         tuple(_top_layer(layer, name, total_ms) for layer, name in top[:TOP_LAYERS]),
-        attention_kernels(timed.layers, groups),
+        # Blocks of timm's own need not attend.
+        attention_kernels(timed.layers, groups) if model.family != "timm" else (),
         statistics.mean(timed.samples_ms),
         statistics.mean(plain_ms),
         statistics.median(instrumented / plain for instrumented, plain in pairs) - 1,
@@ -166,7 +169,11 @@ def breakdown_of(
 
 
 def part_names(model: ModelSpec) -> list[str]:
-    """Every part that a GFT may have, in the order they run."""
+    """Every part that a GFT or TransFG may have, in the order they run; of other networks the last."""
+    if model.family == "timm":
+        return [OTHER]
+    if model.family == "transfg":
+        return [PATCH_EMBEDDING, BASE_BLOCKS, PART_SELECTION, HEAD, OTHER]
     stages = [
         f"stage {number + 1}: {part}"
         for number in range(len(model.stages))
@@ -181,6 +188,10 @@ def part_of(group: str, model: ModelSpec) -> str:
     GALA is the extra layer of a stage or, in block mode, the block whose attention scores.
     """
     kind, _, number = group.rpartition(" ")
+    if model.family == "timm":
+        return group
+    if model.family == "transfg" and kind == "selection":
+        return PART_SELECTION
     if kind == "GALA layer":
         return f"stage {number}: GALA"
     if kind == "selection":

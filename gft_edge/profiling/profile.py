@@ -17,9 +17,9 @@ from typing import Any
 from gft_edge.backends import Hint, backend_for
 from gft_edge.bundle import Bundle, read_bundle, size_bytes
 from gft_edge.classifier import Timing
+from gft_edge.datasets.imagefolder import images_below
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.golden import read_golden
-from gft_edge.image_folder import images_below
 from gft_edge.preprocess import open_rgb
 from gft_edge.profiling.conditions import likely_causes, other_load, read_conditions
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
