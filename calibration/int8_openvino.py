@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import MissingDependencyError, PipelineError
+from gft_edge.signal_stack import kept_signal_stack
 
 # By NNCF's names; it has no entropy estimator.
 METHODS = ("minmax", "percentile", "mse")
@@ -67,7 +68,7 @@ def quantize_openvino(
     ]
     # NNCF logs and draws bars of its own between our lines.
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), kept_signal_stack():
         quantized = nncf.quantize(
             model,
             nncf.Dataset(batches),

@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -423,3 +425,29 @@ def test_a_session_closed_under_an_iterator_runs_no_more(
     session.close()
     with pytest.raises(AttributeError):
         list(results)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are looked at on Linux alone")
+@pytest.mark.parametrize("target", ENGINES)
+def test_sessions_that_go_in_the_order_they_came_leave_signals_to_be_handled(
+    target: str, micro_bundles: dict[str, Path]
+) -> None:
+    """OpenVINO's own bookkeeping left the stack of signal handlers unmapped, and a Ctrl-C a crash."""
+    if target not in micro_bundles:
+        pytest.skip(f"no session of {target} opens on this machine")
+    code = """
+import signal, subprocess, sys
+from gft_edge.classifier import Classifier
+signal.signal(signal.SIGCHLD, lambda *given: print("handled", flush=True))
+first, second = (Classifier.load(sys.argv[1], cache_dir=None) for _ in range(2))
+first.close()
+del first
+second.close()
+del second
+subprocess.run([sys.executable, "-c", ""])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, micro_bundles[target]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("handled\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 from collections.abc import Collection
@@ -30,6 +31,7 @@ from gft_edge.export.structure import finish
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.preprocess import batch_from_pixels
+from gft_edge.signal_stack import _Stack
 from gft_edge.specs import GalaMode, InputSpec, ModelSpec, Score
 
 LABELS = ("ash", "birch", "cherry tree")
@@ -590,6 +592,13 @@ def test_openvino_in_int8_answers_nearly_as_the_float_graph(
     assert np.abs(ours - theirs).max() > 1e-4, "nothing was rounded"
 
 
+def signal_stack() -> tuple[int | None, int]:
+    """Where this thread's signal handlers run, and the size there."""
+    stack = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.ss_sp, stack.ss_size
+
+
 @pytest.mark.parametrize(
     ("method", "smooth_quant"), [("minmax", 0.95), ("percentile", None), ("mse", 0.5)]
 )
@@ -597,11 +606,13 @@ def test_every_method_and_smoothing_runs_in_openvino(
     method: str, smooth_quant: float | None, for_openvino: Path, pixels: Pixels, tmp_path: Path
 ) -> None:
     assert method in METHODS
+    before = signal_stack()
     layers = openvino_layers()[:5]
     quantize_openvino(
         for_openvino, tmp_path / "int8.xml", pixels[:4], 2, layers, smooth_quant, method
     )
     model = openvino.Core().read_model(tmp_path / "int8.xml")
+    assert signal_stack() == before, "the next Ctrl-C would be a crash"
     kinds = [operation.get_type_name() for operation in model.get_ordered_ops()]
     assert kinds.count("FakeQuantize") == 5
     # Strong smoothing on four images: less close than without.

@@ -33,6 +33,7 @@ from gft_edge.backends import (
 from gft_edge.bundle import sha256_of
 from gft_edge.engine_cache import keep_entry, key_of, read_entry, usable
 from gft_edge.errors import BundleError, MissingDependencyError
+from gft_edge.signal_stack import kept_signal_stack
 from gft_edge.specs import Artifact
 
 TARGET = "openvino"
@@ -64,7 +65,8 @@ def unsupported(precision: str) -> str | None:
     """Says so where the CPU has no instructions for it: the engine would silently compute in f32."""
     import openvino
 
-    has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with kept_signal_stack():
+        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
         return None
     native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
@@ -210,7 +212,8 @@ class OpenVinoSession:
         try:
             # A model from the cache computes from the file's mapping, which lives as long as this
             # session does: an iterator of run_many outlives its close.
-            self._compiled, self._mapping = _compiled(core, path, options, request)
+            with kept_signal_stack():
+                self._compiled, self._mapping = _compiled(core, path, options, request)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
