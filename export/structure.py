@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from gft_edge.errors import PipelineError
+from gft_edge.scores import SCORES
 from gft_edge.specs import InputSpec, ModelSpec
 
 # Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
@@ -20,7 +21,6 @@ FORBIDDEN = frozenset(
 
 # Of an FP16 graph: the input to FP16, the logits to FP32, and what each score reads to FP32.
 HALF_CASTS = 2
-HALF_CASTS_PER_STAGE = {"gala": 2, "class": 2, "random": 1}
 
 
 def check_structure(path: Path, spec: ModelSpec, casts: int | None) -> None:
@@ -60,8 +60,20 @@ def expected_casts(spec: ModelSpec, given: InputSpec, half: bool) -> int | None:
     if spec.family != "gft" and (half or spec.family == "timm"):
         return None
     if half:
-        return HALF_CASTS + len(spec.stages) * HALF_CASTS_PER_STAGE[spec.score]
+        return HALF_CASTS + _casts_of_scores(spec)
     return int(given.dtype == "uint8")
+
+
+def _casts_of_scores(spec: ModelSpec) -> int:
+    """One for q and one for k of each attention that is read; a random order touches q alone."""
+    rule = SCORES[spec.score]
+    if rule.attention is None or not spec.stages:
+        return len(spec.stages)
+    read = len(spec.stages)
+    if rule.summed:
+        last = spec.stages[-1].position
+        read = last + 1 if spec.gala == "block" else last + len(spec.stages)
+    return 2 * read
 
 
 def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:

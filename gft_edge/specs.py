@@ -15,7 +15,21 @@ from typing import Any, Literal, TypeVar
 from gft_edge.errors import SpecError
 
 GalaMode = Literal["layer", "block"]
-Score = Literal["gala", "class", "random"]
+Score = Literal[
+    "gala",
+    "gala-2d",
+    "raw",
+    "class",
+    "class-sum",
+    "class-gradient",
+    "class-gradient-2d",
+    "class-mixed",
+    "received",
+    "received-gradient",
+    "received-gradient-2d",
+    "received-mixed",
+    "random",
+]
 Family = Literal["gft", "timm", "transfg"]
 CropMode = Literal["center", "squash"]
 InputDtype = Literal["uint8", "float32"]
@@ -63,11 +77,12 @@ class Preprocessing:
 class ModelSpec:
     """A network: the timm backbone, where it selects patches and by which score, and its classes.
 
-    `gala` says where the scores come from: `layer`, an extra attention layer before block
-    `position`; `block`, that block's own attention. `patch_grid` is (rows, columns), (0, 0) for a
-    network without patches. `family` says what is built around the backbone: `gft`, without stages
-    the plain ViT itself; `timm`, nothing, any other classifier of timm's; `transfg`, TransFG. Only
-    a `gft` has stages, and `gala`, `score` and `temperature` mean something with stages alone.
+    `gala` says where the scores come from: `layer`, an extra attention layer before block `position`;
+    `block`, that block's own attention. `patch_grid` is (rows, columns), (0, 0) for a network without
+    patches. What a `score` is stands in gft_edge/scores.py. `family` says what is built around the
+    backbone: `gft`, without stages the plain ViT itself; `timm`, nothing, any other classifier of
+    timm's; `transfg`, TransFG. Only a `gft` has stages, and `gala`, `score` and `temperature` mean
+    something with stages alone.
     """
 
     name: str

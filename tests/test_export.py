@@ -25,11 +25,13 @@ from gft_edge.errors import BundleError, GateError, PipelineError, UsageError
 from gft_edge.export import graphs as graphs_module
 from gft_edge.export import recipe as recipe_module
 from gft_edge.export import simplify as simplify_module
+from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.structure import check_structure
+from gft_edge.export.structure import check_structure, expected_casts
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
+from gft_edge.scores import SCORES
 from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score
 
 LABELS = ("ash", "birch", "cherry tree")
@@ -100,6 +102,35 @@ def test_every_configuration_exports_and_keeps_what_pytorch_keeps(
     lineage = (*bundle.manifest.lineage, bundle.manifest.artifact)
     for parent, child in itertools.pairwise(lineage):
         assert child.parent_sha256 == parent.sha256
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_exports_statically_and_keeps_what_pytorch_keeps(
+    score: Score, tmp_path: Path
+) -> None:
+    spec, model = network("1:20,2:10", "block", score)
+    given, path = InputSpec("float32", 2), tmp_path / "model.onnx"
+    onnx_from_torch(model, spec, given, 20, path)
+    check_structure(path, spec, expected_casts(spec, given, half=False))
+    pixels = torch.randn(given.shape(48), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        logits, kept = model.forward_with_kept(pixels)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": pixels.numpy()})
+    np.testing.assert_allclose(found[0], logits.numpy(), atol=1e-3)
+    for ours, theirs in zip(found[1:], kept, strict=True):
+        assert np.array_equal(ours, theirs.numpy())
+
+
+@pytest.mark.parametrize("gala", ["block", "layer"])
+@pytest.mark.parametrize("score", ["class-sum", "received-gradient-2d"])
+def test_in_fp16_a_score_reads_its_attention_in_fp32(
+    gala: str, score: Score, tmp_path: Path
+) -> None:
+    spec, model = network("1:20,2:10", gala, score)
+    given, path = InputSpec("uint8", 1), tmp_path / "model.onnx"
+    onnx_from_torch(half(model), spec, given, 20, path)
+    check_structure(path, spec, expected_casts(spec, given, half=True))
 
 
 def exported_graph(tmp_path: Path, images: ImageSet, **request: Any) -> onnx.ModelProto:

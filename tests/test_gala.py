@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from gft_edge.fidelity import grid_positions
 from gft_edge.model import gala
+from gft_edge.model.gft import AttentionOf
+from gft_edge.scores import SCORES
 
 BATCH, HEADS, PATCHES, WIDTH = 3, 4, 25, 8
 SCALE = WIDTH**-0.5
@@ -17,6 +20,10 @@ def queries_and_keys(seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = (BATCH, HEADS, PATCHES, WIDTH)
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def paper_scores(q: Tensor, k: Tensor, kernel: Tensor) -> Tensor:
+    return gala.gradient_scores(gala.mean_attention_scores(q, k, SCALE), kernel)
 
 
 def test_linear_time_means_equal_the_means_of_the_full_score_matrix() -> None:
@@ -58,27 +65,109 @@ def test_gala_scores_are_equations_one_two_and_five() -> None:
         slope = (means[:, :, after] - means[:, :, before]) / (after - before)
         expected[:, i] = slope.abs().mean(dim=1)
     torch.testing.assert_close(
-        gala.gala_scores(q, k, SCALE, kernel), gala.smooth(expected, kernel), atol=1e-6, rtol=0
+        paper_scores(q, k, kernel), gala.smooth(expected, kernel), atol=1e-6, rtol=0
     )
 
 
 def test_scores_are_float32_whatever_the_precision_of_the_rest() -> None:
     q, k = (tensor.bfloat16() for tensor in queries_and_keys())
-    assert gala.gala_scores(q, k, SCALE, torch.ones(3)).dtype == torch.float32
-    assert gala.class_attention_scores(q[:, :, :1], k, 1, SCALE).dtype == torch.float32
+    for name, rule in SCORES.items():
+        if rule.attention is not None:
+            scores = AttentionOf(rule, prefix=1)(q, k, SCALE)
+            assert (name, scores.dtype) == (name, torch.float32)
 
 
 def test_class_scores_are_the_class_row_of_the_attention() -> None:
     q, k = queries_and_keys()
     attention = (SCALE * q @ k.transpose(-1, -2)).softmax(dim=-1)
     torch.testing.assert_close(
-        gala.class_attention_scores(q[:, :, :1], k, 2, SCALE), attention[:, :, 0, 2:].mean(dim=1)
+        gala.class_attention(q[:, :, :1], k, 2, SCALE), attention[:, :, 0, 2:]
     )
+
+
+def test_attention_received_is_the_mean_of_a_column() -> None:
+    q, k = queries_and_keys()
+    attention = (SCALE * q @ k.transpose(-1, -2)).softmax(dim=-1)
+    torch.testing.assert_close(
+        gala.received_attention(q, k, 1, SCALE), attention[..., 1:].mean(dim=2)
+    )
+
+
+def holes() -> tuple[Tensor, Tensor]:
+    """Attention (B,H,N) of the patches that are left, at ascending positions (B,N) of a 5 x 5 grid."""
+    generator = torch.Generator().manual_seed(3)
+    positions = torch.stack(
+        [torch.randperm(PATCHES, generator=generator)[:14].sort().values for _ in range(BATCH)]
+    )
+    return torch.rand(BATCH, HEADS, 14, generator=generator), positions
+
+
+def test_what_is_laid_on_the_grid_lies_at_its_positions() -> None:
+    values, positions = holes()
+    laid, present = gala.on_grid(values, positions, (5, 5))
+    flat = laid.flatten(2)
+    for image in range(BATCH):
+        assert torch.equal(flat[image][:, positions[image]], values[image])
+        assert present[image].flatten().nonzero().flatten().tolist() == positions[image].tolist()
+
+
+@pytest.mark.parametrize("with_value", [False, True])
+def test_the_grid_gradient_is_equation_two_along_rows_and_columns(with_value: bool) -> None:
+    values, positions = holes()
+    kernel = torch.tensor([0.2, 0.5, 0.3])
+    found = gala.grid_gradient_scores(values, positions, (5, 5), kernel, with_value)
+    for image in range(BATCH):
+        at = {int(p): n for n, p in enumerate(positions[image])}
+
+        def along(position: int, step: int) -> tuple[int | None, int | None]:
+            """The patches before and behind on the grid that are still there."""
+            row, column = divmod(position, 5)
+            inside = (column > 0, column < 4) if step == 1 else (row > 0, row < 4)
+            return tuple(  # type: ignore[return-value]
+                p if ok and p in at else None  # noqa: B023
+                for ok, p in zip(inside, (position - step, position + step), strict=True)
+            )
+
+        def slope(value: Tensor, position: int, step: int) -> float:
+            before, behind = along(position, step)
+            first = position if before is None else before
+            last = position if behind is None else behind
+            if first == last:
+                return 0.0
+            return float(value[at[last]] - value[at[first]]) / ((last - first) / step)  # noqa: B023
+
+        size = {
+            p: sum(
+                abs(slope(value, p, 1)) + abs(slope(value, p, 5)) + with_value * float(value[n])
+                for value in values[image]
+            )
+            / HEADS
+            for p, n in at.items()
+        }
+        for step in (5, 1):
+            size = {
+                p: sum(
+                    float(weight) * size[p if other is None else other]
+                    for weight, other in zip(
+                        kernel, (along(p, step)[0], p, along(p, step)[1]), strict=True
+                    )
+                )
+                for p in size
+            }
+        torch.testing.assert_close(found[image], torch.tensor(list(size.values())))
+
+
+def test_the_whole_grid_needs_no_gather_and_gives_the_same() -> None:
+    values = torch.rand(BATCH, HEADS, PATCHES)
+    every = torch.arange(PATCHES).expand(BATCH, -1)
+    laid, present = gala.on_grid(values, every, (5, 5))
+    assert torch.equal(laid.flatten(2), values)
+    assert present.min() == 1
 
 
 def test_ranking_by_equation_three_selects_what_the_raw_score_selects() -> None:
     q, k = queries_and_keys()
-    raw = gala.gala_scores(q, k, SCALE, torch.tensor([0.25, 0.5, 0.25]))
+    raw = paper_scores(q, k, torch.tensor([0.25, 0.5, 0.25]))
     soft = gala.importance_distribution(gala.standardise(raw), temperature=0.7)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(BATCH))
     assert torch.equal(gala.top_k_in_grid_order(raw, 9), gala.top_k_in_grid_order(soft, 9))

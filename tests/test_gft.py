@@ -13,15 +13,15 @@ from torch import Tensor
 from gft_edge.errors import SpecError
 from gft_edge.fidelity import grid_positions
 from gft_edge.model.cost import cost_of
-from gft_edge.model.gft import GFT, build_gft, selection_reaches_logits
+from gft_edge.model.gft import GFT, build_gft, recorded_scores, selection_reaches_logits
 from gft_edge.model.variants import VARIANTS, spec_from_name
+from gft_edge.scores import SCORES
 from gft_edge.specs import ModelSpec, Score, Stage
 
 LABELS = tuple(f"class {number}" for number in range(5))
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
 STAGES = (Stage(1, 30), Stage(2, 20), Stage(3, 10))
 BLOCK_STAGES = (Stage(0, 30), Stage(1, 20), Stage(2, 10))
-SCORES: tuple[Score, ...] = ("gala", "class", "random")
 
 
 def backbone(name: str = "vit_tiny_patch16_224", **changes: Any) -> Any:
@@ -110,6 +110,47 @@ def test_random_keeps_the_same_positions_of_every_image() -> None:
     model = GFT(backbone(), BLOCK_STAGES, "block", "random").eval()
     _, kept = model.forward_with_kept(images(3))
     assert all((indices == indices[0]).all() for indices in kept)
+
+
+def test_a_summed_score_ranks_by_the_attention_of_every_block_so_far() -> None:
+    model = live(GFT(backbone(), BLOCK_STAGES, "block", "class-sum"))
+    maps: list[Tensor] = []
+    for selection in model.selections:
+        selection.attention.register_forward_hook(lambda _, __, out: maps.append(out))
+    with torch.inference_mode(), recorded_scores(model) as record:
+        _, kept = model.forward_with_kept(images())
+    assert len(maps) == 3
+    expected = maps[0]
+    for number, (_, scores) in enumerate(record):
+        torch.testing.assert_close(scores, expected.mean(dim=1))
+        if number < 2:
+            left = kept[number].unsqueeze(1).expand(-1, expected.shape[1], -1)
+            expected = expected.gather(2, left) + maps[number + 1]
+    late = GFT(backbone(), (Stage(2, 20),), "block", "class-sum").eval()
+    late.selections[0].attention.register_forward_hook(lambda _, __, out: maps.append(out))
+    late(images())
+    assert len(maps) == 3 + 3, "blocks 0 and 1 are looked into, and block 2 selects"
+
+
+@pytest.mark.parametrize("score", [name for name, rule in SCORES.items() if rule.smoothed])
+def test_a_smoothed_score_trains_its_kernel(score: Score) -> None:
+    model = GFT(backbone(), BLOCK_STAGES, "block", score).train()
+    model(images()).square().sum().backward()
+    for selection in model.selections:
+        assert selection.kernel.grad is not None
+        assert selection.kernel.grad.abs().max() > 0
+
+
+def test_a_gate_reaches_the_queries_of_a_score_without_a_kernel() -> None:
+    def gradient(gated: bool) -> Tensor:
+        model = GFT(backbone(), BLOCK_STAGES, "block", "class").train()
+        for selection in model.selections:
+            selection.gated = gated
+        model(images()).square().sum().backward()
+        found: Tensor = model.backbone.blocks[2].attn.qkv.weight.grad
+        return found
+
+    assert not torch.equal(gradient(gated=True), gradient(gated=False))
 
 
 def test_training_sends_a_gradient_to_the_kernel_and_leaves_the_output_alone() -> None:

@@ -58,12 +58,12 @@ from gft_edge.explanation.occlusion import (
 from gft_edge.explanation.sheet import explanation_sheet
 from gft_edge.explanation.subject import BundleSubject, Subject, log_probabilities
 from gft_edge.explanation.view import Explanation, explanations
+from gft_edge.scores import SCORES
 from gft_edge.specs import CocoCategory, DataSource, ModelSpec, Score, to_json
 
 CONTENT = "explain.json"
 CURVES = "curves.png"
 PREDICTIONS = 5
-SCORES = {"gala": "GALA", "class": "class attention"}
 
 
 @click.command("explain")
@@ -396,13 +396,13 @@ def _other_orders(subject: Subject) -> tuple[dict[str, Subject], list[str]]:
     wanted: list[Score] = [name for name in ("class", "gala") if name != subject.model.score]
     if isinstance(subject, BundleSubject):
         return {}, [
-            f"the order by {SCORES[name]}: a bundle ranks by its own score alone; give the run"
+            f"the order by {SCORES[name].title}: a bundle ranks by its own score alone; give the run"
             for name in wanted
         ]
     from gft_edge.explanation.network import NetworkSubject
 
     assert isinstance(subject, NetworkSubject)
-    return {SCORES[name]: subject.ranking_by(name) for name in wanted}, []
+    return {SCORES[name].title: subject.ranking_by(name) for name in wanted}, []
 
 
 def _print_measured(
@@ -414,7 +414,7 @@ def _print_measured(
          "gain of its own"),
         [
             (
-                f"{r.order} ({SCORES.get(score, score)}, its own)" if r.order == OWN else r.order,
+                f"{r.order} ({SCORES[score].title}, its own)" if r.order == OWN else r.order,
                 _text(r.deletion), _text(r.deletion_gain), _text(r.insertion),
                 _text(r.insertion_gain),
             )

@@ -14,6 +14,7 @@ from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, percent, print_json, print_table, progress, say
 from gft_edge.cli.sources import given_source
 from gft_edge.errors import MissingDependencyError, TrainingError, UsageError
+from gft_edge.scores import SCORES
 
 LOST_CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)", re.ASCII)
 OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_decay", "seed")
@@ -38,7 +39,9 @@ OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_deca
     "--stages", help="Where to select and how many to keep: 8:147,9:98 or 8:75%, or none."
 )
 @click.option(
-    "--score", type=click.Choice(["gala", "class", "random"]), help="Of patches [default: gala]."
+    "--score",
+    type=click.Choice(list(SCORES)),
+    help="What patches are ranked by [default: the variant's].",
 )
 @click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
 @click.option(

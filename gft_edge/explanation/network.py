@@ -71,13 +71,11 @@ class NetworkSubject:
 
     def ranking_by(self, score: Score) -> NetworkSubject:
         """The same weights with every stage ranking by another score, its kernel as one starts."""
-        import torch
+        from gft_edge.model.gft import GFT
 
         network = copy.deepcopy(self.network)
-        for selection in network.selections:
-            if score == "gala" and selection.score != "gala":
-                selection.kernel = torch.nn.Parameter(torch.tensor([0.25, 0.5, 0.25]))
-            selection.score = score
+        assert isinstance(network, GFT)
+        network.rank_by(score)
         return NetworkSubject(self.model, network)
 
     def close(self) -> None:
@@ -104,8 +102,8 @@ def _noting(record: list[tuple[Tensor, Tensor]]) -> Any:
     """A hook in front of a Selection that records its scores and its Eq. 1, (B,N) each."""
     from gft_edge.model.gala import mean_attention_scores
 
-    def note(selection: Any, given: tuple[Tensor, Tensor, float, Tensor]) -> None:
-        q, k, scale, _ = given
+    def note(selection: Any, given: tuple[Any, ...]) -> None:
+        q, k, scale = given[:3]
         patches = slice(selection.prefix, None)
         means = mean_attention_scores(q[:, :, patches].float(), k[:, :, patches].float(), scale)
         record.append((selection.scores(*given), means.mean(dim=1)))

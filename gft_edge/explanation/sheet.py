@@ -22,6 +22,7 @@ from gft_edge.explanation.occlusion import Occlusion
 from gft_edge.explanation.subject import log_probabilities
 from gft_edge.explanation.view import Explanation, StageView, composite, on_grid
 from gft_edge.pictures import BACKGROUND, INK, MARGIN_PX, kept_patches, plain
+from gft_edge.scores import SCORES
 from gft_edge.specs import ModelSpec
 
 PANEL_PX = 280
@@ -94,8 +95,7 @@ def _stage_row(
             _map_panel(stage, size, model, f"stage {number}: absolute attention, |Eq. 1|", ranked)
         )
     if stage.importance is not None:
-        score = {"gala": "GALA", "class": "class attention", "random": "random"}[model.score]
-        title = f"stage {number}: importance ({score})"
+        title = f"stage {number}: importance ({SCORES[model.score].title})"
         panels.append(_map_panel(stage, stage.importance, model, title, ranked))
     kept = kept_patches(pixels, stage.kept, model.patch_grid, 1)
     panels.append(

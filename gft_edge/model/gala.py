@@ -41,23 +41,96 @@ def smooth(importance: Tensor, kernel: Tensor) -> Tensor:
     return kernel[0] * left + kernel[1] * importance + kernel[2] * right
 
 
-def gala_scores(q: Tensor, k: Tensor, scale: float, kernel: Tensor) -> Tensor:
-    """GALA's patch importance, Eq. 1, 2 and 5 and the smoothing: (B,H,N,D) x2 -> (B,N), float32.
+def class_attention(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """The class token's softmaxed attention to each patch, EViT's score (arXiv 2202.07800).
+
+    q_class (B,H,1,D), k (B,H,T,D) with the `prefix` tokens first -> (B,H,N).
+    """
+    logits = scale * (q_class * k).sum(dim=-1)
+    return logits.softmax(dim=-1)[..., prefix:]
+
+
+def received_attention(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """Eq. 1 along the other axis, after the softmax: what each patch receives, mean over all queries.
+
+    q, k (B,H,T,D) with the `prefix` tokens first -> (B,H,N). Forms the T x T attention, beside the fused
+    one that the block computes.
+    """
+    return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1).mean(dim=2)[..., prefix:]
+
+
+def gradient_scores(attention: Tensor, kernel: Tensor) -> Tensor:
+    """Eq. 2 and 5 and the smoothing, (B,H,N) with kernel (3,) -> (B,N).
 
     The ranking needs no Eq. 3: normalisation and softmax increase strictly within an image.
     """
-    # FP32: in FP16 close scores tie, and a tie changes the kept set.
-    means = mean_attention_scores(q.float(), k.float(), scale)
-    return smooth(token_gradient(means).abs().mean(dim=1), kernel.float())
+    return smooth(token_gradient(attention).abs().mean(dim=1), kernel)
 
 
-def class_attention_scores(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
-    """EViT's score: the class token's attention to each patch, mean over heads.
+def grid_gradient_scores(
+    attention: Tensor, positions: Tensor, grid: tuple[int, int], kernel: Tensor, with_value: bool
+) -> Tensor:
+    """gradient_scores in two dimensions, (B,H,N) at ascending grid positions (B,N) -> (B,N).
 
-    q_class (B,H,1,D), k (B,H,T,D) with the `prefix` tokens first -> (B,N), float32.
+    Eq. 2 along rows and columns between patches that are still there, the sum of both magnitudes,
+    mean over heads; `with_value` adds the attention itself. The kernel smooths along both axes.
     """
-    logits = scale * (q_class.float() * k.float()).sum(dim=-1)
-    return logits.softmax(dim=-1).mean(dim=1)[:, prefix:]
+    values, present = on_grid(attention, positions, grid)
+    size = _differences(values, present, 2).abs() + _differences(values, present, 3).abs()
+    if with_value:
+        size = size + values
+    importance = size.mean(dim=1, keepdim=True)
+    for axis in (2, 3):
+        importance = _smooth_along(importance, present, kernel, axis)
+    return take_rows(importance.flatten(2).transpose(1, 2), positions).squeeze(2)
+
+
+def on_grid(values: Tensor, positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Lay values (B,H,N) at ascending positions (B,N) on the grid, (B,H,R,C), and 1 where there is one.
+
+    The second is (B,1,R,C), 0 where no patch is left; the values there mean nothing. A Gather at the
+    place that each cell has among the positions: engines refuse a scatter.
+    """
+    rows, columns = grid
+    batch, heads, patches = values.shape
+    if patches == rows * columns:
+        laid = values.reshape(batch, heads, rows, columns)
+        return laid, torch.ones_like(laid[:, :1])
+    cells = torch.arange(rows * columns, device=values.device)
+    before = torch.where(positions.unsqueeze(1) < cells.unsqueeze(1), 1, 0).sum(dim=2)
+    here = positions.unsqueeze(1) == cells.unsqueeze(1)
+    present = torch.where(here, 1.0, 0.0).sum(dim=2)
+    laid = take_rows(values.transpose(1, 2), before.clamp(max=patches - 1)).transpose(1, 2)
+    return (
+        laid.reshape(batch, heads, rows, columns),
+        present.reshape(batch, 1, rows, columns),
+    )
+
+
+def _differences(values: Tensor, present: Tensor, axis: int) -> Tensor:
+    """Eq. 2 along an axis of the grid: central between two neighbours, one-sided where one is gone."""
+    before, after = _neighbours(values, axis)
+    has_before, has_after = _neighbours(present, axis)
+    total = has_before * (values - before) + has_after * (after - values)
+    return total / (has_before + has_after).clamp(min=1)
+
+
+def _smooth_along(importance: Tensor, present: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """The learned smoothing along an axis of the grid; a neighbour that is gone counts as the patch."""
+    before, after = _neighbours(importance, axis)
+    has_before, has_after = _neighbours(present, axis)
+    before = importance + has_before * (before - importance)
+    after = importance + has_after * (after - importance)
+    return kernel[0] * before + kernel[1] * importance + kernel[2] * after
+
+
+def _neighbours(grid: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """What lies before and behind each cell along an axis, 0 outside."""
+    size = grid.shape[axis]
+    edge = torch.zeros_like(grid.narrow(axis, 0, 1))
+    before = torch.cat([edge, grid.narrow(axis, 0, size - 1)], dim=axis)
+    after = torch.cat([grid.narrow(axis, 1, size - 1), edge], dim=axis)
+    return before, after
 
 
 def importance_distribution(importance: Tensor, temperature: float) -> Tensor:

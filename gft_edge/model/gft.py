@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.layers import Attention
@@ -16,6 +17,7 @@ from gft_edge.errors import SpecError
 from gft_edge.model import gala
 from gft_edge.model.network import Network
 from gft_edge.model.timm_models import create_model
+from gft_edge.scores import SCORES, ScoreRule
 from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
 
 EMA_MOMENTUM = 0.9
@@ -23,55 +25,78 @@ RANDOM_SCORE_SEED = 20250414
 
 
 class Selection(nn.Module):
-    """One stage's score and its choice of `keep` patches out of `patches` still present.
+    """One stage's score and its choice of `keep` patches out of those still present.
 
-    While training, `gala` gates the kept patches with 1 + (g - g.detach()), g = Eq. 3 times the
-    patch count: the value is 1, and the gradient reaches the smoothing kernel and the scores. g
-    reads the importance blended with its running mean per grid position; the ranking, in training
-    as on the device, reads the importance itself.
+    While training, a `gated` selection multiplies the kept patches by 1 + (g - g.detach()), g = Eq. 3
+    times the patch count: the value is 1, and the gradient reaches the scores and the smoothing
+    kernel, where there is one. Then g reads the importance blended with its running mean per grid
+    position; the ranking, in training as on the device, reads the importance itself.
     """
 
     kernel: nn.Parameter
     ema: Tensor
     priority: Tensor
 
-    def __init__(self, score: Score, keep: int, grid_patches: int, prefix: int, temperature: float):
+    def __init__(
+        self, score: Score, keep: int, grid: tuple[int, int], prefix: int, temperature: float
+    ):
         super().__init__()
-        self.score, self.keep, self.prefix, self.temperature = score, keep, prefix, temperature
+        self.score, self.keep, self.grid = score, keep, grid
+        self.prefix, self.temperature = prefix, temperature
+        self.rule = SCORES[score]
+        self.gated = self.rule.smoothed
         self.inverted = False  # set only by selection_reaches_logits
-        if score == "gala":
+        # A module, so that what earlier blocks add to a sum is named after this stage in a graph.
+        self.attention = AttentionOf(self.rule, prefix)
+        patches = grid[0] * grid[1]
+        if self.rule.smoothed:
             self.kernel = nn.Parameter(torch.tensor([0.25, 0.5, 0.25]))
-            self.register_buffer("ema", torch.zeros(grid_patches))
-        if score == "random":
+            self.register_buffer("ema", torch.zeros(patches))
+        if self.rule.attention is None:
             generator = torch.Generator().manual_seed(RANDOM_SCORE_SEED)
-            order = torch.randperm(grid_patches, generator=generator).float()
+            order = torch.randperm(patches, generator=generator).float()
             self.register_buffer("priority", order)
 
     def forward(
-        self, q: Tensor, k: Tensor, scale: float, positions: Tensor
+        self, q: Tensor, k: Tensor, scale: float, positions: Tensor, summed: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """q, k (B,H,T,D) and grid positions (B,N) -> kept (B,K) int64 and the gate (B,K,1) or None."""
-        scores = self.scores(q, k, scale, positions)
+        """q, k (B,H,T,D), grid positions (B,N) and the sum of earlier maps (B,H,N), where there is one.
+
+        Returns the kept patches (B,K) int64 and the gate (B,K,1) or None.
+        """
+        scores = self.scores(q, k, scale, positions, summed)
         kept = gala.top_k_in_grid_order(-scores if self.inverted else scores, self.keep)
-        if not (self.training and self.score == "gala"):
+        if not (self.training and self.gated):
             return kept, None
         gate = self._gate(scores, positions).gather(1, kept).unsqueeze(-1)
         return kept, 1 + (gate - gate.detach())
 
-    def scores(self, q: Tensor, k: Tensor, scale: float, positions: Tensor) -> Tensor:
+    def scores(
+        self, q: Tensor, k: Tensor, scale: float, positions: Tensor, summed: Tensor | None = None
+    ) -> Tensor:
         """What the patches are ranked by, (B,N) float32; arguments as in forward."""
-        if self.score == "gala":
-            patches = slice(self.prefix, None)
-            return gala.gala_scores(q[:, :, patches], k[:, :, patches], scale, self.kernel)
-        if self.score == "class":
-            return gala.class_attention_scores(q[:, :, :1], k, self.prefix, scale)
-        # Adding zero times an activation keeps the TopK in the graph: a control whose selection
-        # was folded into constants would also be measured faster than the scores it controls for.
-        priority = self.priority.index_select(0, positions.reshape(-1)).reshape(positions.shape)
-        return priority + 0.0 * q[:, 0, self.prefix :, 0].float()
+        if self.rule.attention is None:
+            # Adding zero times an activation keeps the TopK in the graph: a control whose selection
+            # was folded into constants would also be measured faster than the scores it controls for.
+            priority = self.priority.index_select(0, positions.reshape(-1))
+            return priority.reshape(positions.shape) + 0.0 * q[:, 0, self.prefix :, 0].float()
+        attention = summed if summed is not None else self.attention(q, k, scale)
+        if self.rule.taken == "value":
+            return attention.mean(dim=1)
+        kernel = self.kernel.float()
+        if self.rule.taken == "gradient":
+            return gala.gradient_scores(attention, kernel)
+        with_value = self.rule.taken == "value and gradient-2d"
+        return gala.grid_gradient_scores(attention, positions, self.grid, kernel, with_value)
 
     def _gate(self, scores: Tensor, positions: Tensor) -> Tensor:
         importance = gala.standardise(scores)
+        if self.rule.smoothed:
+            importance = self._steadied(importance, positions)
+        return gala.importance_distribution(importance, self.temperature) * scores.shape[1]
+
+    def _steadied(self, importance: Tensor, positions: Tensor) -> Tensor:
+        """Blended with its running mean per grid position, which takes this batch up first."""
         with torch.no_grad():
             total = torch.zeros_like(self.ema).index_add_(
                 0, positions.reshape(-1), importance.detach().reshape(-1)
@@ -84,8 +109,25 @@ class Selection(nn.Module):
             mean = total / count.clamp(min=1)
             blended = torch.lerp(mean, self.ema, EMA_MOMENTUM)
             self.ema.copy_(torch.where(count > 0, blended, self.ema))
-        smoothed = torch.lerp(self.ema[positions], importance, 1 - EMA_MOMENTUM)
-        return gala.importance_distribution(smoothed, self.temperature) * scores.shape[1]
+        return torch.lerp(self.ema[positions], importance, 1 - EMA_MOMENTUM)
+
+
+class AttentionOf(nn.Module):
+    """The map of attention that a score reads, q and k (B,H,T,D) -> (B,H,N) float32."""
+
+    def __init__(self, rule: ScoreRule, prefix: int):
+        super().__init__()
+        self.of, self.prefix = rule.attention, prefix
+
+    def forward(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """See the class."""
+        # FP32: in FP16 close scores tie, and a tie changes the kept set.
+        if self.of == "class":
+            return gala.class_attention(q[:, :, :1].float(), k.float(), self.prefix, scale)
+        if self.of == "received":
+            return gala.received_attention(q.float(), k.float(), self.prefix, scale)
+        patches = slice(self.prefix, None)
+        return gala.mean_attention_scores(q[:, :, patches].float(), k[:, :, patches].float(), scale)
 
 
 class GalaLayer(nn.Module):
@@ -125,9 +167,8 @@ class GFT(Network):
         check_stages(stages, mode, len(backbone.blocks), patches)
         self.prefix: int = backbone.num_prefix_tokens
         self.mode = mode
-        self.selections: Sequence[Selection] = nn.ModuleList(  # type: ignore[assignment]
-            Selection(score, stage.keep, patches, self.prefix, temperature) for stage in stages
-        )
+        self._stages, self._temperature = stages, temperature
+        self.rank_by(score)
         sources = source_blocks(stages, len(backbone.blocks)) if mode == "layer" else []
         self.layers: Sequence[GalaLayer] = nn.ModuleList(  # type: ignore[assignment]
             GalaLayer(backbone.blocks[block]) for block in sources
@@ -136,22 +177,32 @@ class GFT(Network):
         for number, stage in enumerate(stages):
             self._stages_at[stage.position].append(number)
 
+    def rank_by(self, score: Score) -> None:
+        """Let every stage rank by `score`, with a smoothing kernel as one starts."""
+        grid = self.backbone.patch_embed.grid_size
+        self.selections: Sequence[Selection] = nn.ModuleList(  # type: ignore[assignment]
+            Selection(score, stage.keep, grid, self.prefix, self._temperature)
+            for stage in self._stages
+        )
+        # Of a summed score every attention up to the last stage is added up.
+        self._summed = bool(self._stages) and SCORES[score].summed
+
     def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
         backbone = self.backbone
         x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
         positions = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(x.shape[0], -1)
-        kept: list[Tensor] = []
+        trail = _Trail(positions)
         for number, block in enumerate(backbone.blocks):
-            if self.mode == "block" and self._stages_at.get(number):
-                x, chosen = self._select_in_block(block, x, positions, self._stages_at[number][0])
-                kept.append(chosen)
-                positions = positions.gather(1, chosen)
+            if self.mode == "layer":
+                x = self._run_layers(number, x, trail)
+            select = self.mode == "block" and number in self._stages_at
+            if select or (self._summed and len(trail.kept) < len(self.selections)):
+                x = self._look_into_block(block, x, trail, select)
             else:
-                x, positions = self._run_layers(number, x, positions, kept)
                 x = block(x)
-        x, positions = self._run_layers(len(backbone.blocks), x, positions, kept)
-        return backbone.forward_head(backbone.norm(x)), kept
+        x = self._run_layers(len(backbone.blocks), x, trail)
+        return backbone.forward_head(backbone.norm(x)), trail.kept
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """timm's grouping of parameters by depth, for a learning rate that decays with it."""
@@ -165,29 +216,38 @@ class GFT(Network):
             ],
         }
 
-    def _run_layers(
-        self, position: int, x: Tensor, positions: Tensor, kept: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _run_layers(self, position: int, x: Tensor, trail: _Trail) -> Tensor:
         for number in self._stages_at.get(position, ()):
             layer = self.layers[number]
             q, k, v, gate_input = project_qkv(layer.attn, layer.norm(x))
-            chosen, gate = self.selections[number](q, k, layer.attn.scale, positions)
+            chosen, gate = self._select(q, k, layer.attn.scale, trail)
             x = self._keep(x, chosen, gate)
-            kept.append(chosen)
-            positions = positions.gather(1, chosen)
             q, k, v = (self._keep_heads(part, chosen) for part in (q, k, v))
             gate_input = gala.keep_patches(gate_input, chosen, self.prefix)
             x = x + attend(layer.attn, q, k, v, gate_input)
-        return x, positions
+        return x
 
-    def _select_in_block(
-        self, block: Block, x: Tensor, positions: Tensor, number: int
-    ) -> tuple[Tensor, Tensor]:
+    def _look_into_block(self, block: Block, x: Tensor, trail: _Trail, select: bool) -> Tensor:
+        """The block, with a selection behind its attention, or this added to what later ones rank by."""
         q, k, v, gate_input = project_qkv(block.attn, block.norm1(x))
-        chosen, gate = self.selections[number](q, k, block.attn.scale, positions)
         x = x + block.drop_path1(block.ls1(attend(block.attn, q, k, v, gate_input)))
-        x = self._keep(x, chosen, gate)
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), chosen
+        if select:
+            x = self._keep(x, *self._select(q, k, block.attn.scale, trail))
+        else:
+            trail.add(self.selections[len(trail.kept)].attention(q, k, block.attn.scale))
+        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return out
+
+    def _select(
+        self, q: Tensor, k: Tensor, scale: float, trail: _Trail
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next stage's choice of patches and their gate."""
+        selection = self.selections[len(trail.kept)]
+        if self._summed:
+            trail.add(selection.attention(q, k, scale))
+        chosen, gate = selection(q, k, scale, trail.positions, trail.summed)
+        trail.keep(chosen)
+        return chosen, gate
 
     def _keep(self, x: Tensor, chosen: Tensor, gate: Tensor | None) -> Tensor:
         x = gala.keep_patches(x, chosen, self.prefix)
@@ -201,6 +261,28 @@ class GFT(Network):
         rows = part.transpose(1, 2).reshape(batch, tokens, heads * width)
         rows = gala.keep_patches(rows, chosen, self.prefix)
         return rows.reshape(batch, -1, heads, width).transpose(1, 2)
+
+
+class _Trail:
+    """What a forward pass knows of the patches still present.
+
+    Their grid positions (B,N), what each stage kept, and the sum of attention (B,H,N) that a summed
+    score ranks by.
+    """
+
+    def __init__(self, positions: Tensor):
+        self.positions = positions
+        self.kept: list[Tensor] = []
+        self.summed: Tensor | None = None
+
+    def add(self, attention: Tensor) -> None:
+        self.summed = attention if self.summed is None else self.summed + attention
+
+    def keep(self, chosen: Tensor) -> None:
+        self.kept.append(chosen)
+        self.positions = self.positions.gather(1, chosen)
+        if self.summed is not None:
+            self.summed = gala.take_rows(self.summed.transpose(1, 2), chosen).transpose(1, 2)
 
 
 def project_qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -291,7 +373,7 @@ def recorded_scores(model: Network) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """While open, each forward appends (grid positions, scores), (B,N) each, stage by stage."""
     record: list[tuple[Tensor, Tensor]] = []
 
-    def note(selection: nn.Module, given: tuple[Tensor, Tensor, float, Tensor]) -> None:
+    def note(selection: nn.Module, given: tuple[Any, ...]) -> None:
         assert isinstance(selection, Selection)
         record.append((given[3], selection.scores(*given)))
 
