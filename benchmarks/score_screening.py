@@ -49,8 +49,9 @@ def main() -> None:
     print("| score | " + " | ".join(f"{name} | errors" for name in POSITIONS) + " |")
     print("|---|" + "---|---|" * len(POSITIONS))
     networks = {name: selecting(given.run, spec, name) for name in POSITIONS}
-    random = {}
-    for score in ("random", *(name for name in SCORES if name != "random")):
+    random: dict[str, npt.NDArray[np.float64]] = {}
+    # Random first: the others are compared with it.
+    for score in sorted(SCORES, key=lambda name: name != "random"):
         cells = []
         for name, network in networks.items():
             network.rank_by(score)
@@ -91,7 +92,7 @@ def correct(
         for start in range(0, len(pixels), BATCH):
             images = batch_from_pixels(pixels[start : start + BATCH], spec.preprocessing, "float32")
             found += network(torch.from_numpy(images)).argmax(dim=1).tolist()
-    return (np.array(found) == np.array(split.targets)).astype(float)
+    return np.asarray(np.array(found) == np.array(split.targets), float)
 
 
 if __name__ == "__main__":
