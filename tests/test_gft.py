@@ -47,6 +47,21 @@ def test_without_stages_it_is_its_backbone() -> None:
     assert torch.equal(GFT(plain, ())(images()), plain(images()))
 
 
+@pytest.mark.parametrize(("mode", "stages"), [("layer", STAGES), ("block", BLOCK_STAGES)])
+def test_final_tokens_are_those_of_the_kept_patches_where_these_lie(
+    mode: Any, stages: tuple[Stage, ...]
+) -> None:
+    model = live(GFT(backbone(), stages, mode))
+    with torch.inference_mode():
+        logits, kept = model.forward_with_kept(images())
+        tokens = model.forward_with_tokens(images())
+        assert torch.equal(tokens.logits, logits)
+        assert torch.equal(model.backbone.head(tokens.class_token), logits)
+    assert tokens.patches.shape == (2, 10, 48)
+    last = grid_positions([indices.numpy() for indices in kept])[-1]
+    np.testing.assert_array_equal(tokens.positions.numpy(), last)
+
+
 def test_fresh_gala_layers_that_keep_everything_change_nothing() -> None:
     plain = backbone()
     everything = (Stage(1, 36), Stage(2, 36), Stage(4, 36))

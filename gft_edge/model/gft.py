@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gft_edge.errors import SpecError
 from gft_edge.model import gala
-from gft_edge.model.network import Network
+from gft_edge.model.network import Network, Tokens
 from gft_edge.model.timm_models import create_model
 from gft_edge.scores import SCORES, ScoreRule
 from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
@@ -189,6 +189,16 @@ class GFT(Network):
 
     def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
+        x, trail = self._run(images)
+        return self.backbone.forward_head(x), trail.kept
+
+    def forward_with_tokens(self, images: Tensor) -> Tokens:
+        """Logits, the class token and the kept patches, of one pass."""
+        x, trail = self._run(images)
+        return Tokens(self.backbone.forward_head(x), x[:, 0], x[:, self.prefix :], trail.positions)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, _Trail]:
+        """The tokens (B,P+K,C) that the last norm leaves, and which patches they are of."""
         backbone = self.backbone
         x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
         positions = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(x.shape[0], -1)
@@ -202,7 +212,7 @@ class GFT(Network):
             else:
                 x = block(x)
         x = self._run_layers(len(backbone.blocks), x, trail)
-        return backbone.forward_head(backbone.norm(x)), trail.kept
+        return backbone.norm(x), trail
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """timm's grouping of parameters by depth, for a learning rate that decays with it."""

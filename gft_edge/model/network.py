@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,6 +12,19 @@ from gft_edge.errors import SpecError
 
 # logits (B,classes) float32 and classes (B) -> a loss.
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+
+
+class Tokens(NamedTuple):
+    """What a plain ViT ends with: its logits, and the tokens that its last norm leaves.
+
+    logits (B,classes); the class token (B,C); the patches (B,K,C) that are still there, and where each
+    lies in the grid, counted row by row: `positions` (B,K) int64.
+    """
+
+    logits: Tensor
+    class_token: Tensor
+    patches: Tensor
+    positions: Tensor
 
 
 class Network(nn.Module, ABC):
@@ -38,6 +51,12 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
+
+    def forward_with_tokens(self, images: Tensor) -> Tokens:
+        """Logits and final tokens of one pass. Raises SpecError for all but a plain ViT or its GFT."""
+        raise SpecError(
+            f"{type(self.backbone).__name__} has no tokens of grid positions at its end"
+        )
 
     def training_loss(self, images: Tensor, targets: Tensor, cross_entropy: CrossEntropy) -> Tensor:
         """The loss of normalised images (B,3,S,S) of classes (B): their cross entropy."""
