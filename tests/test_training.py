@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -30,12 +31,13 @@ from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.specs import ModelSpec
 from gft_edge.training import loop, processes
+from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
 from gft_edge.training.metrics import classification_metrics
-from gft_edge.training.objective import classification_loss
-from gft_edge.training.recipes import PAPER, Recipe
+from gft_edge.training.objective import Objective, classification_loss
+from gft_edge.training.recipes import PAPER, Recipe, check_recipe
 from gft_edge.training.teacher import load_teacher, teacher_of
 
 QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
@@ -203,6 +205,63 @@ def test_a_resumed_run_has_the_teacher_it_began_with_wherever_that_lies(
     save_network(tmp_path / "moved", build_network(spec), spec)
     with pytest.raises(UsageError, match="has other weights than when this training began"):
         resume(run, teacher=tmp_path / "moved")
+
+
+def test_keep_counts_fall_from_all_patches_to_the_schedule() -> None:
+    schedule = (20, 15, 10)
+    counts = [annealed_keep(schedule, 36, step, 8) for step in range(10)]
+    assert counts[0] == (36, 36, 36)
+    assert counts[4] == (28, 26, 23)
+    assert counts[8] == counts[9] == schedule
+    assert all(a >= b >= c for a, b, c in counts)
+    assert all(np.less_equal(later, earlier).all() for earlier, later in itertools.pairwise(counts))
+    assert annealed_keep(schedule, 36, 0, 0) == schedule
+
+
+def test_a_training_anneals_and_evaluates_what_the_schedule_keeps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+    forward = Objective.forward
+
+    def noting(self: Objective, *given: Any) -> Any:
+        seen[self.training].append(tuple(s.keep for s in self.network.selections))
+        return forward(self, *given)
+
+    monkeypatch.setattr(Objective, "forward", noting)
+    recipe = dataclasses.replace(QUICK, keep_warmup=0.5)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(run, spec_for(data), config(data, recipe), None, Interrupt("epoch 2/3"))
+    del seen[True][4:]
+    resume(run)
+    # 36 images in batches of 8, three epochs: 12 steps, the first 6 of which fall.
+    assert seen[True] == [annealed_keep((20, 15, 10), 36, step, 6) for step in range(12)]
+    assert seen[True][0] == (36, 36, 36)
+    assert set(seen[True][6:]) == set(seen[False]) == {(20, 15, 10)}
+    assert [stage.keep for stage in load_run(run)[0].stages] == [20, 15, 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"keep_warmup": 1.5}, "--keep-warmup is 1.5: give a fraction of all steps"),
+        ({"keep_warmup": float("nan")}, "--keep-warmup is nan"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(
+    data: Path, tmp_path: Path, changes: dict[str, float], words: str
+) -> None:
+    recipe = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=words) as caught:
+        train(tmp_path / "run", spec_for(data), config(data, recipe), None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_stages_has_no_counts_that_fall(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"--keep-warmup 0.5: .* has no stages whose counts"):
+        check_recipe(dataclasses.replace(QUICK, keep_warmup=0.5), spec_for(data, "none"))
 
 
 def test_adam_has_made_as_many_steps_as_the_training(data: Path, tmp_path: Path) -> None:

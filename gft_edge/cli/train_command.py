@@ -17,7 +17,16 @@ from gft_edge.errors import MissingDependencyError, TrainingError, UsageError
 from gft_edge.scores import SCORES
 
 LOST_CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)", re.ASCII)
-OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_decay", "seed")
+OVERRIDES = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "layer_decay",
+    "keep_warmup",
+    "seed",
+)
 
 
 @click.command("train")
@@ -59,6 +68,11 @@ OVERRIDES = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "layer_deca
 @click.option("--weight-decay", type=click.FloatRange(0))
 @click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Fraction of all steps.")
 @click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Per block.")
+@click.option(
+    "--keep-warmup",
+    type=float,
+    help="Fraction of all steps over which keep counts fall from all patches [default: 0, off].",
+)
 @click.option("--seed", type=click.IntRange(0))
 @click.option(
     "--amp/--no-amp", default=None, help="bf16 autocast [default: where hardware has it]."

@@ -48,12 +48,13 @@ from gft_edge.specs import (
     from_json,
     to_json,
 )
+from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.data import evaluation_loader, targets_of, training_loader
 from gft_edge.training.gradients import GradientNorms, write_norms
 from gft_edge.training.metrics import Metrics, classification_metrics
 from gft_edge.training.objective import Objective
 from gft_edge.training.processes import accelerator_on, gathered, shared_batch_size
-from gft_edge.training.recipes import Recipe
+from gft_edge.training.recipes import Recipe, check_recipe
 from gft_edge.training.teacher import Teacher, load_teacher
 
 STATE_FILE = "last.pt"
@@ -130,8 +131,9 @@ def train(
 
     Started by `accelerate launch`, all processes call this and share each batch; the first one writes
     the files, which all of them must be able to read. The best epoch is chosen on val/ (on train/
-    when there is no val/). Raises UsageError when `out` holds a run already, DataError,
-    CheckpointError, and TrainingError when the loss is not finite.
+    when there is no val/). Raises UsageError when `out` holds a run already or the recipe does not fit
+    the network, DataError, CheckpointError, and TrainingError when the loss is not
+    finite.
     """
     accelerator = _accelerator(out, config)
     if (out / IMPORT_FILE).exists():
@@ -141,6 +143,7 @@ def train(
             f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
             "or choose another --out"
         )
+    check_recipe(config.recipe, spec)
     _seed(config.recipe.seed)
     model = build_network(spec)
     if weights is not None:
@@ -293,6 +296,9 @@ class _Trainer:
         teacher = None if config.teacher is None else load_teacher(config.teacher, spec)
         objective = Objective(model, self.recipe, config.amp, teacher)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.network: Network = accelerator.unwrap_model(self.objective).network
+        self.schedule_keep = tuple(stage.keep for stage in spec.stages)
+        self.keep_falling_steps = int(self.recipe.keep_warmup * steps)
 
     def run(self, state: _State, train: Split, val: Split, progress: Progress) -> Metrics:
         targets = targets_of(val)
@@ -358,10 +364,16 @@ class _Trainer:
         )
         norms = None
         if epoch + 1 in self.config.log_gradients:
-            norms = GradientNorms(self.accelerator.unwrap_model(self.objective).network)
+            norms = GradientNorms(self.network)
         total = 0.0
         for step, (images, targets) in enumerate(_named_failures(loader)):
-            self.schedule.step_update(epoch * self.steps_per_epoch + step)
+            done = epoch * self.steps_per_epoch + step
+            self.schedule.step_update(done)
+            self._keep(
+                annealed_keep(
+                    self.schedule_keep, self.spec.patch_count, done, self.keep_falling_steps
+                )
+            )
             loss = self.objective(images, targets)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -378,10 +390,15 @@ class _Trainer:
                 step + 1,
                 self.steps_per_epoch,
             )
+        self._keep(self.schedule_keep)
         if norms is not None and self.accelerator.is_main_process:
             write_norms(self.out, epoch + 1, norms.means())
         mean = torch.tensor(total / self.steps_per_epoch, device=self.accelerator.device)
         return float(self.accelerator.reduce(mean, "mean"))
+
+    def _keep(self, counts: tuple[int, ...]) -> None:
+        for selection, count in zip(self.network.selections, counts, strict=True):
+            selection.keep = count
 
     def _not_finite(self, what: str, epoch: int) -> TrainingError:
         return TrainingError(

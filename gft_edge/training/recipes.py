@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gft_edge.errors import UsageError
+from gft_edge.specs import ModelSpec
+
 Augmentation = Literal["crop", "flip", "none", "paper"]
 
 
@@ -18,6 +21,8 @@ class Recipe:
     random crop holds. `layer_decay` multiplies the learning rate once for each block further from
     the head. `warmup` is the fraction of all steps with a rising learning rate. `distillation` is the
     share of the loss that a teacher has, where there is one, at `distillation_temperature`.
+    `keep_warmup` is the fraction of all steps over which the stages' keep counts fall from all patches
+    to the schedule. It is off at 0.
     """
 
     epochs: int = 6
@@ -33,6 +38,26 @@ class Recipe:
     seed: int = 0
     distillation: float = 0.5
     distillation_temperature: float = 2.0
+    keep_warmup: float = 0.0
+
+
+def check_recipe(recipe: Recipe, spec: ModelSpec) -> None:
+    """Raise UsageError naming the option that has no such value, or nothing to act on."""
+    values = {
+        "--keep-warmup": (
+            recipe.keep_warmup,
+            0 <= recipe.keep_warmup <= 1,
+            "a fraction of all steps, 0 (off) to 1",
+        ),
+    }
+    for option, (value, sound, expected) in values.items():
+        if not sound:
+            raise UsageError(f"{option} is {value:g}: give {expected}")
+    if recipe.keep_warmup and not spec.stages:
+        raise UsageError(
+            f"--keep-warmup {recipe.keep_warmup:g}: {spec.name} has no stages whose counts could fall: "
+            "leave it out, or give --stages"
+        )
 
 
 # A few epochs on a small data set: a high rate at the head that falls towards the patch embedding.
