@@ -242,9 +242,53 @@ def test_a_training_anneals_and_evaluates_what_the_schedule_keeps(
     assert [stage.keep for stage in load_run(run)[0].stages] == [20, 15, 10]
 
 
+@pytest.mark.parametrize("model", ["gft", "test_resnet"])
+def test_what_is_evaluated_and_kept_is_the_average_of_the_weights(
+    data: Path, tmp_path: Path, model: str
+) -> None:
+    run = tmp_path / "run"
+    ends: list[dict[str, dict[str, torch.Tensor]]] = []
+
+    def note(text: str, done: int, total: int) -> None:
+        if text.startswith(("epoch 2/", "epoch 3/", "epoch 4/")):
+            ends.append(torch.load(run / loop.STATE_FILE, weights_only=True))
+
+    spec = spec_for(data)
+    if model != "gft":
+        spec = spec_from_name(model, spec.labels, image_size_px=48)
+    recipe = dataclasses.replace(QUICK, epochs=4, batch_size=36, ema=0.5)  # one step an epoch
+    metrics = train(run, spec, config(data, recipe), None, note)
+    ends.append(torch.load(run / loop.STATE_FILE, weights_only=True))
+    parameters = {name for name, _ in build_network(spec).named_parameters()}
+    for name, average in ends[-1]["average"].items():
+        expected = ends[0]["model"][name]
+        for step, end in enumerate(ends[1:], start=1):
+            # timm's warm-up of the decay; buffers are copied.
+            decay = min(0.5, 1 - (1 + step) ** (-2 / 3)) if name in parameters else 0
+            expected = decay * expected + (1 - decay) * end["model"][name]
+        torch.testing.assert_close(average, expected, check_dtype=False)
+        assert name not in parameters or not torch.equal(average, ends[-1]["model"][name])
+    best = ends[json.loads((run / "metrics.json").read_text())["epoch"] - 1]
+    saved = load_file(run / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in best["average"].items())
+    logits, targets = logits_and_targets(load_run(run)[1], spec, data, "val")
+    assert classification_metrics(logits, targets) == metrics
+
+
+def test_averaging_weights_does_not_change_how_they_are_trained(data: Path, tmp_path: Path) -> None:
+    ends = []
+    for name, decay in (("plain", 0.0), ("averaged", 0.9)):
+        recipe = dataclasses.replace(QUICK, epochs=1, ema=decay)
+        train(tmp_path / name, spec_for(data), config(data, recipe), None)
+        ends.append(torch.load(tmp_path / name / loop.STATE_FILE, weights_only=True)["model"])
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"ema": 1.0}, "--ema is 1: give a decay of 0 .off. to below 1"),
+        ({"ema": -0.1}, "--ema is -0.1"),
         ({"keep_warmup": 1.5}, "--keep-warmup is 1.5: give a fraction of all steps"),
         ({"keep_warmup": float("nan")}, "--keep-warmup is nan"),
     ],

@@ -25,6 +25,7 @@ OVERRIDES = (
     "warmup",
     "layer_decay",
     "keep_warmup",
+    "ema",
     "seed",
 )
 
@@ -72,6 +73,12 @@ OVERRIDES = (
     "--keep-warmup",
     type=float,
     help="Fraction of all steps over which keep counts fall from all patches [default: 0, off].",
+)
+@click.option(
+    "--ema",
+    type=float,
+    metavar="DECAY",
+    help="Evaluate and keep a moving average of the weights [default: 0, off].",
 )
 @click.option("--seed", type=click.IntRange(0))
 @click.option(

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -293,12 +294,21 @@ class _Trainer:
             raise UsageError(
                 "--log-gradients needs whole gradients on each process: leave it out under FSDP"
             )
+        if self.recipe.ema and accelerator.distributed_type is DistributedType.FSDP:
+            raise UsageError(
+                "--ema averages whole weights on each process: leave it out under FSDP"
+            )
         teacher = None if config.teacher is None else load_teacher(config.teacher, spec)
         objective = Objective(model, self.recipe, config.amp, teacher)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.network: Network = accelerator.unwrap_model(self.objective).network
         self.schedule_keep = tuple(stage.keep for stage in spec.stages)
         self.keep_falling_steps = int(self.recipe.keep_warmup * steps)
+        self.average = None
+        if self.recipe.ema:
+            self.average = ModelEmaV3(
+                self.network, decay=self.recipe.ema, use_warmup=True, exclude_buffers=True
+            )
 
     def run(self, state: _State, train: Split, val: Split, progress: Progress) -> Metrics:
         targets = targets_of(val)
@@ -309,7 +319,7 @@ class _Trainer:
             loss = self._train_epoch(epoch, train, progress)
             seconds = time.perf_counter() - started
             logits = network_logits(
-                self.objective, self.spec, val, self.config.workers, progress, self.accelerator
+                self._evaluated(), self.spec, val, self.config.workers, progress, self.accelerator
             )
             if not np.isfinite(logits).all():
                 raise self._not_finite("the validation logits", epoch)
@@ -384,6 +394,8 @@ class _Trainer:
                 norms.add()
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_grad)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.network, step=done + 1)
             total += value
             progress(
                 f"epoch {epoch + 1}/{self.recipe.epochs}  loss {total / (step + 1):.3f}",
@@ -400,6 +412,17 @@ class _Trainer:
         for selection, count in zip(self.network.selections, counts, strict=True):
             selection.keep = count
 
+    def _evaluated(self) -> nn.Module:
+        """What the run is judged by: the network, or where weights are averaged their average."""
+        if self.average is None:
+            network: nn.Module = self.objective
+            return network
+        # Each process has BatchNorm statistics of its own images; the first one's hold for all, as in
+        # DDP's forward.
+        broadcast(list(self.average.module.buffers()))
+        averaged: nn.Module = self.average.module
+        return averaged
+
     def _not_finite(self, what: str, epoch: int) -> TrainingError:
         return TrainingError(
             f"{what} of epoch {epoch + 1} became NaN or infinite: try a lower --lr (now "
@@ -407,7 +430,7 @@ class _Trainer:
         )
 
     def _save_best(self, metrics: Metrics, split: str, epoch: int) -> None:
-        weights = self._weights()
+        weights = self._weights() if self.average is None else _on_cpu(self.average.module)
         if not self.accelerator.is_main_process:
             return
         write_network(self.out, weights, self.spec)
@@ -440,6 +463,7 @@ class _Trainer:
                 "best_top1": state.best_top1,
                 "model": weights,
                 "optimizer": optimizer,
+                "average": None if self.average is None else _on_cpu(self.average.module),
             }
             replace_file(self.out / STATE_FILE, lambda partial: torch.save(content, partial))
         self.accelerator.wait_for_everyone()
@@ -459,6 +483,8 @@ class _Trainer:
                 set_optimizer_state_dict(
                     self.objective, self.optimizer.optimizer, saved["optimizer"], options=whole
                 )
+            if self.average is not None:
+                self.average.module.load_state_dict(saved["average"])
         except Exception as error:
             raise CheckpointError(
                 f"{path} is not this run's, or of an older gft-edge ({type(error).__name__}): start "
@@ -471,6 +497,10 @@ class _Trainer:
         with (self.out / HISTORY_FILE).open(newline="") as file:
             history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
         return _State(saved["epoch"], saved["best_top1"], history[: saved["epoch"]])
+
+
+def _on_cpu(network: nn.Module) -> dict[str, Any]:
+    return {name: tensor.cpu() for name, tensor in network.state_dict().items()}
 
 
 def _accelerator(out: Path, config: RunConfig) -> Accelerator:

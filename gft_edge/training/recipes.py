@@ -22,7 +22,8 @@ class Recipe:
     the head. `warmup` is the fraction of all steps with a rising learning rate. `distillation` is the
     share of the loss that a teacher has, where there is one, at `distillation_temperature`.
     `keep_warmup` is the fraction of all steps over which the stages' keep counts fall from all patches
-    to the schedule. It is off at 0.
+    to the schedule. `ema` is the decay of a moving average of the weights, which is then what is
+    evaluated and kept. Both are off at 0.
     """
 
     epochs: int = 6
@@ -39,6 +40,7 @@ class Recipe:
     distillation: float = 0.5
     distillation_temperature: float = 2.0
     keep_warmup: float = 0.0
+    ema: float = 0.0
 
 
 def check_recipe(recipe: Recipe, spec: ModelSpec) -> None:
@@ -49,6 +51,7 @@ def check_recipe(recipe: Recipe, spec: ModelSpec) -> None:
             0 <= recipe.keep_warmup <= 1,
             "a fraction of all steps, 0 (off) to 1",
         ),
+        "--ema": (recipe.ema, 0 <= recipe.ema < 1, "a decay of 0 (off) to below 1, such as 0.999"),
     }
     for option, (value, sound, expected) in values.items():
         if not sound:
