@@ -332,6 +332,28 @@ def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_teacher_cannot_give_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    given = ("train", "--data", tiny_data, "--out", tmp_path / "run", "--model", "gft_tiny")
+    cases = {
+        ("--distillation-temperature", "3"): ["--distillation-temperature is for a training with"],
+        ("--distillation", "0.3"): [
+            "--distillation is for a training with a teacher: give --teacher"
+        ],
+        ("--feature-distillation", "1"): [
+            "--feature-distillation is for a training with a teacher"
+        ],
+        ("--teacher", tmp_path): ["is no run"],
+        ("--teacher", "timm:deit_tinny"): ["timm has no model 'deit_tinny'"],
+        ("--ema", "1"): ["--ema is 1: give a decay of 0 (off) to below 1"],
+        ("--stages", "none", "--keep-warmup", "0.5"): ["no stages whose counts could fall"],
+    }
+    for options, words in cases.items():
+        assert_refused(run(*given, *options), 2, *words)
+    assert not (tmp_path / "run").exists()
+    resumed = ("train", "--resume", tmp_path / "run")
+    assert_refused(run(*resumed, "--ema", "0.9"), 2, "--ema cannot change in a resumed run")
+
+
 def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run(

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,10 +25,12 @@ from gft_edge.errors import (
     DataError,
     FailedError,
     MissingDependencyError,
+    SpecError,
     TrainingError,
     UsageError,
 )
 from gft_edge.model.checkpoint import load_run, save_network
+from gft_edge.model.network import Network
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.specs import ModelSpec
@@ -36,9 +40,9 @@ from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
 from gft_edge.training.metrics import classification_metrics
-from gft_edge.training.objective import Objective, classification_loss
+from gft_edge.training.objective import Objective, classification_loss, token_loss
 from gft_edge.training.recipes import PAPER, Recipe, check_recipe
-from gft_edge.training.teacher import load_teacher, teacher_of
+from gft_edge.training.teacher import Teacher, load_teacher, teacher_of
 
 QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
 
@@ -58,13 +62,16 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def spec_for(data: Path, stages: str = "1:20,2:15,3:10") -> ModelSpec:
+MICRO = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
+
+
+def spec_for(data: Path, stages: str = "1:20,2:15,3:10", **changes: int) -> ModelSpec:
     return spec_from_name(
         "vit_tiny_patch16_224",
         read_split(data, "train").labels,
         image_size_px=48,
         stages=stages,
-        backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
+        backbone_args={**MICRO, **changes},
     )
 
 
@@ -181,11 +188,13 @@ def test_a_teacher_of_other_classes_or_images_is_refused(data: Path, tmp_path: P
     save_network(teacher, build_network(spec), spec)
     other = dataclasses.replace(spec, labels=("b", "g", "violet"))
     words = "has 3 classes and the data 3, first difference 'r' and 'violet' .class 3.: take a run"
+    network = build_network(spec)
     with pytest.raises(UsageError, match=words):
-        load_teacher(teacher_of(teacher), other)
+        load_teacher(teacher_of(teacher), other, network, QUICK)
     preprocessing = dataclasses.replace(spec.preprocessing, image_size_px=56)
+    larger = dataclasses.replace(spec, preprocessing=preprocessing)
     with pytest.raises(UsageError, match=r"reads images of 48 px .* the network of 56 px"):
-        load_teacher(teacher_of(teacher), dataclasses.replace(spec, preprocessing=preprocessing))
+        load_teacher(teacher_of(teacher), larger, network, QUICK)
     with pytest.raises(CheckpointError, match="is no run"):
         teacher_of(tmp_path)
 
@@ -204,7 +213,47 @@ def test_a_resumed_run_has_the_teacher_it_began_with_wherever_that_lies(
         resume(run)
     save_network(tmp_path / "moved", build_network(spec), spec)
     with pytest.raises(UsageError, match="has other weights than when this training began"):
-        resume(run, teacher=tmp_path / "moved")
+        resume(run, teacher=str(tmp_path / "moved"))
+
+
+def dense_teacher(data: Path, folder: Path, **changes: int) -> Teacher:
+    """A plain ViT without stages, with random weights."""
+    folder.mkdir()
+    spec = spec_for(data, "none", **changes)
+    torch.manual_seed(3)
+    save_network(folder, build_network(spec), spec)
+    return teacher_of(folder)
+
+
+def timm_teacher(folder: Path, name: str = "vit_tiny_patch16_224", **changes: Any) -> Any:
+    """A timm model saved as timm saves one for the hub, and the model."""
+    arguments = {**MICRO, "img_size": 48, "num_classes": 3, **changes}
+    if not name.startswith("vit"):
+        arguments = {"num_classes": 3}
+    torch.manual_seed(4)
+    model = timm.create_model(name, **arguments)
+    timm.models.save_for_hf(model, folder, safe_serialization=True, model_args=arguments)
+    return model.eval()
+
+
+def test_a_run_that_averages_anneals_and_imitates_resumes_as_the_uninterrupted_one(
+    data: Path, tmp_path: Path
+) -> None:
+    teacher = dense_teacher(data, tmp_path / "teacher")
+    recipe = dataclasses.replace(QUICK, keep_warmup=0.7, ema=0.9, feature_distillation=1.0)
+    chosen = config(data, recipe, teacher=teacher)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, spec_for(data), chosen, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, spec_for(data), chosen, None, Interrupt("epoch 1/3"))
+    with pytest.raises(KeyboardInterrupt):
+        resume(broken, Interrupt("epoch 3/3"))
+    resume(broken)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    ends = [torch.load(run / loop.STATE_FILE, weights_only=True) for run in (whole, broken)]
+    for part in ("model", "average"):
+        assert ends[0][part].keys() == ends[1][part].keys()
+        assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for name in ends[0][part])
 
 
 def test_keep_counts_fall_from_all_patches_to_the_schedule() -> None:
@@ -284,6 +333,142 @@ def test_averaging_weights_does_not_change_how_they_are_trained(data: Path, tmp_
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_tokens_are_compared_where_they_lie_in_the_image(data: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 48, 48)
+    dense = build_network(spec_for(data, "none")).eval()
+    whole = dense.forward_with_tokens(images)
+    assert float(token_loss(whole, whole).detach()) == 0
+    kept = torch.tensor([[3, 7, 30], [0, 1, 35]])
+    patches = torch.stack([whole.patches[row, kept[row]] for row in range(2)])
+    chosen = whole._replace(patches=patches, positions=kept)
+    assert float(token_loss(chosen, whole).detach()) == 0
+    assert float(token_loss(chosen._replace(positions=kept.flip(0)), whole).detach()) > 0.1
+    # Twice one less the correlation, the class token as much as all patches.
+    other = whole._replace(class_token=torch.randn(2, 48))
+    correlation = [
+        np.corrcoef(a.detach().numpy(), b.detach().numpy())[0, 1]
+        for a, b in zip(whole.class_token, other.class_token, strict=True)
+    ]
+    loss = float(token_loss(other, whole).detach())
+    assert loss == pytest.approx(1 - np.mean(correlation), rel=1e-3)
+
+
+def test_a_network_equal_to_its_teacher_has_nothing_to_learn_from_its_tokens(data: Path) -> None:
+    network = build_network(spec_for(data, "none")).eval()
+    images, targets = torch.randn(2, 3, 48, 48), torch.tensor([0, 2])
+    recipe = Recipe(distillation=0.0, feature_distillation=5.0)
+    alone = Objective(network, recipe, amp=False)(images, targets)
+    assert torch.equal(
+        Objective(network, recipe, amp=False, teacher=network)(images, targets), alone
+    )
+
+
+def test_tokens_draw_a_network_to_a_teacher_of_other_classes(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timm"
+    source = timm_teacher(folder, num_classes=7)
+    teacher = teacher_of(f"timm:local-dir:{folder}")
+    spec = spec_for(data)
+    network = build_network(spec)
+    with pytest.raises(UsageError, match=r"7 classes and the data 3: .* --distillation 0"):
+        load_teacher(teacher, spec, network, QUICK)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 48, 48, generator=generator)
+    apart = {}
+    for weight in (0.0, 20.0):
+        recipe = dataclasses.replace(QUICK, distillation=0.0, feature_distillation=weight)
+        chosen = teacher if weight else None
+        run = tmp_path / f"{weight}"
+        train(run, spec, config(data, recipe, teacher=chosen), None)
+        taught = load_teacher(teacher, spec, network, dataclasses.replace(recipe, distillation=0.0))
+        assert torch.equal(taught(images), source(images))
+        with torch.no_grad():
+            made = load_run(run)[1].forward_with_tokens(images)
+            apart[weight] = float(token_loss(made, taught.forward_with_tokens(images)))
+    assert apart[20.0] < 0.9 * apart[0.0]
+
+
+def test_a_teacher_whose_tokens_are_of_another_kind_is_refused(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, feature_distillation=1.0)
+    spec = spec_for(data)
+    network = build_network(spec)
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    save_network(staged, network, spec)
+    with pytest.raises(UsageError, match=r"keeps all patches, and .*staged has 3 stages: take one"):
+        load_teacher(teacher_of(staged), spec, network, recipe)
+    wide = dense_teacher(data, tmp_path / "wide", embed_dim=96)
+    words = r"wide has 6 x 6 patches of width 96, the network 6 x 6 of 48: take a teacher like"
+    with pytest.raises(UsageError, match=words):
+        load_teacher(wide, spec, network, recipe)
+    coarse = dense_teacher(data, tmp_path / "coarse", patch_size=16)
+    with pytest.raises(UsageError, match=r"coarse has 3 x 3 patches .* the network 6 x 6 of 48"):
+        load_teacher(coarse, spec, network, recipe)
+    assert isinstance(load_teacher(wide, spec, network, QUICK), Network)
+    resnet = spec_from_name("test_resnet", spec.labels, image_size_px=48)
+    resnet = dataclasses.replace(resnet, preprocessing=spec.preprocessing)
+    dense = dense_teacher(data, tmp_path / "dense")
+    with pytest.raises(UsageError, match=r"the network is no plain ViT \(ResNet\): leave it out"):
+        load_teacher(dense, resnet, build_network(resnet), recipe)
+
+
+def test_a_timm_model_of_other_images_or_weights_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timm"
+    timm_teacher(folder)
+    teacher = teacher_of(f"timm:local-dir:{folder}")
+    run = tmp_path / "run"
+    chosen = config(data, dataclasses.replace(QUICK, epochs=2), teacher=teacher)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, spec_for(data), chosen, None, Interrupt("epoch 2/2"))
+    written = json.loads((run / "train.json").read_text())["teacher"]
+    assert written == {"run": f"timm:local-dir:{folder}", "sha256": teacher.sha256}
+    timm_teacher(tmp_path / "other", init_values=0.1)
+    with pytest.raises(UsageError, match="has other weights than when this training began"):
+        resume(run, teacher=f"timm:local-dir:{tmp_path / 'other'}")
+    folder.rename(tmp_path / "moved")
+    resume(run, teacher=f"timm:local-dir:{tmp_path / 'moved'}")
+    timm_teacher(tmp_path / "large", img_size=64)
+    large = teacher_of(f"timm:local-dir:{tmp_path / 'large'}")
+    spec = spec_for(data)
+    with pytest.raises(UsageError, match=r"large reads images of 64 px .* the network of 48 px"):
+        load_teacher(large, spec, build_network(spec), QUICK)
+
+
+def test_a_timm_model_that_is_no_vit_teaches_its_logits(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timm"
+    source = timm_teacher(folder, "test_resnet")
+    spec = spec_from_name("test_resnet", read_split(data, "train").labels)
+    teacher, network = teacher_of(f"timm:local-dir:{folder}"), build_network(spec)
+    images = torch.randn(1, 3, 160, 160)
+    taught = load_teacher(teacher, spec, network, QUICK)
+    assert torch.equal(taught(images), source(images))
+    recipe = dataclasses.replace(QUICK, feature_distillation=1.0)
+    with pytest.raises(UsageError, match=r"the network is no plain ViT"):
+        load_teacher(teacher, spec, network, recipe)
+
+
+def test_a_timm_model_without_weights_here_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("deit_tiny_patch16_224", "hf-hub:nobody/nothing"):
+        with pytest.raises(CheckpointError, match=f"weights of {name} cannot be fetched") as caught:
+            teacher_of(f"timm:{name}")
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith("save_for_hf elsewhere and give local-dir:FOLDER")
+    with pytest.raises(
+        SpecError, match="no model 'deit_tinny_patch16_224': did you mean deit_tiny"
+    ):
+        teacher_of("timm:deit_tinny_patch16_224")
+    with pytest.raises(
+        CheckpointError, match=r"is no folder of a timm model .*expected config.json"
+    ):
+        teacher_of(f"timm:local-dir:{tmp_path}")
+    with pytest.raises(CheckpointError, match=r"no weights for hub:x \(Unknown model source 'hub'"):
+        teacher_of("timm:hub:x")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -291,6 +476,10 @@ def test_averaging_weights_does_not_change_how_they_are_trained(data: Path, tmp_
         ({"ema": -0.1}, "--ema is -0.1"),
         ({"keep_warmup": 1.5}, "--keep-warmup is 1.5: give a fraction of all steps"),
         ({"keep_warmup": float("nan")}, "--keep-warmup is nan"),
+        ({"feature_distillation": -1.0}, "--feature-distillation is -1"),
+        ({"distillation": 2.0}, "--distillation is 2: give a share of the loss, 0 to 1"),
+        ({"distillation_temperature": 0.0}, "--distillation-temperature is 0"),
+        ({"feature_distillation": 1.0}, "give --teacher, or leave it out"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(
@@ -303,9 +492,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_without_stages_has_no_counts_that_fall(data: Path) -> None:
+def test_a_recipe_without_anything_to_act_on_is_refused(data: Path) -> None:
+    dense = spec_for(data, "none")
     with pytest.raises(UsageError, match=r"--keep-warmup 0.5: .* has no stages whose counts"):
-        check_recipe(dataclasses.replace(QUICK, keep_warmup=0.5), spec_for(data, "none"))
+        check_recipe(dataclasses.replace(QUICK, keep_warmup=0.5), dense, has_teacher=False)
+    with pytest.raises(UsageError, match="--distillation 0 leaves nothing to learn"):
+        check_recipe(dataclasses.replace(QUICK, distillation=0.0), dense, has_teacher=True)
 
 
 def test_adam_has_made_as_many_steps_as_the_training(data: Path, tmp_path: Path) -> None:

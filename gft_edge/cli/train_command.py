@@ -26,8 +26,12 @@ OVERRIDES = (
     "layer_decay",
     "keep_warmup",
     "ema",
+    "distillation",
+    "distillation_temperature",
+    "feature_distillation",
     "seed",
 )
+OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillation")
 
 
 @click.command("train")
@@ -41,7 +45,10 @@ OVERRIDES = (
     help="Pretrained network: a file or folder of timm or Hugging Face, a published GFT, or a run.",
 )
 @click.option(
-    "--teacher", type=PATH, help="A run of the same classes, whose logits are imitated too."
+    "--teacher",
+    metavar="RUN|timm:NAME",
+    help="A trained network of the same classes to imitate too: a run, or a pretrained model of "
+    "timm's, also timm:hf-hub:OWNER/NAME and timm:local-dir:FOLDER.",
 )
 @click.option("--out", type=PATH, help="Run folder to make.")
 @click.option("--resume", type=PATH, help="Continue this interrupted run; no other option needed.")
@@ -79,6 +86,18 @@ OVERRIDES = (
     type=float,
     metavar="DECAY",
     help="Evaluate and keep a moving average of the weights [default: 0, off].",
+)
+@click.option(
+    "--distillation",
+    type=float,
+    help="Share of the loss that the teacher's logits have [default: 0.5].",
+)
+@click.option("--distillation-temperature", type=float, help="Of these logits [default: 2].")
+@click.option(
+    "--feature-distillation",
+    type=float,
+    metavar="WEIGHT",
+    help="Of the distance from the tokens of a teacher that keeps all patches [default: 0, off].",
 )
 @click.option("--seed", type=click.IntRange(0))
 @click.option(
@@ -186,6 +205,11 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     if options["stages"] is None and spec.family == "gft" and not spec.stages:
         say(f"no --stages: {spec.name} is trained dense")
     changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
+    if options["teacher"] is None and (alone := [n for n in OF_A_TEACHER if n in changes]):
+        raise UsageError(
+            f"--{alone[0].replace('_', '-')} is for a training with a teacher: give --teacher, or leave "
+            "it out"
+        )
     recipe = dataclasses.replace(RECIPES[options["recipe"]], **changes)
     if recipe.augmentation == "paper":
         spec = squashed(spec)

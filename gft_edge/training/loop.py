@@ -133,7 +133,7 @@ def train(
     Started by `accelerate launch`, all processes call this and share each batch; the first one writes
     the files, which all of them must be able to read. The best epoch is chosen on val/ (on train/
     when there is no val/). Raises UsageError when `out` holds a run already or the recipe does not fit
-    the network, DataError, CheckpointError, and TrainingError when the loss is not
+    the network or its teacher, DataError, CheckpointError, and TrainingError when the loss is not
     finite.
     """
     accelerator = _accelerator(out, config)
@@ -144,7 +144,7 @@ def train(
             f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
             "or choose another --out"
         )
-    check_recipe(config.recipe, spec)
+    check_recipe(config.recipe, spec, config.teacher is not None)
     _seed(config.recipe.seed)
     model = build_network(spec)
     if weights is not None:
@@ -171,14 +171,14 @@ def resume(
     out: Path,
     progress: Progress = quiet,
     say: Say = silent,
-    teacher: Path | None = None,
+    teacher: str | None = None,
     **moved: Any,
 ) -> Metrics:
     """Continue an interrupted run from its last whole epoch, to the uninterrupted run's result.
 
     On the CPU the result is equal byte for byte; CUDA's own sums, and those of another number of
     processes, are equal within rounding. `moved` replaces fields of the RunConfig that do not decide
-    the result: data, device, workers; `teacher` is where its run lies now. Raises CheckpointError
+    the result: data, device, workers; `teacher` is where the teacher lies now. Raises CheckpointError
     when `out` holds no run, or one that has ended, and UsageError for another teacher.
     """
     if (out / IMPORT_FILE).exists():
@@ -191,7 +191,7 @@ def resume(
     if teacher is not None:
         if config.teacher is None:
             raise UsageError(f"{out} has no teacher: start a new run with --teacher and --out")
-        moved_there = dataclasses.replace(config.teacher, run=str(teacher))
+        moved_there = dataclasses.replace(config.teacher, run=teacher)
         config = dataclasses.replace(config, teacher=moved_there)
     accelerator = _accelerator(out, config)
     model = build_network(spec)
@@ -298,7 +298,9 @@ class _Trainer:
             raise UsageError(
                 "--ema averages whole weights on each process: leave it out under FSDP"
             )
-        teacher = None if config.teacher is None else load_teacher(config.teacher, spec)
+        teacher = None
+        if config.teacher is not None:
+            teacher = load_teacher(config.teacher, spec, model, self.recipe)
         objective = Objective(model, self.recipe, config.amp, teacher)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.network: Network = accelerator.unwrap_model(self.objective).network

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network, Tokens
 from gft_edge.training.recipes import Recipe
 
 
@@ -15,7 +15,7 @@ class Objective(nn.Module):
 
     With `amp` the loss is computed under bf16 autocast; logits always in the weights' own precision.
     With a teacher a share of the loss is the divergence from its logits (Hinton et al., arXiv
-    1503.02531).
+    1503.02531), and with `feature_distillation` the distance between the tokens is added.
     """
 
     def __init__(self, network: Network, recipe: Recipe, amp: bool, teacher: Network | None = None):
@@ -30,20 +30,26 @@ class Objective(nn.Module):
             logits: Tensor = self.network(images)
             return logits
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            taught = self._taught(images)
+            (teacher,) = self._teacher
+            if teacher is not None:
+                teacher = teacher.to(images.device)
+                if self.recipe.feature_distillation:
+                    return self._loss_with_tokens(images, targets, teacher)
+            with torch.no_grad():
+                taught = None if teacher is None else teacher(images).float()
 
             def loss(logits: Tensor, targets: Tensor) -> Tensor:
                 return classification_loss(logits.float(), targets, taught, self.recipe)
 
             return self.network.training_loss(images, targets, loss)
 
-    def _taught(self, images: Tensor) -> Tensor | None:
-        (teacher,) = self._teacher
-        if teacher is None:
-            return None
+    def _loss_with_tokens(self, images: Tensor, targets: Tensor, teacher: Network) -> Tensor:
         with torch.no_grad():
-            taught: Tensor = teacher.to(images.device)(images).float()
-            return taught
+            taught = teacher.forward_with_tokens(images)
+        made = self.network.forward_with_tokens(images)
+        logits, others = made.logits.float(), taught.logits.float()
+        loss = classification_loss(logits, targets, others, self.recipe)
+        return loss + self.recipe.feature_distillation * token_loss(made, taught)
 
 
 def classification_loss(
@@ -53,9 +59,10 @@ def classification_loss(
 
     logits and taught (B,classes) float32, targets (B,) -> (). The divergence is KL(teacher || network)
     of both softmaxed at the recipe's temperature, times its square, which keeps the gradient's size.
+    At a `distillation` of 0 the teacher may have other classes.
     """
     hard = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    if taught is None:
+    if taught is None or not recipe.distillation:
         return hard
     t = recipe.distillation_temperature
     soft = F.kl_div(
@@ -65,3 +72,24 @@ def classification_loss(
         log_target=True,
     )
     return torch.lerp(hard, soft * t * t, recipe.distillation)
+
+
+def token_loss(made: Tokens, taught: Tokens) -> Tensor:
+    """The distance between a network's final tokens and those of a teacher that keeps all patches, ().
+
+    The mean squared difference of the kept patches from the teacher's at the same grid positions, as in
+    DynamicViT (Rao et al., arXiv 2106.02034, L_distill), here of features that a LayerNorm
+    without weights has standardised, as in Wei et al. (arXiv 2205.14141): else the channels to which
+    either final norm gives most would be all of it, and a weight would mean something else for each
+    teacher. It is then 2 (1 - correlation) a token, 0 to 4. The class token counts as much as all
+    patches: through it alone the head reads them.
+    """
+    # The teacher's patches are the whole grid in order.
+    places = made.positions.unsqueeze(-1).expand_as(made.patches)
+    patches = _distance(made.patches, taught.patches.gather(1, places))
+    return (_distance(made.class_token, taught.class_token) + patches) / 2
+
+
+def _distance(made: Tensor, taught: Tensor) -> Tensor:
+    width = made.shape[-1:]
+    return F.mse_loss(F.layer_norm(made.float(), width), F.layer_norm(taught.float(), width))

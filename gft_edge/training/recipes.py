@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +21,11 @@ class Recipe:
     flip, autocontrast and RandAugment(2, 9). `crop_scale` is the least share of the image that a
     random crop holds. `layer_decay` multiplies the learning rate once for each block further from
     the head. `warmup` is the fraction of all steps with a rising learning rate. `distillation` is the
-    share of the loss that a teacher has, where there is one, at `distillation_temperature`.
+    share of the loss that a teacher's logits have, where there is one, at `distillation_temperature`;
+    `feature_distillation` is the weight of a further loss, between the tokens that both end with.
     `keep_warmup` is the fraction of all steps over which the stages' keep counts fall from all patches
     to the schedule. `ema` is the decay of a moving average of the weights, which is then what is
-    evaluated and kept. Both are off at 0.
+    evaluated and kept. The last three are off at 0.
     """
 
     epochs: int = 6
@@ -39,13 +41,29 @@ class Recipe:
     seed: int = 0
     distillation: float = 0.5
     distillation_temperature: float = 2.0
+    feature_distillation: float = 0.0
     keep_warmup: float = 0.0
     ema: float = 0.0
 
 
-def check_recipe(recipe: Recipe, spec: ModelSpec) -> None:
+def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
     """Raise UsageError naming the option that has no such value, or nothing to act on."""
     values = {
+        "--distillation": (
+            recipe.distillation,
+            0 <= recipe.distillation <= 1,
+            "a share of the loss, 0 to 1",
+        ),
+        "--distillation-temperature": (
+            recipe.distillation_temperature,
+            0 < recipe.distillation_temperature < math.inf,
+            "a number above 0, such as 2",
+        ),
+        "--feature-distillation": (
+            recipe.feature_distillation,
+            0 <= recipe.feature_distillation < math.inf,
+            "a weight of 0 (off) or more, such as 1",
+        ),
         "--keep-warmup": (
             recipe.keep_warmup,
             0 <= recipe.keep_warmup <= 1,
@@ -60,6 +78,16 @@ def check_recipe(recipe: Recipe, spec: ModelSpec) -> None:
         raise UsageError(
             f"--keep-warmup {recipe.keep_warmup:g}: {spec.name} has no stages whose counts could fall: "
             "leave it out, or give --stages"
+        )
+    if recipe.feature_distillation and not has_teacher:
+        raise UsageError(
+            f"--feature-distillation {recipe.feature_distillation:g} compares tokens with a teacher's: "
+            "give --teacher, or leave it out"
+        )
+    if has_teacher and not recipe.distillation and not recipe.feature_distillation:
+        raise UsageError(
+            "--distillation 0 leaves nothing to learn from the teacher: give --feature-distillation "
+            "too, or leave --teacher out"
         )
 
 

@@ -1,59 +1,165 @@
-"""The trained network whose logits a training imitates."""
+"""The trained network that a training imitates."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from gft_edge.bundle import sha256_of
 from gft_edge.datasets import first_difference
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
+from gft_edge.model.gft import GFT
 from gft_edge.model.networks import Network
+from gft_edge.model.pretrained import LOCAL, load_pretrained
 from gft_edge.specs import ModelSpec
+from gft_edge.training.recipes import Recipe
+
+TIMM = "timm:"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The run of a teacher, and the sha256 of the weights that a training began with."""
+    """A teacher's run folder or `timm:NAME`, and the sha256 of the weights that a training began with.
+
+    The sha256 is that of a run's weights file; of a timm model, of its state dict.
+    """
 
     run: str
     sha256: str
 
 
-def teacher_of(run: Path) -> Teacher:
-    """What a training records of its teacher. Raises CheckpointError when `run` is no run."""
-    load_run(run)
-    return Teacher(str(run.resolve()), sha256_of(run / WEIGHTS_FILE))
+class _Opened(NamedTuple):
+    network: Network
+    sha256: str
+    labels: tuple[str, ...] | None  # unknown of a timm model, which has their number alone
+    classes: int
+    image_size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
-def load_teacher(teacher: Teacher, pupil: ModelSpec) -> Network:
-    """The network of a run, frozen, for a network of `pupil`'s classes and images.
+def teacher_of(name: str | Path) -> Teacher:
+    """What a training records of its teacher, a run folder or `timm:NAME`.
 
-    Raises CheckpointError when it is no run, UsageError when it has other weights than recorded, its
-    logits mean other classes, or it reads images of another size or normalisation.
+    Raises CheckpointError when it is no run, or when timm has or reaches no weights of that name, and
+    SpecError for a name unknown to timm.
     """
-    run = Path(teacher.run)
-    spec, network = load_run(run)
-    if sha256_of(run / WEIGHTS_FILE) != teacher.sha256:
+    text = str(name)
+    local = f"{TIMM}{LOCAL}"
+    if text.startswith(local):
+        text = f"{local}{Path(text.removeprefix(local)).resolve()}"
+    elif not text.startswith(TIMM):
+        text = str(Path(text).resolve())
+    return Teacher(text, _open(text).sha256)
+
+
+def load_teacher(teacher: Teacher, pupil: ModelSpec, network: Network, recipe: Recipe) -> Network:
+    """The teacher, frozen, for `network` of the spec `pupil`.
+
+    Raises what `teacher_of` does, and UsageError when it has other weights than recorded, its logits
+    mean other classes and count in the recipe, its tokens do and are not of the network's kind, or
+    it reads images of another size or normalisation. A timm model's classes are taken to be in the
+    data's order.
+    """
+    opened = _open(teacher.run)
+    if opened.sha256 != teacher.sha256:
         raise UsageError(
-            f"--teacher {run} has other weights than when this training began: restore them, or "
-            "start a new run with another --out"
+            f"--teacher {teacher.run} has other weights than when this training began: restore them, "
+            "or start a new run with another --out"
         )
-    if spec.labels != pupil.labels:
-        here, there = first_difference(pupil.labels, spec.labels)
-        raise UsageError(
-            f"--teacher {run} has {len(spec.labels)} classes and the data {len(pupil.labels)}, first "
-            f"difference {there} and {here}: take a run trained on this data"
-        )
-    theirs, ours = (
-        (one.preprocessing.image_size_px, one.preprocessing.mean, one.preprocessing.std)
-        for one in (spec, pupil)
-    )
+    if recipe.distillation:
+        _check_classes(teacher.run, opened, pupil.labels)
+    theirs = (opened.image_size_px, opened.mean, opened.std)
+    images = pupil.preprocessing
+    ours = (images.image_size_px, images.mean, images.std)
     if theirs != ours:
         raise UsageError(
-            f"--teacher {run} reads images of {theirs[0]} px with mean {theirs[1]} and deviation "
+            f"--teacher {teacher.run} reads images of {theirs[0]} px with mean {theirs[1]} and deviation "
             f"{theirs[2]}, the network of {ours[0]} px with {ours[1]} and {ours[2]}: both see the "
             "same images, so take a teacher of that kind"
         )
-    return network.requires_grad_(requires_grad=False).eval()
+    if recipe.feature_distillation:
+        _check_tokens(teacher.run, opened.network, network)
+    return opened.network.requires_grad_(requires_grad=False).eval()
+
+
+def _open(name: str) -> _Opened:
+    if name.startswith(TIMM):
+        network = load_pretrained(name.removeprefix(TIMM))
+        set_up = network.backbone.pretrained_cfg
+        return _Opened(
+            network,
+            _sha256_of_weights(network.backbone),
+            None,
+            network.backbone.num_classes,
+            network.image_size_px,
+            tuple(set_up["mean"]),
+            tuple(set_up["std"]),
+        )
+    run = Path(name)
+    spec, network = load_run(run)
+    images = spec.preprocessing
+    return _Opened(
+        network,
+        sha256_of(run / WEIGHTS_FILE),
+        spec.labels,
+        len(spec.labels),
+        images.image_size_px,
+        images.mean,
+        images.std,
+    )
+
+
+def _sha256_of_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_classes(name: str, teacher: _Opened, labels: tuple[str, ...]) -> None:
+    without = "or give --distillation 0 --feature-distillation 1, which does without its classes"
+    if teacher.labels is None and teacher.classes != len(labels):
+        raise UsageError(
+            f"--teacher {name} has {teacher.classes} classes and the data {len(labels)}: take one trained "
+            f"on this data, {without}"
+        )
+    if teacher.labels is not None and teacher.labels != labels:
+        here, there = first_difference(labels, teacher.labels)
+        raise UsageError(
+            f"--teacher {name} has {teacher.classes} classes and the data {len(labels)}, first "
+            f"difference {there} and {here}: take a run trained on this data, {without}"
+        )
+
+
+def _check_tokens(name: str, teacher: Network, network: Network) -> None:
+    for who, one in (("the network", network), (f"--teacher {name}", teacher)):
+        if not isinstance(one, GFT):
+            raise UsageError(
+                f"--feature-distillation compares tokens patch by patch, and {who} is no plain ViT "
+                f"({type(one.backbone).__name__}): leave it out"
+            )
+    if teacher.selections:
+        raise UsageError(
+            f"--feature-distillation needs a teacher that keeps all patches, and --teacher {name} has "
+            f"{len(teacher.selections)} stages: take one trained with --stages none"
+        )
+    (rows, columns, width), ours = _tokens(teacher), _tokens(network)
+    if (rows, columns, width) != ours:
+        raise UsageError(
+            f"--feature-distillation compares tokens one by one: --teacher {name} has {rows} x {columns} "
+            f"patches of width {width}, the network {ours[0]} x {ours[1]} of {ours[2]}: take a teacher "
+            "like the network, or leave it out"
+        )
+
+
+def _tokens(network: Network) -> tuple[int, int, int]:
+    backbone = network.backbone
+    rows, columns = backbone.patch_embed.grid_size
+    return rows, columns, backbone.embed_dim
