@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types contracts unit test-slow test-gpu clean
+.PHONY: demo test lint types contracts unit coverage test-slow test-gpu clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -22,6 +22,10 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
+	$(BIN)/pytest -m "not slow"
+
+# Apart from unit: following every call doubles the time of an export.
+coverage: $(INSTALLED)
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term
 
 test-slow: $(INSTALLED)
