@@ -256,6 +256,32 @@ def test_a_run_that_averages_anneals_and_imitates_resumes_as_the_uninterrupted_o
         assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for name in ends[0][part])
 
 
+@pytest.mark.parametrize(
+    ("gate", "score", "gated"),
+    [
+        ("kernel", "gala", True),
+        ("kernel", "class", False),
+        ("all", "class", True),
+        ("all", "random", False),
+        ("none", "gala", False),
+    ],
+)
+def test_a_gate_trains_the_scores_it_is_asked_for(
+    gate: Any, score: Any, gated: bool, data: Path, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec_for(data), score=score)
+    run = tmp_path / "run"
+    recipe = dataclasses.replace(QUICK, epochs=1, gate=gate)
+    train(run, spec, config(data, recipe), None)
+    kernels = [v for n, v in load_run(run)[1].named_parameters() if n.endswith(".kernel")]
+    fresh = torch.tensor([0.25, 0.5, 0.25])
+    assert len(kernels) == (3 if score == "gala" else 0)
+    assert all(torch.equal(kernel, fresh) != gated for kernel in kernels)
+    network = build_network(spec)
+    loop._set_gates(network, gate)
+    assert [selection.gated for selection in network.selections] == [gated] * 3
+
+
 def test_keep_counts_fall_from_all_patches_to_the_schedule() -> None:
     schedule = (20, 15, 10)
     counts = [annealed_keep(schedule, 36, step, 8) for step in range(10)]

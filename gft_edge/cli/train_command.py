@@ -26,6 +26,7 @@ OVERRIDES = (
     "layer_decay",
     "keep_warmup",
     "ema",
+    "gate",
     "distillation",
     "distillation_temperature",
     "feature_distillation",
@@ -98,6 +99,11 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
     type=float,
     metavar="WEIGHT",
     help="Of the distance from the tokens of a teacher that keeps all patches [default: 0, off].",
+)
+@click.option(
+    "--gate",
+    type=click.Choice(["kernel", "all", "none"]),
+    help="Which scores are trained through their choice [default: those with a smoothing kernel].",
 )
 @click.option("--seed", type=click.IntRange(0))
 @click.option(

@@ -55,7 +55,7 @@ from gft_edge.training.gradients import GradientNorms, write_norms
 from gft_edge.training.metrics import Metrics, classification_metrics
 from gft_edge.training.objective import Objective
 from gft_edge.training.processes import accelerator_on, gathered, shared_batch_size
-from gft_edge.training.recipes import Recipe, check_recipe
+from gft_edge.training.recipes import Gate, Recipe, check_recipe
 from gft_edge.training.teacher import Teacher, load_teacher
 
 STATE_FILE = "last.pt"
@@ -271,6 +271,7 @@ class _Trainer:
     ):
         self.out, self.spec, self.config, self.recipe = out, spec, config, config.recipe
         self.accelerator = accelerator
+        _set_gates(model, self.recipe.gate)
         self.batch_size = shared_batch_size(self.recipe.batch_size, train_images, accelerator)
         self.steps_per_epoch = train_images // self.batch_size
         steps = self.recipe.epochs * self.steps_per_epoch
@@ -503,6 +504,15 @@ class _Trainer:
 
 def _on_cpu(network: nn.Module) -> dict[str, Any]:
     return {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+
+
+def _set_gates(model: Network, gate: Gate) -> None:
+    """Choose which selections are trained through; a kernel that none trains is left out of training."""
+    for selection in model.selections:
+        learns = selection.rule.attention is not None
+        selection.gated = learns and (gate == "all" or (gate == "kernel" and selection.rule.smoothed))
+        for parameter in selection.parameters():
+            parameter.requires_grad_(selection.gated)
 
 
 def _accelerator(out: Path, config: RunConfig) -> Accelerator:

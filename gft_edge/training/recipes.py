@@ -10,6 +10,7 @@ from gft_edge.errors import UsageError
 from gft_edge.specs import ModelSpec
 
 Augmentation = Literal["crop", "flip", "none", "paper"]
+Gate = Literal["kernel", "all", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Recipe:
     `feature_distillation` is the weight of a further loss, between the tokens that both end with.
     `keep_warmup` is the fraction of all steps over which the stages' keep counts fall from all patches
     to the schedule. `ema` is the decay of a moving average of the weights, which is then what is
-    evaluated and kept. The last three are off at 0.
+    evaluated and kept. These three are off at 0. `gate` says which selections send a gradient through
+    their choice: those with a smoothing `kernel` to train, `all` but random ones, or `none`.
     """
 
     epochs: int = 6
@@ -44,6 +46,7 @@ class Recipe:
     feature_distillation: float = 0.0
     keep_warmup: float = 0.0
     ema: float = 0.0
+    gate: Gate = "kernel"
 
 
 def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
