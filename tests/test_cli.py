@@ -322,7 +322,7 @@ def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Pa
         ("--stages", "8:100,9:120"): ["keeps 120", "100 are left"],
         ("--stages", "9:100,8:50"): ["positions must not descend"],
         ("--gala", "block", "--stages", "11:49"): ["0 to 10 in block mode"],
-        ("--stages", "eight"): ["'eight' is not POSITION:COUNT"],
+        ("--stages", "eight"): ["(eight) is not POSITION:KEEP"],
         ("--stages", "8:1,9:1"): ["one patch left to choose from"],
         ("--image-size", "230"): ["230 is not a multiple of the patch size 16", "224 or 240"],
         ("--weights", tmp_path / "absent.safetensors"): ["no such weights file"],

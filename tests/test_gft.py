@@ -241,6 +241,17 @@ def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
     assert positions == expected
 
 
+def test_counts_that_were_not_given_as_plain_numbers_are_said() -> None:
+    said: list[str] = []
+    spec_from_name("gft_tiny_edge", LABELS, say=said.append)
+    assert said == ["stages 3:143, 6:95, 9:47: token totals 144, 96, 48"]
+    spec_from_name("gft_tiny_edge", LABELS, stages="3: 143,6:95", say=said.append)
+    spec_from_name("vit_tiny_patch16_224", LABELS, say=said.append)
+    assert len(said) == 1
+    spec_from_name("deit_tiny_distilled_patch16_224", LABELS, stages="3:auto:16", say=said.append)
+    assert said[1:] == ["stages 3:94: token totals 96"]
+
+
 def base(name: str) -> tuple[ModelSpec, GFT]:
     spec = spec_from_name(name, tuple(map(str, range(100))))
     return spec, build_gft(spec)

@@ -21,6 +21,7 @@ from gft_edge.specs import (
     Tolerance,
     check_stages,
     from_json,
+    parse_keep,
     parse_stages,
     to_json,
 )
@@ -128,19 +129,103 @@ def test_the_input_is_nhwc_for_pixels_and_nchw_for_floats() -> None:
     assert InputSpec("float32", 2).shape(64) == (2, 3, 64, 64)
 
 
-def test_stages_are_read_as_counts_or_as_percentages_of_all_patches() -> None:
-    assert parse_stages("8:147,9:98", 196) == (Stage(8, 147), Stage(9, 98))
-    assert parse_stages(" 8:75% , 9:50%", 196) == (Stage(8, 147), Stage(9, 98))
-    assert parse_stages("8:0.1%", 196) == (Stage(8, 1),)
-    assert parse_stages("None", 196) == ()
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("8:147,9:98", (Stage(8, 147), Stage(9, 98))),
+        (" 8:75% , 9: 0.5", (Stage(8, 147), Stage(9, 98))),
+        ("8:.75,9:50.0 %", (Stage(8, 147), Stage(9, 98))),
+        ("8:0.1%", (Stage(8, 1),)),
+        ("8:1.0,9:1", (Stage(8, 196), Stage(9, 1))),
+        ("None", ()),
+        ("3:auto:1,6:auto:1,9:auto:1", (Stage(3, 147), Stage(6, 98), Stage(9, 49))),
+        ("3:auto:16,6:AUTO:16,9:auto:16", (Stage(3, 143), Stage(6, 95), Stage(9, 47))),
+        # The straight line of two stages, and of a list that mixes all kinds.
+        ("3:auto:1,6:auto:1", (Stage(3, 130), Stage(6, 65))),
+        ("3:180,6:auto:8,9:20%", (Stage(3, 180), Stage(6, 95), Stage(9, 39))),
+    ],
+)
+def test_a_keep_count_is_a_number_a_share_of_all_patches_or_fills_tiles(
+    text: str, stages: tuple[Stage, ...]
+) -> None:
+    assert parse_stages(text, 196, 1) == stages
+
+
+def test_token_totals_count_every_prefix_token() -> None:
+    for prefix in (1, 2, 5):
+        for stage in parse_stages("3:auto:16,6:auto:16,9:auto:16", 196, prefix):
+            assert (stage.keep + prefix) % 16 == 0
+    assert [s.keep for s in parse_stages("3:auto:16", 196, 5)] == [91]
+
+
+def test_a_share_is_exact() -> None:
+    # int(0.29 * 100) is 28.
+    assert parse_stages("1:0.29,2:29%", 100, 1) == (Stage(1, 29), Stage(2, 29))
 
 
 @pytest.mark.parametrize(
-    "text", ["8", "8:", ":5", "8:x", "8:101%", "8:0%", "8:nan%", "8:147,", "", "8:1.5", "8.0:4"]
+    ("text", "message"),
+    [
+        ("8", r"stage 1 \(8\) is not POSITION:KEEP: write for example --stages 8:147,9:98"),
+        ("8:147,", r"stage 2 \(\) is not POSITION:KEEP"),
+        ("", "is not POSITION:KEEP"),
+        (":5", "is not POSITION:KEEP"),
+        ("8.0:4", "is not POSITION:KEEP"),
+        ("8:", r"stage 1 \(8:\): '' is no keep count: write for example --stages .* 3:auto:16"),
+        ("8:x", "'x' is no keep count"),
+        ("8:nan%", "'nan%' is no keep count"),
+        ("8:1e-1", "'1e-1' is no keep count"),
+        ("8:3/4", "'3/4' is no keep count"),
+        ("8:auto", "'auto' is no keep count"),
+        ("8:auto:-8", "'auto:-8' is no keep count"),
+        ("8:" + "9" * 5000, "is no keep count"),
+        ("8:101%", r"101% is no share of the patches: give more than 0, up to 100%"),
+        ("8:0%", "0% is no share of the patches"),
+        ("8:0.0", r"0\.0 is no share of the patches"),
+        ("8:1.5", r"1\.5 is no share of the patches"),
+        ("8:auto:0", r"stage 1 \(8:auto:0\): auto:0 is no multiple: give 1 or more, as auto:16"),
+        (
+            "3:auto:64,6:auto:64,9:auto:64",
+            r"stage 3 \(9:auto:64\): 50 tokens \(1 of them no patches\) hold no multiple of 64 with a "
+            "patch in it: give a smaller one",
+        ),
+    ],
 )
-def test_a_stage_list_that_cannot_be_read_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(SpecError, match=r"is not POSITION:COUNT or POSITION:PERCENT%: write for"):
-        parse_stages(text, 196)
+def test_a_stage_list_that_cannot_be_read_says_how_to_write_one(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        parse_stages(text, 196, 1)
+    assert "\n" not in str(raised.value)
+
+
+def test_keep_counts_go_to_the_stages_that_a_network_has() -> None:
+    stages = (Stage(3, 143), Stage(6, 95), Stage(9, 47))
+    for text, keeps in (
+        ("120,80,40", (120, 80, 40)),
+        ("60%, 0.4,20%", (117, 78, 39)),
+        ("auto:16,auto:16,auto:16", (143, 95, 47)),
+    ):
+        found = parse_keep(text, stages, 196, 1)
+        assert found == tuple(map(Stage, (3, 6, 9), keeps))
+
+
+@pytest.mark.parametrize(
+    ("text", "stages", "message"),
+    [
+        ("120,80", 3, "--keep 120,80 has 2 counts for 3 stages: give 3 with commas between"),
+        (
+            "3:120",
+            1,
+            "--keep 3:120, stage 1: '3:120' is no keep count: write for example --keep 120",
+        ),
+        ("none", 1, "'none' is no keep count"),
+        ("50", 0, "--keep 50 is for a network with stages, and this one keeps all: leave it out"),
+    ],
+)
+def test_keep_counts_that_do_not_fit_the_stages_are_refused(
+    text: str, stages: int, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_keep(text, tuple(Stage(n, 4) for n in range(stages)), 196, 1)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +245,7 @@ def test_stages_that_do_not_fit_the_network_are_refused(
     stages: str, mode: GalaMode, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        check_stages(parse_stages(stages, 64), mode, depth=4, patch_count=64)
+        check_stages(parse_stages(stages, 64, 1), mode, depth=4, patch_count=64)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +253,4 @@ def test_stages_that_do_not_fit_the_network_are_refused(
     [("4:1", "layer"), ("2:64,2:64,2:64", "layer"), ("0:64,2:1", "block"), ("none", "block")],
 )
 def test_stages_at_the_limits_are_accepted(stages: str, mode: GalaMode) -> None:
-    check_stages(parse_stages(stages, 64), mode, depth=4, patch_count=64)
+    check_stages(parse_stages(stages, 64, 1), mode, depth=4, patch_count=64)

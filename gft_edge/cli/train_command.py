@@ -54,7 +54,9 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 @click.option("--out", type=PATH, help="Run folder to make.")
 @click.option("--resume", type=PATH, help="Continue this interrupted run; no other option needed.")
 @click.option(
-    "--stages", help="Where to select and how many to keep: 8:147,9:98 or 8:75%, or none."
+    "--stages",
+    help="Where to select and how many to keep: 8:147,9:98, 8:75%, 3:auto:16 (tokens in multiples "
+    "of 16) or none.",
 )
 @click.option(
     "--score",
@@ -207,6 +209,7 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
         score=options["score"],
         gala=options["gala"],
         temperature=options["temperature"],
+        say=say,
     )
     if options["stages"] is None and spec.family == "gft" and not spec.stages:
         say(f"no --stages: {spec.name} is trained dense")

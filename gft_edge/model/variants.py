@@ -26,23 +26,22 @@ from gft_edge.specs import (
     GalaMode,
     ModelSpec,
     Preprocessing,
+    Say,
     Score,
     Stage,
     check_stages,
     parse_stages,
+    stages_text,
 )
-
-PAPER_RATIOS = (0.75, 0.50, 0.25)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table below. `token_multiple` rounds each token total down to such a multiple."""
+    """A row of the table below; `stages` as `parse_stages` reads it."""
 
     backbone: str
     gala: GalaMode
-    positions: tuple[int, ...]
-    token_multiple: int = 1
+    stages: str
     backbone_args: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -50,12 +49,12 @@ def _family(size: str) -> dict[str, Variant]:
     backbone = f"deit_{size}_patch16_224"
     return {
         # The paper's parameter count: 12 blocks and three extra layers (93 M for base).
-        f"gft_{size}": Variant(backbone, "layer", (8, 9, 10)),
+        f"gft_{size}": Variant(backbone, "layer", "8:75%,9:50%,10:25%"),
         # The paper's text read literally: 8 blocks, three extra layers, head.
-        f"gft_{size}_d8": Variant(backbone, "layer", (8, 8, 8), backbone_args={"depth": 8}),
+        f"gft_{size}_d8": Variant(backbone, "layer", "8:75%,8:50%,8:25%", {"depth": 8}),
         # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
         # of matrix units.
-        f"gft_{size}_edge": Variant(backbone, "block", (3, 6, 9), token_multiple=16),
+        f"gft_{size}_edge": Variant(backbone, "block", "3:auto:16,6:auto:16,9:auto:16"),
     }
 
 
@@ -78,12 +77,14 @@ def spec_from_name(
     gala: GalaMode | None = None,
     temperature: float = 1.0,
     backbone_args: Mapping[str, int] | None = None,
+    say: Say = lambda text: None,
 ) -> ModelSpec:
     """The spec of a GFT variant, of TransFG, or of any timm classifier by its timm name.
 
     `stages` as `parse_stages` reads it makes a GFT of a plain timm ViT, which without them is
-    trained dense. `score` and `gala` unless given are the variant's own. The preprocessing is timm's
-    evaluation set-up of the backbone. Raises SpecError.
+    trained dense; counts that were not given as plain numbers are said. `score` and `gala` unless
+    given are the variant's own. The preprocessing is timm's evaluation set-up of the backbone.
+    Raises SpecError.
     """
     variant = VARIANTS.get(name)
     family = _family_of(name)
@@ -99,7 +100,7 @@ def spec_from_name(
             backbone = create_dense(name, size, len(labels), **arguments)
             check_classifier(backbone, name, size, len(labels))
         else:
-            variant = variant or Variant(name, "layer", ())
+            variant = variant or Variant(name, "layer", "none")
             sized = {} if image_size_px is None else {"img_size": image_size_px}
             backbone = create_backbone(
                 variant.backbone, num_classes=len(labels), **arguments, **sized
@@ -109,13 +110,13 @@ def spec_from_name(
     mode = gala or (variant.gala if variant else "layer")
     if family == "gft":
         assert variant is not None
-        patches = backbone.patch_embed.num_patches
-        chosen = (
-            _default_stages(variant, patches, backbone.num_prefix_tokens)
-            if stages is None
-            else parse_stages(stages, patches)
-        )
+        text = variant.stages if stages is None else stages
+        patches, prefix = backbone.patch_embed.num_patches, backbone.num_prefix_tokens
+        chosen = parse_stages(text, patches, prefix)
         check_stages(chosen, mode, len(backbone.blocks), patches)
+        if chosen and stages_text(chosen).replace(" ", "") != text.replace(" ", ""):
+            totals = ", ".join(str(stage.keep + prefix) for stage in chosen)
+            say(f"stages {stages_text(chosen)}: token totals {totals}")
     elif stages is not None and stages.strip().lower() != "none":
         raise SpecError(f"--stages {stages}: {_why_no_stages(name, backbone)}: leave it out")
     for option, given in (("--score", score), ("--gala", gala)):
@@ -147,16 +148,6 @@ def squashed(spec: ModelSpec) -> ModelSpec:
     """The same network under the paper's preprocessing: the whole image resized, nothing cropped."""
     preprocessing = dataclasses.replace(spec.preprocessing, crop_mode="squash", crop_pct=1.0)
     return dataclasses.replace(spec, preprocessing=preprocessing)
-
-
-def _default_stages(variant: Variant, patches: int, prefix: int) -> tuple[Stage, ...]:
-    """At the paper's ratios; none where the variant has no positions."""
-    multiple = variant.token_multiple
-    stages = []
-    for position, ratio in zip(variant.positions, PAPER_RATIOS, strict=bool(variant.positions)):
-        tokens = int(ratio * patches) + prefix
-        stages.append(Stage(position, tokens // multiple * multiple - prefix))
-    return tuple(stages)
 
 
 def _family_of(name: str) -> Family:
