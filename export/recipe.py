@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from gft_edge.backends import BuildRequest, backend_for, backends
 from gft_edge.bundle import (
     LABELS_FILE,
@@ -27,9 +29,11 @@ from gft_edge.export.golden import write_check, write_golden
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
+from gft_edge.export.verify import torch_outputs
 from gft_edge.export.workbench import Workbench, tool_versions
 from gft_edge.fidelity import NO_BOUND, TOLERANCES
 from gft_edge.model.networks import Network
+from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import check_recipe
 from gft_edge.nvidia.library import builder_library
 from gft_edge.specs import (
@@ -42,7 +46,9 @@ from gft_edge.specs import (
     ModelSpec,
     Progress,
     Quantization,
+    Rescheduled,
     Say,
+    Stage,
     Tolerance,
 )
 
@@ -59,7 +65,8 @@ class ExportRequest:
 
     `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
     that the export is verified on. `calibration` is for int8. Without `judged` a precision under fp32
-    may cost anything: for a network whose weights mean nothing.
+    may cost anything: for a network whose weights mean nothing. `stages` are the network's own at
+    other keep counts, None at those it was trained at; with `keeps_all` one may keep all that is left.
     """
 
     target: str
@@ -72,6 +79,8 @@ class ExportRequest:
     calibration: CalibrationRequest | None = None
     recipe: EngineRecipe | None = None
     judged: bool = True
+    stages: tuple[Stage, ...] | None = None
+    keeps_all: bool = False
 
     @property
     def artifact_precision(self) -> str:
@@ -153,18 +162,46 @@ def export(
     bundle that stood at `out` then still stands.
     """
     check_request(request)
+    trained, trained_spec = model, spec
+    if request.stages is not None:
+        spec, model = at_stages(spec, model, request.stages)
     # Opened first: a disk that cannot be written should not cost minutes of verification.
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
         work = Workbench(
-            model, spec, images, request.input, request.tolerance, Path(scratch), progress, say
+            model,
+            spec,
+            images,
+            request.input,
+            request.tolerance,
+            Path(scratch),
+            progress,
+            say,
+            request.keeps_all,
         )
+        rescheduled = _rescheduled(work, trained, trained_spec)
         if weights is not None:
             work.record(weights, "safetensors", "fp32")
         graph, quantization = _graph(work, request)
         artifact = _compiled(work, request, graph, folder)
         with work.stage("bundle"):
-            _write_rest(work, request, artifact, quantization, folder)
+            _write_rest(work, request, artifact, quantization, rescheduled, folder)
     return read_bundle(out)
+
+
+def _rescheduled(work: Workbench, trained: Network, spec: ModelSpec) -> Rescheduled | None:
+    """PyTorch's accuracy at the counts of the training beside that of the network that is exported."""
+    if work.spec.stages == spec.stages:
+        return None
+    name = "trained counts in PyTorch"
+    with work.stage(name):
+        counter = work.counter(name, len(work.pixels))
+        before = torch_outputs(trained.eval(), work.pixels, spec.preprocessing, counter)
+    targets = np.asarray(work.images.targets)
+    return Rescheduled(
+        spec.stages,
+        float((before.logits.argmax(axis=1) == targets).mean()),
+        float((work.reference.logits.argmax(axis=1) == targets).mean()),
+    )
 
 
 def _graph(work: Workbench, request: ExportRequest) -> tuple[Path, Quantization | None]:
@@ -231,6 +268,7 @@ def _write_rest(
     request: ExportRequest,
     artifact: Artifact,
     quantization: Quantization | None,
+    rescheduled: Rescheduled | None,
     folder: Path,
 ) -> None:
     backend = backend_for(request.target)
@@ -252,6 +290,7 @@ def _write_rest(
             kept_outputs=work.kept,
             score_outputs=score_names(work.spec),
             attention_outputs=attention_names(work.spec),
+            rescheduled=rescheduled,
             artifact=artifact,
             lineage=tuple(work.lineage),
             verified_on=ImageRecord(len(images.paths), images.seed, images.digest),

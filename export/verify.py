@@ -52,22 +52,28 @@ def torch_outputs(
 
 
 def refuse_inert_selection(
-    model: Network, pixels: npt.NDArray[np.uint8], spec: Preprocessing
+    model: Network, pixels: npt.NDArray[np.uint8], spec: Preprocessing, keeps_all: bool = False
 ) -> None:
     """Raise GateError when some stage's choice of patches cannot change any logit.
 
-    Such a stage looks deployed and is not: a graph optimiser would delete it as dead code.
+    Such a stage looks deployed and is not: a graph optimiser would delete it as dead code. With
+    `keeps_all` one may still keep all the patches there are.
     """
     if not model.selections:
         return
     left = model.backbone.patch_embed.num_patches
+    choosing = []
     for number, selection in enumerate(model.selections, start=1):
-        if selection.keep == left:
-            raise GateError(f"stage {number} keeps all {left} patches there are: leave it out")
+        choosing.append(selection.keep < left)
+        if not choosing[-1] and not keeps_all:
+            raise GateError(
+                f"stage {number} keeps all {left} patches there are: leave it out, or keep fewer"
+            )
         left = selection.keep
     images = torch.from_numpy(batch_from_pixels(pixels[:4], spec, "float32"))
-    for number, reaches in enumerate(selection_reaches_logits(model, images), start=1):
-        if not reaches:
+    reached = zip(choosing, selection_reaches_logits(model, images), strict=True)
+    for number, (chooses, reaches) in enumerate(reached, start=1):
+        if chooses and not reaches:
             raise GateError(
                 f"stage {number} is inert: keeping the worst patches in place of the best changes "
                 "no logit. Train the network (a fresh GALA layer adds nothing), or move the stage "

@@ -51,7 +51,7 @@ TOOLS = (
 class Workbench:
     """The network, the images it is verified on with PyTorch's outputs for them, and a scratch folder.
 
-    `tolerance` is what the artifact that is shipped has to hold.
+    `tolerance` is what the artifact that is shipped has to hold; `keeps_all` is as in ExportRequest.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Workbench:
         scratch: Path,
         progress: Progress,
         say: Say,
+        keeps_all: bool = False,
     ):
         self.model, self.spec, self.images, self.given = model.eval(), spec, images, given
         self.tolerance = tolerance
@@ -77,7 +78,7 @@ class Workbench:
         self.shipped: Outputs
         with self.stage("reference in PyTorch"):
             self.pixels = pixels_of(images, spec.preprocessing)
-            refuse_inert_selection(self.model, self.pixels, spec.preprocessing)
+            refuse_inert_selection(self.model, self.pixels, spec.preprocessing, keeps_all)
             self.reference = torch_outputs(
                 self.model,
                 self.pixels,

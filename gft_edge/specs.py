@@ -273,6 +273,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Rescheduled:
+    """What a bundle that keeps other numbers of patches than its run has lost or gained by that.
+
+    PyTorch's accuracies on the images the export was verified on: at the stages of the training,
+    and at the bundle's own. Fractions of 1.
+    """
+
+    trained_stages: tuple[Stage, ...]
+    trained_accuracy: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class EngineRecipe:
     """How an engine is built from a bundle's graph, in trtexec's terms.
 
@@ -326,7 +339,8 @@ class Manifest:
     `score_outputs` the one that the stage ranks by, `attention_outputs` its Eq. 1, a head each, of a
     `gala` network; bundles of before name neither of these. `files` maps every other file of the
     bundle to its sha256, `seal` is the manifest's own, taken with an empty seal. `runtime_precision`
-    is what the engine is told to compute in. `recipe` and `engines` are of bundles for TensorRT,
+    is what the engine is told to compute in. `rescheduled` is None at the keep counts of the
+    training. `recipe` and `engines` are of bundles for TensorRT,
     whose artifact is the graph that engines are built from.
     """
 
@@ -349,7 +363,13 @@ class Manifest:
     engines: tuple[Engine, ...] = ()
     score_outputs: tuple[str, ...] = field(default=(), metadata={_LEFT_OUT_BY_DEFAULT: True})
     attention_outputs: tuple[str, ...] = field(default=(), metadata={_LEFT_OUT_BY_DEFAULT: True})
+    rescheduled: Rescheduled | None = field(default=None, metadata={_LEFT_OUT_BY_DEFAULT: True})
     seal: str = ""
+
+    @property
+    def trained_stages(self) -> tuple[Stage, ...]:
+        """Those of the run that the bundle was exported from."""
+        return self.rescheduled.trained_stages if self.rescheduled else self.model.stages
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,9}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,24 +17,30 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
-from gft_edge.bundle import read_bundle
+from gft_edge.bundle import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.classifier import Classifier
+from gft_edge.cli import main
 from gft_edge.datasets import read_split
-from gft_edge.errors import BundleError, GateError, PipelineError, UsageError
+from gft_edge.errors import BundleError, GateError, PipelineError, SpecError, UsageError
+from gft_edge.experiments.latency import assign
 from gft_edge.export import graphs as graphs_module
 from gft_edge.export import recipe as recipe_module
 from gft_edge.export import simplify as simplify_module
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.structure import check_structure, expected_casts
+from gft_edge.export.structure import check_structure, expected_casts, top_k_constant
+from gft_edge.export.verify import pixels_of, torch_outputs
+from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
 from gft_edge.model.variants import spec_from_name
 from gft_edge.scores import SCORES
-from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score
+from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score, Stage, to_json
 
 LABELS = ("ash", "birch", "cherry tree")
 
@@ -420,6 +428,180 @@ def test_the_structure_check_refuses_what_an_engine_would(tmp_path: Path) -> Non
     onnx.save(graph, path)
     with pytest.raises(PipelineError, match="images has a dynamic dimension"):
         check_structure(path, spec, casts=1)
+
+
+def top_k_constants(path: Path) -> list[int | None]:
+    graph = onnx.load(path).graph
+    return [top_k_constant(node, graph) for node in graph.node if node.op_type == "TopK"]
+
+
+@pytest.mark.parametrize("gala", ["block", "layer"])
+def test_other_keep_counts_are_the_graphs_constants_and_cost_what_was_measured(
+    gala: str, images: ImageSet, tmp_path: Path
+) -> None:
+    spec, model = network(gala=gala)
+    stages = stages_from_keep("50%,12,0.2", spec, model)
+    assert [stage.keep for stage in stages] == [18, 12, 7]
+    request = ExportRequest("onnx", stages=stages)
+    bundle = export(model, spec, images, request, tmp_path / "bundle")
+    assert top_k_constants(bundle.artifact_path) == [18, 12, 7]
+    manifest = bundle.manifest
+    assert manifest.model == dataclasses.replace(spec, stages=stages)
+    assert manifest.trained_stages == spec.stages
+    assert manifest.rescheduled is not None
+    deployed, changed = at_stages(spec, model, stages)
+    pixels = pixels_of(images, spec.preprocessing)
+    for of, found in (
+        (model, manifest.rescheduled.trained_accuracy),
+        (changed, manifest.rescheduled.accuracy),
+    ):
+        logits = torch_outputs(of, pixels, spec.preprocessing).logits
+        assert found == float((logits.argmax(axis=1) == np.asarray(images.targets)).mean())
+    assert deployed == manifest.model
+    for number, selection in enumerate(model.selections):
+        assert selection.keep == spec.stages[number].keep
+
+
+def test_the_counts_of_the_training_are_nothing_to_be_told(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    spec, model = network()
+    request = ExportRequest("onnx", stages=stages_from_keep("20,15,10", spec, model))
+    export(model, spec, images, request, tmp_path / "same")
+    assert "rescheduled" not in json.loads((tmp_path / "same" / "manifest.json").read_text())
+
+
+def test_nothing_dropped_is_the_dense_network() -> None:
+    """In blocks that is the backbone; layers of their own stay, and keep all at each stage."""
+    for gala, stages in (("block", ()), ("layer", (Stage(0, 36), Stage(1, 36), Stage(2, 36)))):
+        spec, model = network(gala=gala)
+        assert dense_stages(spec) == stages
+        _, dense = at_stages(spec, model, stages)
+        pixels = torch.randn(2, 3, 48, 48)
+        with torch.inference_mode():
+            assert dense(pixels).shape == (2, 3)
+            if gala == "block":
+                torch.testing.assert_close(dense(pixels), model.backbone(pixels))
+
+
+def test_a_dense_bundle_of_a_run_is_held_to_the_run_without_its_stages(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    spec, model = network()
+    (tmp_path / "run").mkdir()
+    save_network(tmp_path / "run", model, spec)
+    request = ExportRequest("onnx", stages=())
+    bundle = export(model, spec, images, request, tmp_path / "bundle")
+    assert top_k_constants(bundle.artifact_path) == []
+    data = Path(images.paths[0]).parents[2]
+    given = ("--data", data, "--split", "val", "--reference", tmp_path / "run")
+    found = cli_json("verify", tmp_path / "bundle", *given)
+    assert (found["verdict"], found["top1_agreement"], found["kept_overlap"]) == ("pass", 1, [])
+
+
+def cli_json(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.stderr
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path) -> Path:
+    """The micro run's bundle at other counts than its own."""
+    out = tmp_path_factory.mktemp("slim") / "bundle"
+    content = cli_json(
+        "export", micro_run, "--target", "onnx", "--data", micro_data, "--split", "test",
+        "--keep", "40,auto:8,10", "--out", out,
+    )  # fmt: skip
+    assert content["rescheduled"] == to_json(read_bundle(out).manifest.rescheduled)
+    assert content["rescheduled"]["trained_stages"][0] == {"position": 1, "keep": 48}
+    return out
+
+
+def test_a_bundle_at_other_counts_is_held_to_its_run_at_these_counts(
+    slim: Path, micro_run: Path, micro_data: Path, micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    assert top_k_constants(slim / "model.onnx") == [40, 31, 10]
+    found = cli_json("verify", slim, "--data", micro_data, "--reference", micro_run)
+    assert found["verdict"] == "pass"
+    assert found["kept_overlap"] == [1, 1, 1]
+    assert found["reference_top1"] == read_bundle(slim).manifest.rescheduled.accuracy  # type: ignore[union-attr]
+    found = cli_json("compare", micro_run, slim, "--data", micro_data)
+    assert found["top1_agreement"] == 1
+    # Another run's, trained at these very counts, is another network.
+    other = Path(shutil.copytree(micro_run, tmp_path / "other"))
+    spec, model = load_run(micro_run)
+    changed, network_there = at_stages(spec, model, read_bundle(slim).manifest.model.stages)
+    save_network(other, network_there, changed)
+    for path in (other, micro_bundles["onnx"]):
+        result = CliRunner().invoke(
+            main, ["verify", str(slim), "--data", str(micro_data), "--reference", str(path)]
+        )
+        assert result.exit_code == 2
+        assert f"{path} has other stages than {slim}" in result.stderr
+
+
+def test_inspect_shows_what_other_counts_cost(slim: Path) -> None:
+    content = cli_json("inspect", slim)
+    assert content["rescheduled"]["trained_accuracy"] >= 0
+    shown = CliRunner().invoke(main, ["inspect", str(slim)]).stdout
+    assert "Keep counts, PyTorch's accuracy on 12 images" in shown
+    assert "1:48, 2:32, 3:16" in shown
+    assert "1:40, 2:31, 3:10" in shown
+
+
+def test_a_bundle_at_other_counts_is_explained_and_stays_out_of_its_runs_row(
+    slim: Path, micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    photo = next((micro_data / "test").rglob("*.png"))
+    content = cli_json("explain", slim, photo, "--out", tmp_path)
+    kept = [len(stage["kept"]) for stage in content["images"][0]["stages"]]
+    assert kept == [40, 31, 10]
+    runs = [(micro_run, sha256_of(micro_run / "model.safetensors"), load_run(micro_run)[0])]
+    with pytest.raises(
+        UsageError, match=r"keeps other numbers of patches than .* sweep shows both"
+    ):
+        assign([slim], runs, lambda text: None)
+    said: list[str] = []
+    assert assign([slim.parent], runs, said.append) == {}
+    assert len(said) == 1
+    assert "left out" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("40,20", "--keep 40,20 has 2 counts for 3 stages"),
+        ("40,41,10", r"stage 2 \(2:41\) keeps 41 patches and 40 are left there"),
+        ("65,20,10", r"stage 1 \(1:65\) keeps 65 patches and 64 are left there"),
+        ("120%,20,10", "120% is no share of the patches"),
+        ("auto:0,20,10", "auto:0 is no multiple"),
+        ("", "--keep  has 1 counts for 3 stages"),
+    ],
+)
+def test_keep_counts_that_no_export_can_have_are_one_line(
+    keep: str, message: str, micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    arguments = ["export", micro_run, "--target", "onnx", "--data", micro_data, "--keep", keep]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--out", str(tmp_path / "bundle")])
+    assert result.exit_code == 2
+    assert re.search(rf"^Error: .*{message}", result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_keep_counts_of_a_network_without_stages_are_refused() -> None:
+    spec, model = network("none")
+    with pytest.raises(SpecError, match="--keep 40 is for a network with stages"):
+        stages_from_keep("40", spec, model)
+
+
+def test_a_count_of_all_that_is_left_is_refused(images: ImageSet, tmp_path: Path) -> None:
+    spec, model = network()
+    request = ExportRequest("onnx", stages=stages_from_keep("36,15,10", spec, model))
+    with pytest.raises(GateError, match=r"stage 1 keeps all 36 patches there are: .* keep fewer"):
+        export(model, spec, images, request, tmp_path / "bundle")
 
 
 def test_an_onnx_bundle_runs_on_openvino_too(tmp_path: Path, images: ImageSet) -> None:

@@ -67,7 +67,7 @@ def command(
     model = bundle.manifest.model
     images = read_split(source, split, model.labels)
     with ExitStack() as stack:
-        reference = open_reference(a, b, model, stack, backend)
+        reference = open_reference(a, b, bundle.manifest, stack, backend)
         engine = engine_of(bundle, backend)
         candidate = stack.enter_context(Classifier.load(bundle, engine, kept=True))
         picture = _picture_path(out, model) if out else None

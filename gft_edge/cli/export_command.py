@@ -23,6 +23,7 @@ from gft_edge.cli.output import (
     print_fidelity,
     print_json,
     print_quantization,
+    print_rescheduled,
     progress,
     say,
 )
@@ -50,6 +51,9 @@ SUBSET_SIZE = 300
 @click.option("--compress-weights", is_flag=True, help="OpenVINO: store weights in FP16.")
 @data_option
 @split_option(None)
+@click.option("--keep", metavar="COUNT,...",
+              help="Keep other numbers of patches than in training, one a stage: 120,80,40 or "
+              "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
               help="Real images that every stage is verified on.")  # fmt: skip
 @click.option("--max-drop", type=float, default=0.01, show_default=True,
@@ -77,6 +81,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         from gft_edge.export.auto import AUTO, export_fastest
         from gft_edge.export.recipe import ExportRequest, check_request, export
         from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
+        from gft_edge.model.schedule import stages_from_keep
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if is_bundle(run):
@@ -86,7 +91,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     if options["timing_cache"] is not None and options["precision"] == "auto":
         raise UsageError("--timing-cache is for one precision: leave it out with --precision auto")
     spec, model = load_run(run)
-    precision = _precision(options)
+    precision, keep = _precision(options), options["keep"]
     request = ExportRequest(
         target,
         precision,
@@ -97,6 +102,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         options["max_drop"],
         _calibration(run, spec, options),
         engine_recipe(options),
+        stages=None if keep is None else stages_from_keep(keep, spec, model),
     )
     if precision != AUTO:
         check_request(request)
@@ -120,12 +126,15 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                 "quantization": to_json(manifest.quantization),
                 "candidates": to_json(manifest.candidates),
                 "engine": to_json(built.engine) if built else None,
+                "rescheduled": to_json(manifest.rescheduled),
             }
         )
         return
     print_fidelity(
         f"{out}: every stage against PyTorch on {len(images.paths)} images", manifest.reports
     )
+    if manifest.rescheduled is not None:
+        print_rescheduled(manifest)
     if manifest.quantization is not None:
         print_quantization(manifest.quantization)
     if built is not None:

@@ -18,6 +18,7 @@ from gft_edge.cli.output import (
     print_fidelity,
     print_json,
     print_quantization,
+    print_rescheduled,
     print_table,
     say,
 )
@@ -28,7 +29,7 @@ from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import engine_layers, network_layers
 from gft_edge.nvidia.library import builder_library, installed, parse
-from gft_edge.specs import Manifest, ModelSpec, to_json
+from gft_edge.specs import Manifest, ModelSpec, stages_text, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
 DEFAULT_CLASSES = 100
@@ -141,7 +142,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
     model, given = content["model"], content["input"]
     size = model["preprocessing"]["image_size_px"]
-    stages = ", ".join(f"{s['position']}:{s['keep']}" for s in model["stages"]) or "none"
+    stages = stages_text(manifest.model.stages) or "none"
     tools = ", ".join(f"{name} {version}" for name, version in content["tools"].items())
     print_table(
         "Bundle",
@@ -159,6 +160,8 @@ def _show_bundle(manifest: Manifest, content: dict[str, Any]) -> None:
         ],
     )
     print_fidelity("Fidelity against PyTorch", manifest.reports)
+    if manifest.rescheduled is not None:
+        print_rescheduled(manifest)
     if manifest.quantization is not None:
         print_quantization(manifest.quantization)
     if manifest.candidates:

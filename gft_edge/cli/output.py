@@ -19,7 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gft_edge.nvidia.engines import bound_to_gpu
-from gft_edge.specs import Engine, FidelityReport, Progress, Quantization
+from gft_edge.specs import (
+    Engine,
+    FidelityReport,
+    Manifest,
+    Progress,
+    Quantization,
+    stages_text,
+)
 
 
 def speaks() -> bool:
@@ -80,6 +87,20 @@ def print_fidelity(title: str, reports: Sequence[FidelityReport]) -> None:
             for r in reports
         ],
     )  # fmt: skip
+
+
+def print_rescheduled(manifest: Manifest) -> None:
+    """What other keep counts than those of the training cost, of a bundle that has them."""
+    found = manifest.rescheduled
+    assert found is not None
+    print_table(
+        f"Keep counts, PyTorch's accuracy on {manifest.verified_on.count} images",
+        ("stages", "accuracy", "is"),
+        [
+            (stages_text(found.trained_stages), percent(found.trained_accuracy), "as trained"),
+            (stages_text(manifest.model.stages), percent(found.accuracy), "exported"),
+        ],
+    )
 
 
 def print_quantization(quantization: Quantization) -> None:

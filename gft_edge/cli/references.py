@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,29 +10,30 @@ from gft_edge.backends import backend_for
 from gft_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.classifier import Classifier
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import ModelSpec
+from gft_edge.specs import Manifest, ModelSpec
 from gft_edge.verification import Reference
 
 
 def open_reference(
-    path: Path, bundle: Path, model: ModelSpec, stack: ExitStack, backend: str | None = None
+    path: Path, bundle: Path, manifest: Manifest, stack: ExitStack, backend: str | None = None
 ) -> Reference:
     """Open `path`, a run in PyTorch or a bundle in its engine, as the reference of another bundle.
 
-    `model` is the network of the bundle in `bundle`; `backend` replaces the reference's own engine;
-    `stack` closes it. Raises UsageError when `path` is neither or of another network,
-    MissingDependencyError for a run where torch is not installed.
+    `manifest` is of the bundle in `bundle`, at whose keep counts a run is taken; `backend` replaces
+    the reference's own engine; `stack` closes it. Raises UsageError when `path` is neither or of
+    another network, MissingDependencyError for a run where torch is not installed.
     """
     if not path.is_dir():
         raise UsageError(f"{path}: no such folder, give a run or a bundle")
     if is_bundle(path):
         other = read_bundle(path)
-        _check_same_network(path, other.manifest.model, bundle, model)
+        _check_same_network(path, other.manifest.model, bundle, manifest.model)
         engine = engine_of(other, backend)
         return stack.enter_context(Classifier.load(other, engine, kept=True)).outputs
     try:
         from gft_edge.export.verify import torch_outputs
         from gft_edge.model.checkpoint import SPEC_FILE, load_run
+        from gft_edge.model.schedule import at_stages
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if not (path / SPEC_FILE).is_file():
@@ -40,7 +42,10 @@ def open_reference(
             "folder that gft-edge train or gft-edge export wrote"
         )
     spec, network = load_run(path)
-    _check_same_network(path, spec, bundle, model)
+    trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
+    _check_same_network(path, spec, bundle, trained)
+    if manifest.rescheduled:
+        spec, network = at_stages(spec, network, manifest.model.stages)
     return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
 
 

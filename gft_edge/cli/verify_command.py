@@ -46,7 +46,7 @@ def command(
     source = given_source(data, dataset, coco_category)
     images = read_split(source, split, manifest.model.labels) if source else None
     with ExitStack() as stack:
-        expected = open_reference(reference, bundle, manifest.model, stack) if reference else None
+        expected = open_reference(reference, bundle, manifest, stack) if reference else None
         report = stack.enter_context(progress())
         count = advance(report, f"verify on {split}", len(images.paths)) if images else None
         result = verify(bundle, backend, images, expected, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,9 @@ def assign(
     """Each bundle to the run that it was exported from, known by the weights that open its lineage.
 
     `runs` are (folder, sha256 of the weights, ModelSpec), row by row. A bundle of no row is refused
-    where it was given itself, and left out with a remark where it lay in a folder; so is one that no
-    engine runs here. Raises UsageError for two bundles of one run, target and precision.
+    where it was given itself, and left out with a remark where it lay in a folder; so is one at
+    other keep counts than its run's. One that no engine runs here is left out. Raises UsageError
+    for two bundles of one run, target and precision.
     """
     given, below = find_bundles(folders)
     assigned: dict[Place, Bundle] = {}
@@ -88,7 +90,8 @@ def assign(
         weights = manifest.lineage[0].sha256 if manifest.lineage else ""
         rows = [row for row, (_, sha256, _) in enumerate(runs) if sha256 == weights]
         if len(rows) > 1:
-            rows = [row for row in rows if runs[row][2] == manifest.model]
+            trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
+            rows = [row for row in rows if runs[row][2] == trained]
         if not rows:
             if bundle in given:
                 raise UsageError(
@@ -96,6 +99,15 @@ def assign(
                     "export the run again, or leave it out"
                 )
             say(f"{bundle.folder} was exported from none of the runs: left out")
+            continue
+        if manifest.rescheduled is not None:
+            reason = (
+                f"{bundle.folder} keeps other numbers of patches than {runs[rows[0]][0]} was trained "
+                "to: its latency does not belong beside that accuracy"
+            )
+            if bundle in given:
+                raise UsageError(f"{reason}; gft-edge sweep shows both")
+            say(f"{reason}: left out")
             continue
         missing = backend_for(manifest.target).missing()
         if missing is not None:
