@@ -159,7 +159,7 @@ def evaluate_case(
             return Evaluation(spec, images, *kept, reused=True)
     if model is None:
         _, model = load_run(run)
-    accelerator = accelerator_on(_chosen(device))
+    accelerator = accelerator_on(chosen_device(device))
     # Of a single batch all is decoded before the processes have started.
     workers = workers if len(images.paths) > EVALUATION_BATCH else 0
     logits = network_logits(
@@ -187,7 +187,8 @@ def launched_together() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _chosen(device: str) -> str:
+def chosen_device(device: str) -> str:
+    """cpu or cuda, of an option that may also be auto: a GPU where there is one."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
