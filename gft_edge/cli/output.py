@@ -212,7 +212,7 @@ def progress() -> Iterator[Progress]:
                 tasks[name] = bars.add_task(text, total=total)
             elif done < bars.tasks[tasks[name]].completed:
                 bars.reset(tasks[name], total=total)
-            bars.update(tasks[name], description=text, completed=done)
+            bars.update(tasks[name], description=text, completed=done, total=total)
 
         yield report
 
