@@ -187,10 +187,29 @@ def _moved(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
-    import torch
-
     from gft_edge.datasets import read_split
     from gft_edge.model.variants import spec_from_name, squashed
+
+    config = run_config(options)
+    spec = spec_from_name(
+        options["model"],
+        read_split(config.source, "train").labels,
+        image_size_px=options["image_size"],
+        stages=options["stages"],
+        score=options["score"],
+        gala=options["gala"],
+        temperature=options["temperature"],
+        say=say,
+    )
+    if options["stages"] is None and spec.family == "gft" and not spec.stages:
+        say(f"no --stages: {spec.name} is trained dense")
+    return (squashed(spec) if config.recipe.augmentation == "paper" else spec), config
+
+
+def run_config(options: dict[str, Any]) -> Any:
+    """The RunConfig that this command's options mean. Raises UsageError and CheckpointError."""
+    import torch
+
     from gft_edge.training.gradients import chosen_epochs
     from gft_edge.training.loop import RunConfig, supports_bf16
     from gft_edge.training.recipes import RECIPES
@@ -201,18 +220,6 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
         raise UsageError(
             "give --data FOLDER with train/ val/ test/ folders of class folders, or with a --dataset"
         )
-    spec = spec_from_name(
-        options["model"],
-        read_split(source, "train").labels,
-        image_size_px=options["image_size"],
-        stages=options["stages"],
-        score=options["score"],
-        gala=options["gala"],
-        temperature=options["temperature"],
-        say=say,
-    )
-    if options["stages"] is None and spec.family == "gft" and not spec.stages:
-        say(f"no --stages: {spec.name} is trained dense")
     changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
     if options["teacher"] is None and (alone := [n for n in OF_A_TEACHER if n in changes]):
         raise UsageError(
@@ -220,8 +227,6 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
             "it out"
         )
     recipe = dataclasses.replace(RECIPES[options["recipe"]], **changes)
-    if recipe.augmentation == "paper":
-        spec = squashed(spec)
     device = options["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -229,7 +234,7 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     logged: tuple[int, ...] = ()
     if (asked := options["log_gradients"]) is not None:
         logged = chosen_epochs(None if asked == "some" else asked, recipe.epochs)
-    return spec, RunConfig(
+    return RunConfig(
         str(source.folder.resolve()),
         recipe,
         amp,

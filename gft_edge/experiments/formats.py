@@ -132,26 +132,27 @@ def markdown(table: Table) -> str:
     """GitHub's tables, best cells bold."""
     shown = columns(table)
     rows = [
-        [f"**{cell.text}**" if cell.best else _markdown_text(cell.text) for cell in row]
+        [f"**{cell.text}**" if cell.best else markdown_text(cell.text) for cell in row]
         for row in zip(*(column.cells for column in shown), strict=True)
     ]
     lines = [
-        _markdown_row([column.head for column in shown]),
-        _markdown_row(["---:" if column.numeric else "---" for column in shown]),
-        *map(_markdown_row, rows),
+        markdown_row([column.head for column in shown]),
+        markdown_row(["---:" if column.numeric else "---" for column in shown]),
+        *map(markdown_row, rows),
         "",
-        _markdown_text(f"{heading(table)}. Bold is best."),
+        markdown_text(f"{heading(table)}. Bold is best."),
     ]
     for note in notes(table):
-        lines += ["", _markdown_text(f"{note}.")]
+        lines += ["", markdown_text(f"{note}.")]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(texts: Sequence[str]) -> str:
+def markdown_row(texts: Sequence[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(texts)} |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """A name's own signs are no Markdown; an underscore inside a word is none anyway."""
     text = re.sub(r"([\\`*\[\]<>])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", _line(text))
     return text.replace("|", "&#124;")

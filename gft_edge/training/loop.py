@@ -510,7 +510,9 @@ def _set_gates(model: Network, gate: Gate) -> None:
     """Choose which selections are trained through; a kernel that none trains is left out of training."""
     for selection in model.selections:
         learns = selection.rule.attention is not None
-        selection.gated = learns and (gate == "all" or (gate == "kernel" and selection.rule.smoothed))
+        selection.gated = learns and (
+            gate == "all" or (gate == "kernel" and selection.rule.smoothed)
+        )
         for parameter in selection.parameters():
             parameter.requires_grad_(selection.gated)
 

@@ -1,0 +1,367 @@
+"""Trains the cells of an ablation, each an ordinary run, as far as they are not trained yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gft_edge.bundle import LOCK_FILE, locked, sha256_of
+from gft_edge.datasets import Split, read_split, split_digest, splits_of
+from gft_edge.errors import CheckpointError, TrainingError, UsageError
+from gft_edge.experiments.ablation_plan import (
+    DENSE,
+    PLAN_FILE,
+    SCHEMA_VERSION,
+    Arm,
+    Fixed,
+    Plan,
+    Setting,
+    cell_name,
+    check_same,
+    dense_recipe,
+    first_change,
+    read_plan,
+    recipes_of,
+    write_plan,
+)
+from gft_edge.experiments.evaluation import Case, Evaluation, evaluate_case, launched_together
+from gft_edge.experiments.history import read_history
+from gft_edge.model.checkpoint import WEIGHTS_FILE
+from gft_edge.model.variants import spec_from_name, squashed
+from gft_edge.model.weight_files import weight_files
+from gft_edge.specs import (
+    GalaMode,
+    ModelSpec,
+    Progress,
+    Say,
+    Score,
+    SplitRecord,
+    to_json,
+)
+from gft_edge.training.loop import (
+    CONFIG_FILE,
+    STATE_FILE,
+    RunConfig,
+    quiet,
+    read_run_config,
+    resume,
+    silent,
+    train,
+)
+from gft_edge.training.recipes import check_recipe
+
+
+@dataclass(frozen=True)
+class AblationRequest:
+    """The grid, and what all of its cells share; `base` has the recipe that they start from.
+
+    `stages` are texts as spec_from_name takes them, none for those of the model itself. `vary` has
+    the values of each recipe field that varies. The seeds are those below `seeds`.
+    """
+
+    out: Path
+    base: RunConfig
+    model: str
+    scores: tuple[str, ...]
+    stages: tuple[str, ...]
+    seeds: int
+    vary: Mapping[str, Sequence[Setting]] = dataclasses.field(default_factory=dict)
+    weights: Path | None = None
+    image_size_px: int | None = None
+    gala: GalaMode | None = None
+    temperature: float = 1.0
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: an arm with a seed, in its folder."""
+
+    run: Path
+    arm: Arm
+    seed: int
+
+
+def cells_of(out: Path, plan: Plan) -> list[Cell]:
+    """In the order of training: all arms with one seed before the next, to compare early."""
+    return [
+        Cell(out / cell_name(arm, seed, plan.fixed.recipe), arm, seed)
+        for seed in range(plan.seeds)
+        for arm in plan.arms
+    ]
+
+
+def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = silent) -> Plan:
+    """Train and evaluate every cell of the grid that is not finished in `request.out`.
+
+    Cells that the grid does not ask for are left alone. A cell that was interrupted is resumed from
+    its last whole epoch. Of a finished one the optimiser's state (last.pt) is deleted, which nothing
+    but resuming needs; one that cannot go on (TrainingError) is said, and the others are trained.
+    Raises UsageError, SpecError and DataError for a grid that cannot be trained, or a folder that holds
+    something else, before any training.
+    """
+    if launched_together():
+        raise UsageError(
+            "an ablation trains its cells one after another in one process: start gft-edge ablate alone"
+        )
+    plan, specs = _planned(request)
+    cells = cells_of(request.out, plan)
+    with _claimed(request.out, plan):
+        for cell in cells:
+            if (cell.run / CONFIG_FILE).exists():
+                check_run_of(cell, plan)
+        write_plan(request.out, plan)
+        pending = [c for c in cells if not is_finished(c) or (c.run / STATE_FILE).exists()]
+        if len(pending) < len(cells):
+            say(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already")
+        if pending and request.weights is None:
+            say("no --weights: every cell is trained from scratch")
+        images = evaluated_split(plan)
+        say_once = _once(say)
+        for cell in pending:
+            place = f"ablation  cell {cells.index(cell) + 1}/{len(cells)} {cell.run.name}"
+            try:
+                _finish(cell, specs[cell.arm], request, images, _placed(progress, place), say_once)
+            except TrainingError as error:
+                say(f"{cell.run.name} failed: {error}")
+    return plan
+
+
+def evaluated_split(plan: Plan) -> Split:
+    """The images that the cells of a plan are compared on. Raises DataError, UsageError for others."""
+    split = read_split(plan.source, plan.split)
+    if plan.splits[plan.split] != _record(split):
+        raise UsageError(
+            f"{plan.data}: its {plan.split} split is not what this ablation was begun on (names, labels "
+            "or sizes differ): restore it, or say with --data where it lies now"
+        )
+    return split
+
+
+def evaluate_cell(
+    cell: Cell,
+    images: Split,
+    device: str = "auto",
+    workers: int = 2,
+    progress: Progress = quiet,
+    say: Say = silent,
+) -> Evaluation:
+    """A finished cell on the split; what it has kept is taken over where weights and images fit."""
+    spec, _ = read_run_config(cell.run)
+    case = Case(cell.run, spec, images, sha256_of(cell.run / WEIGHTS_FILE), split_digest(images))
+    return evaluate_case(case, False, progress, say, device, workers)
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether all epochs are trained. Raises UsageError for a history that is damaged."""
+    if not (cell.run / CONFIG_FILE).exists() or not (cell.run / WEIGHTS_FILE).is_file():
+        return False
+    return read_history(cell.run).epochs[-1] >= cell.arm.recipe.epochs
+
+
+def check_run_of(cell: Cell, plan: Plan) -> None:
+    """Raise UsageError where a cell's folder holds a run of anything else than its name says."""
+    spec, config = read_run_config(cell.run)
+    fixed, recipe = plan.fixed, dataclasses.replace(cell.arm.recipe, seed=cell.seed)
+    splits = config.splits or {}
+    there = {
+        "model": spec.name,
+        "image_size_px": spec.preprocessing.image_size_px,
+        "stages": to_json(spec.stages),
+        "recipe": to_json(config.recipe),
+        "amp": config.amp,
+        "teacher_sha256": _teacher_digest(config),
+        "splits": {name: to_json(splits.get(name)) for name in splits},
+    }
+    asked = {
+        "model": fixed.model,
+        "image_size_px": fixed.image_size_px,
+        "stages": to_json(cell.arm.stages),
+        "recipe": to_json(recipe),
+        "amp": fixed.amp,
+        "teacher_sha256": fixed.teacher_sha256,
+        "splits": {name: to_json(plan.splits.get(name)) for name in splits},
+    }
+    if cell.arm.score != DENSE:
+        there |= {"score": spec.score, "gala": spec.gala, "temperature": spec.temperature}
+        asked |= {"score": cell.arm.score, "gala": fixed.gala, "temperature": fixed.temperature}
+    if (found := first_change(there, asked)) is not None:
+        raise UsageError(
+            f"{cell.run} is a run of something else, {found}: nothing was changed, move it away or "
+            "choose another --out"
+        )
+
+
+def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec]]:
+    """The grid with the network of every arm. Raises SpecError, UsageError and DataError."""
+    source, base = request.base.source, request.base
+    recipe = dataclasses.replace(base.recipe, seed=0)
+    splits = [read_split(source, "train")]
+    labels = splits[0].labels
+    names = {name for name in ("val", request.split) if name in splits_of(source)}
+    names |= {request.split}
+    splits += [read_split(source, name, labels) for name in sorted(names - {"train"})]
+    specs: dict[Arm, ModelSpec] = {}
+    for spec in _specs(request, labels):
+        score = spec.score if spec.stages else DENSE
+        recipes = recipes_of(recipe, request.vary)
+        if score == DENSE:
+            # Settings of stages alone give one dense network.
+            recipes = [*dict.fromkeys(map(dense_recipe, recipes))]
+        for varied in recipes:
+            check_recipe(varied, spec, base.teacher is not None)
+            arm = Arm(score, spec.stages, varied)
+            if arm in specs:
+                raise UsageError(
+                    f"--stages {arm.stages_text} is given twice, in counts: once is enough"
+                )
+            specs[arm] = squashed(spec) if varied.augmentation == "paper" else spec
+    selecting = next(
+        (spec for arm, spec in specs.items() if arm.stages), next(iter(specs.values()))
+    )
+    plan = Plan(
+        schema_version=SCHEMA_VERSION,
+        version=metadata.version("gft-edge"),
+        fixed=Fixed(
+            model=request.model,
+            image_size_px=selecting.preprocessing.image_size_px,
+            gala=selecting.gala,
+            temperature=request.temperature,
+            weights_sha256=_weights_digest(request.weights),
+            teacher_sha256=_teacher_digest(base),
+            amp=base.amp,
+            recipe=recipe,
+        ),
+        weights=None if request.weights is None else str(request.weights.resolve()),
+        data=base.data,
+        dataset=base.dataset,
+        coco_category=base.coco_category,
+        split=request.split,
+        splits={split.name: _record(split) for split in splits},
+        varied=tuple(request.vary),
+        arms=tuple(specs),
+        seeds=request.seeds,
+    )
+    return plan, specs
+
+
+def _specs(request: AblationRequest, labels: tuple[str, ...]) -> Iterator[ModelSpec]:
+    """The dense network once, then every score at all of the stages."""
+    if DENSE in request.scores:
+        yield spec_from_name(
+            request.model,
+            labels,
+            image_size_px=request.image_size_px,
+            stages="none",
+            temperature=request.temperature,
+        )
+    selecting: list[Score] = [score for score in request.scores if score != DENSE]  # type: ignore[misc]
+    for stages in request.stages or (None,):
+        for score in selecting:
+            if stages is not None and stages.strip().lower() == "none":
+                raise UsageError("--stages none is the dense network: give --scores none for it")
+            # Without the score first: what is wrong with the stages is said of them.
+            plain = spec_from_name(
+                request.model,
+                labels,
+                image_size_px=request.image_size_px,
+                stages=stages,
+                temperature=request.temperature,
+            )
+            if not plain.stages:
+                raise UsageError(
+                    f"--scores {score}: {request.model} selects no patches by itself, give --stages, or "
+                    "--scores none"
+                )
+            yield spec_from_name(
+                request.model,
+                labels,
+                image_size_px=request.image_size_px,
+                stages=stages,
+                score=score,
+                gala=request.gala,
+                temperature=request.temperature,
+            )
+
+
+def _record(split: Split) -> SplitRecord:
+    return SplitRecord(len(split.paths), len(split.labels), split_digest(split))
+
+
+def _teacher_digest(config: RunConfig) -> str | None:
+    return None if config.teacher is None else config.teacher.sha256
+
+
+def _weights_digest(weights: Path | None) -> str | None:
+    """sha256 of the file, or of those of a folder's shards together. Raises CheckpointError."""
+    if weights is None:
+        return None
+    digests = [sha256_of(path) for path in weight_files(weights)]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
+@contextmanager
+def _claimed(out: Path, plan: Plan) -> Iterator[None]:
+    """Hold `out` as the folder of this ablation, new or gone on in. Raises UsageError, BundleError."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: give --out a folder")
+    begun = (out / PLAN_FILE).exists()
+    if out.is_dir() and not begun and any(path.name != LOCK_FILE for path in out.iterdir()):
+        raise UsageError(f"{out} exists and is no ablation: choose another --out")
+    if begun:
+        check_same(out, read_plan(out), plan)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        yield
+
+
+def _finish(
+    cell: Cell,
+    spec: ModelSpec,
+    request: AblationRequest,
+    images: Split,
+    progress: Progress,
+    say: Say,
+) -> None:
+    recipe = dataclasses.replace(cell.arm.recipe, seed=cell.seed)
+    config = dataclasses.replace(request.base, recipe=recipe)
+    if not (cell.run / CONFIG_FILE).exists():
+        train(cell.run, spec, config, request.weights, progress, say)
+    elif not is_finished(cell):
+        if not (cell.run / STATE_FILE).exists():
+            raise CheckpointError(
+                f"{cell.run} is not finished and has no {STATE_FILE} to go on from: remove it, and the "
+                "same command trains it again"
+            )
+        _, begun = read_run_config(cell.run)
+        moved: dict[str, Any] = {
+            name: getattr(config, name) for name in ("data", "device", "workers")
+        }
+        if config.teacher is not None and config.teacher != begun.teacher:
+            moved["teacher"] = config.teacher.run
+        resume(cell.run, progress, say, **moved)
+    evaluate_cell(cell, images, config.device, config.workers, progress, say)
+    (cell.run / STATE_FILE).unlink(missing_ok=True)
+
+
+def _placed(progress: Progress, place: str) -> Progress:
+    """Says in front of every step which cell it belongs to; a terminal has one bar for all of them."""
+    return lambda text, done, total: progress(f"{place}: {text}", done, total)
+
+
+def _once(say: Say) -> Say:
+    """A Say that says nothing twice: cells have much to say in common."""
+    said: set[str] = set()
+
+    def new(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return new
