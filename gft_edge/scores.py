@@ -20,8 +20,8 @@ class ScoreRule:
     the class token; `received` the softmaxed attention to a patch, mean over all queries. `gradient`
     is Eq. 2, along the kept patches in grid order; `gradient-2d` the same along the rows and the
     columns of the patch grid, between patches that are still there. Both are smoothed by a learned
-    kernel. `summed` adds up the maps of all blocks so far. An `attention` of None is a fixed random
-    order.
+    kernel. `summed` adds up the maps of all blocks so far. An `attention` of None is a random order
+    of the grid, one for all images, that a training draws by its seed.
     """
 
     title: str

@@ -147,10 +147,13 @@ def test_a_summed_score_ranks_by_the_attention_of_every_block_so_far() -> None:
     assert len(maps) == 3 + 3, "blocks 0 and 1 are looked into, and block 2 selects"
 
 
+@pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("score", [name for name, rule in SCORES.items() if rule.smoothed])
-def test_a_smoothed_score_trains_its_kernel(score: Score) -> None:
+def test_a_smoothed_score_trains_its_kernel(score: Score, amp: bool) -> None:
     model = GFT(backbone(), BLOCK_STAGES, "block", score).train()
-    model(images()).square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        logits = model(images())
+    logits.float().square().sum().backward()
     for selection in model.selections:
         assert selection.kernel.grad is not None
         assert selection.kernel.grad.abs().max() > 0
@@ -166,6 +169,26 @@ def test_a_gate_reaches_the_queries_of_a_score_without_a_kernel() -> None:
         return found
 
     assert not torch.equal(gradient(gated=True), gradient(gated=False))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_patches_are_ranked_in_float32_under_autocast(score: Score) -> None:
+    model = GFT(backbone(), BLOCK_STAGES, "block", score).eval()
+    with torch.autocast("cpu", torch.bfloat16), recorded_scores(model) as record:
+        model(images())
+    assert [scores.dtype for _, scores in record] == [torch.float32] * 3
+
+
+def test_a_random_order_is_drawn_by_the_seed() -> None:
+    plain = backbone()
+
+    def kept(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        model = GFT(plain, BLOCK_STAGES, "block", "random").eval()
+        return model.forward_with_kept(images())[1][0]
+
+    assert torch.equal(kept(1), kept(1))
+    assert not torch.equal(kept(1), kept(2))
 
 
 def test_training_sends_a_gradient_to_the_kernel_and_leaves_the_output_alone() -> None:
@@ -273,3 +296,12 @@ def test_the_edge_variant_has_no_extra_layer_and_does_two_thirds_of_the_work() -
     assert cost.gflops / cost.dense_gflops == pytest.approx(0.635, abs=0.01)
     left = [row.tokens_out for row in cost.rows if row.tokens_out is not None]
     assert [tokens for tokens in left if tokens % 16 == 0] == [144] * 3 + [96] * 3 + [48] * 3
+
+
+def test_the_cost_counts_the_columns_that_a_score_reads() -> None:
+    def gflops(score: Score) -> float:
+        return cost_of(GFT(backbone(), BLOCK_STAGES, "block", score)).gflops
+
+    tokens = (37, 31, 21)
+    extra = sum(2 * n * (n - 1) * 48 for n in tokens) / 1e9
+    assert gflops("received") - gflops("class") == pytest.approx(extra)

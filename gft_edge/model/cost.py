@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gft_edge.model.gft import GFT
+from gft_edge.model.gft import GFT, Selection
 from gft_edge.model.network import Network
 from gft_edge.model.transfg import TransFG
 from gft_edge.placement import group_of
@@ -134,7 +134,8 @@ def _cost_of_gft(model: GFT) -> Cost:
         if model.mode == "layer":
             for stage in stages:
                 left = model.selections[stage].keep + prefix
-                flops = _qkv(tokens, width) + _product(left, width) + 2 * tokens * width
+                flops = _qkv(tokens, width) + _product(left, width)
+                flops += _score(model.selections[stage], tokens, width)
                 rows.append(
                     BlockCost(
                         f"GALA layer {stage + 1}",
@@ -149,13 +150,13 @@ def _cost_of_gft(model: GFT) -> Cost:
             break
         block = backbone.blocks[number]
         mlp = _mlp(block)
-        left, selection_parameters = tokens, 0
+        left, scoring, selection_parameters = tokens, 0, 0
         if model.mode == "block" and stages:
-            left = model.selections[stages[0]].keep + prefix
-            selection_parameters = _count(model.selections[stages[0]])
-        flops = _qkv(tokens, width) + _product(tokens, width) + left * mlp
-        if left != tokens:
-            flops += 2 * tokens * width
+            selection = model.selections[stages[0]]
+            left = selection.keep + prefix
+            scoring = _score(selection, tokens, width)
+            selection_parameters = _count(selection)
+        flops = _qkv(tokens, width) + _product(tokens, width) + left * mlp + scoring
         rows.append(
             BlockCost(
                 f"block {number}", tokens, left, _count(block) + selection_parameters, flops / 1e9
@@ -206,6 +207,12 @@ def _qkv(tokens: int, width: int) -> int:
 def _product(tokens: int, width: int) -> int:
     """q k^T, attention times v, and the output projection."""
     return 4 * tokens * tokens * width + 2 * tokens * width * width
+
+
+def _score(selection: Selection, tokens: int, width: int) -> int:
+    """One product a query and head, or one with every key where whole columns of the attention count."""
+    columns = selection.rule.attention == "received"
+    return 2 * tokens * (tokens if columns else 1) * width
 
 
 def _mlp(block: Block) -> int:

@@ -56,7 +56,9 @@ def received_attention(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tenso
     q, k (B,H,T,D) with the `prefix` tokens first -> (B,H,N). Forms the T x T attention, beside the fused
     one that the block computes.
     """
-    return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1).mean(dim=2)[..., prefix:]
+    # Autocast multiplies in bf16; a softmax of that is bf16 too, whose means tie.
+    logits = (scale * q @ k.transpose(-1, -2)).float()
+    return logits.softmax(dim=-1).mean(dim=2)[..., prefix:]
 
 
 def gradient_scores(attention: Tensor, kernel: Tensor) -> Tensor:

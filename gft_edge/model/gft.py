@@ -21,7 +21,6 @@ from gft_edge.scores import SCORES, ScoreRule
 from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
 
 EMA_MOMENTUM = 0.9
-RANDOM_SCORE_SEED = 20250414
 
 
 class Selection(nn.Module):
@@ -53,9 +52,8 @@ class Selection(nn.Module):
             self.kernel = nn.Parameter(torch.tensor([0.25, 0.5, 0.25]))
             self.register_buffer("ema", torch.zeros(patches))
         if self.rule.attention is None:
-            generator = torch.Generator().manual_seed(RANDOM_SCORE_SEED)
-            order = torch.randperm(patches, generator=generator).float()
-            self.register_buffer("priority", order)
+            # One order for all images, drawn anew by every training as its weights are.
+            self.register_buffer("priority", torch.randperm(patches).float())
 
     def forward(
         self, q: Tensor, k: Tensor, scale: float, positions: Tensor, summed: Tensor | None = None
