@@ -317,6 +317,20 @@ def test_a_folder_of_anything_else_is_refused(data: Path, tmp_path: Path) -> Non
     assert_refused(ablate(*settings(data), "--scores", "gala"), "give --out DIR")
 
 
+def test_a_split_may_lack_a_class_of_train(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "val" / "g")
+    content = ablate_json(
+        *settings(tmp_path / "data"), "--scores", "random", "--stages", "1:8", "--seeds", 1,
+        "--split", "val", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (content["images"], content["classes"]) == (8, 3)
+    run = tmp_path / "out" / content["arms"][0]["runs"][0]
+    kept = json.loads((run / "metrics.json").read_text())
+    assert content["arms"][0]["top1"] == [kept["metrics"]["top1"]]
+    assert ablate_json("--out", tmp_path / "out", "--report") == content
+
+
 def test_other_settings_and_other_images_are_refused_and_nothing_is_lost(
     data: Path, copy: Path, tmp_path: Path
 ) -> None:

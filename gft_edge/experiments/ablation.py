@@ -110,7 +110,7 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
         raise UsageError(
             "an ablation trains its cells one after another in one process: start gft-edge ablate alone"
         )
-    plan, specs = _planned(request)
+    plan, specs, images = _planned(request)
     cells = cells_of(request.out, plan)
     with _claimed(request.out, plan):
         for cell in cells:
@@ -122,7 +122,6 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
             say(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already")
         if pending and request.weights is None:
             say("no --weights: every cell is trained from scratch")
-        images = evaluated_split(plan)
         say_once = _once(say)
         for cell in pending:
             place = f"ablation  cell {cells.index(cell) + 1}/{len(cells)} {cell.run.name}"
@@ -134,8 +133,13 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
 
 
 def evaluated_split(plan: Plan) -> Split:
-    """The images that the cells of a plan are compared on. Raises DataError, UsageError for others."""
-    split = read_split(plan.source, plan.split)
+    """The images that the cells of a plan are compared on, their classes those of its train split.
+
+    Raises DataError, and UsageError for other images than the plan's.
+    """
+    split = read_split(plan.source, "train")
+    if plan.split != "train":
+        split = read_split(plan.source, plan.split, split.labels)
     if plan.splits[plan.split] != _record(split):
         raise UsageError(
             f"{plan.data}: its {plan.split} split is not what this ablation was begun on (names, labels "
@@ -198,8 +202,11 @@ def check_run_of(cell: Cell, plan: Plan) -> None:
         )
 
 
-def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec]]:
-    """The grid with the network of every arm. Raises SpecError, UsageError and DataError."""
+def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Split]:
+    """The grid with the network of every arm, and the images that are evaluated.
+
+    Raises SpecError, UsageError and DataError.
+    """
     source, base = request.base.source, request.base
     recipe = dataclasses.replace(base.recipe, seed=0)
     splits = [read_split(source, "train")]
@@ -248,7 +255,7 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec]]:
         arms=tuple(specs),
         seeds=request.seeds,
     )
-    return plan, specs
+    return plan, specs, next(split for split in splits if split.name == request.split)
 
 
 def _specs(request: AblationRequest, labels: tuple[str, ...]) -> Iterator[ModelSpec]:
