@@ -224,6 +224,34 @@ def test_an_interrupted_ablation_goes_on_to_the_same_weights(
         assert weights == (grid / run / "model.safetensors").read_bytes()
 
 
+def test_a_stop_between_the_first_epochs_weights_and_its_line_is_gone_on_from(
+    data: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    same = (*settings(data), "--scores", "none", "--seeds", 1, "--out", out)
+    save_state = loop._Trainer.save_state
+
+    def interrupted(self: Any, state: Any) -> None:
+        if state.epoch:
+            raise KeyboardInterrupt
+        save_state(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Trainer, "save_state", interrupted)
+        assert ablate(*same).exit_code == 130
+    run = out / "none_seed0"
+    assert (run / "model.safetensors").is_file()
+    assert_refused(ablate("--out", out, "--report"), "no finished cell yet")
+    history = (run / "history.csv").read_text()
+    (run / "history.csv").unlink()
+    assert_refused(ablate("--out", out, "--report"), "no finished cell yet")
+    assert_refused(ablate(*same), "has no history.csv to go on from: remove it")
+    (run / "history.csv").write_text(history)
+    assert ablate(*same).exit_code == 0
+    weights = (grid / "none_seed0" / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
 def test_a_cell_that_cannot_go_on_does_not_stop_the_others(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ from gft_edge.specs import (
 )
 from gft_edge.training.loop import (
     CONFIG_FILE,
+    HISTORY_FILE,
     STATE_FILE,
     RunConfig,
     quiet,
@@ -166,7 +167,19 @@ def is_finished(cell: Cell) -> bool:
     """Whether all epochs are trained. Raises UsageError for a history that is damaged."""
     if not (cell.run / CONFIG_FILE).exists() or not (cell.run / WEIGHTS_FILE).is_file():
         return False
+    # An epoch's weights are written before its line: a stop between the two in the first one.
+    if (cell.run / STATE_FILE).exists() and not _has_epochs(cell.run):
+        return False
     return read_history(cell.run).epochs[-1] >= cell.arm.recipe.epochs
+
+
+def _has_epochs(run: Path) -> bool:
+    """Whether the history has a line below its heads."""
+    try:
+        with (run / HISTORY_FILE).open(encoding="utf-8", errors="replace") as file:
+            return len(file.readlines()) > 1
+    except FileNotFoundError:
+        return False
 
 
 def check_run_of(cell: Cell, plan: Plan) -> None:
@@ -341,11 +354,12 @@ def _finish(
     if not (cell.run / CONFIG_FILE).exists():
         train(cell.run, spec, config, request.weights, progress, say)
     elif not is_finished(cell):
-        if not (cell.run / STATE_FILE).exists():
-            raise CheckpointError(
-                f"{cell.run} is not finished and has no {STATE_FILE} to go on from: remove it, and the "
-                "same command trains it again"
-            )
+        for needed in (STATE_FILE, HISTORY_FILE):
+            if not (cell.run / needed).exists():
+                raise CheckpointError(
+                    f"{cell.run} is not finished and has no {needed} to go on from: remove it, and the "
+                    "same command trains it again"
+                )
         _, begun = read_run_config(cell.run)
         moved: dict[str, Any] = {
             name: getattr(config, name) for name in ("data", "device", "workers")
