@@ -224,6 +224,37 @@ def test_an_interrupted_ablation_goes_on_to_the_same_weights(
         assert weights == (grid / run / "model.safetensors").read_bytes()
 
 
+def test_a_cell_whose_logits_are_not_finite_does_not_stop_the_others(
+    data: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copy / "class_0-12_2-8_seed0" / "evaluation")
+
+    def failing(*arguments: Any) -> Any:
+        return np.nan * loop.network_logits(*arguments)
+
+    monkeypatch.setattr("gft_edge.experiments.evaluation.network_logits", failing)
+    for command in ("--report",), (*settings(data), *GRID):
+        result = ablate(*command, "--out", copy)
+        assert result.exit_code == (0 if "--report" in command else 1), result.output
+        assert result.stderr.count("class_0-12_2-8_seed0 failed: the logits hold NaN") == 1
+        assert "UNFINISHED: 1 of 6 cells" in result.stdout
+
+
+def test_weights_and_a_teacher_that_do_not_fit_are_refused_before_any_training(
+    data: Path, grid: Path, tmp_path: Path
+) -> None:
+    out, teacher = tmp_path / "out", grid / "none_seed0"
+    base = (*settings(data), "--scores", "class", "--stages", "1:50%", "--out", out)
+    for change, words in (
+        (("--weights", teacher, "--model", "gft_tiny"), "is no checkpoint of deit_tiny"),
+        (("--teacher", teacher, "--image-size", 64), "reads images of 32 px"),
+        (("--teacher", grid / "class_0-12_2-8_seed0", "--vary", "feature_distillation=0,1"),
+         "needs a teacher that keeps all patches"),
+    ):  # fmt: skip
+        assert_refused(ablate(*base, *change), words)
+        assert not out.exists()
+
+
 def test_a_stop_between_the_first_epochs_weights_and_its_line_is_gone_on_from(
     data: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +313,8 @@ def test_what_means_nothing_without_stages_does_not_vary_the_dense_network(
     monkeypatch.setattr(ablation_plan, "_OF_STAGES", ("crop_scale", "not yet"))
     vary = ("--vary", "crop_scale=0.6,0.9", "--vary", "lr=1e-3,2e-3")
     grid = ("--scores", "none,class", "--stages", "1:8", *vary, "--seeds", 1, "--out", tmp_path)
-    assert "no finished cell yet" in ablate(*settings(data), *grid).stderr
+    result = ablate(*settings(data), *grid)
+    assert (result.exit_code, "all of its 6 cells failed" in result.stderr) == (1, True)
     plan = read_plan(tmp_path)
     dense = [arm for arm in plan.arms if arm.score == "none"]
     assert [(arm.recipe.crop_scale, arm.recipe.lr) for arm in dense] == [(0.5, 1e-3), (0.5, 2e-3)]

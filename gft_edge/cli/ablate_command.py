@@ -62,7 +62,7 @@ def command(out: Path | None, report: bool, as_json: bool, **options: Any) -> No
         import matplotlib.figure  # noqa: F401
         import scipy.stats  # noqa: F401
 
-        from gft_edge.experiments.ablation import ablate
+        from gft_edge.experiments.ablation import ablate, once
         from gft_edge.experiments.ablation_plan import read_plan
         from gft_edge.experiments.ablation_result import check_against, compare, shows_intervals
     except ImportError as error:
@@ -72,6 +72,7 @@ def command(out: Path | None, report: bool, as_json: bool, **options: Any) -> No
         raise UsageError("give --out DIR: the folder of all runs, the table and the picture")
     against, intervals = options["against"], options["intervals"]
     device, workers = options["device"], options["workers"]
+    say_once = once(say)
     try:
         with progress() as steps:
             if report:
@@ -83,8 +84,8 @@ def command(out: Path | None, report: bool, as_json: bool, **options: Any) -> No
                 request = _request(out, options)
                 shows_intervals(request.seeds, intervals)
                 check_against(against, request.scores)
-                plan = ablate(request, steps, say)
-            result = compare(out, plan, against, intervals, device, workers, steps)
+                plan = ablate(request, steps, say_once)
+            result = compare(out, plan, against, intervals, device, workers, steps, say_once)
     except KeyboardInterrupt:
         say(
             f"interrupted: every whole epoch is kept in {shown(str(out))}, the same command goes on"

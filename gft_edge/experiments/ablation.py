@@ -13,7 +13,7 @@ from typing import Any
 
 from gft_edge.bundle import LOCK_FILE, locked, sha256_of
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
-from gft_edge.errors import CheckpointError, TrainingError, UsageError
+from gft_edge.errors import CheckpointError, FailedError, UsageError
 from gft_edge.experiments.ablation_plan import (
     DENSE,
     PLAN_FILE,
@@ -32,7 +32,8 @@ from gft_edge.experiments.ablation_plan import (
 )
 from gft_edge.experiments.evaluation import Case, Evaluation, evaluate_case, launched_together
 from gft_edge.experiments.history import read_history
-from gft_edge.model.checkpoint import WEIGHTS_FILE
+from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone
+from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.model.weight_files import weight_files
 from gft_edge.specs import (
@@ -56,6 +57,7 @@ from gft_edge.training.loop import (
     train,
 )
 from gft_edge.training.recipes import check_recipe
+from gft_edge.training.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
 
     Cells that the grid does not ask for are left alone. A cell that was interrupted is resumed from
     its last whole epoch. Of a finished one the optimiser's state (last.pt) is deleted, which nothing
-    but resuming needs; one that cannot go on (TrainingError) is said, and the others are trained.
-    Raises UsageError, SpecError and DataError for a grid that cannot be trained, or a folder that holds
-    something else, before any training.
+    but resuming needs; one whose training or evaluation fails (FailedError) is said, and the others are
+    trained. Raises UsageError, SpecError, DataError and CheckpointError for a grid, weights or a teacher
+    that cannot be trained with, or a folder that holds something else, before any training, and
+    FailedError where all cells fail.
     """
     if launched_together():
         raise UsageError(
@@ -117,19 +120,25 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
         for cell in cells:
             if (cell.run / CONFIG_FILE).exists():
                 check_run_of(cell, plan)
+                _check_goes_on(cell)
         write_plan(request.out, plan)
         pending = [c for c in cells if not is_finished(c) or (c.run / STATE_FILE).exists()]
         if len(pending) < len(cells):
             say(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already")
         if pending and request.weights is None:
             say("no --weights: every cell is trained from scratch")
-        say_once = _once(say)
+        failed = 0
         for cell in pending:
             place = f"ablation  cell {cells.index(cell) + 1}/{len(cells)} {cell.run.name}"
             try:
-                _finish(cell, specs[cell.arm], request, images, _placed(progress, place), say_once)
-            except TrainingError as error:
+                _finish(cell, specs[cell.arm], request, images, _placed(progress, place), say)
+            except FailedError as error:
+                failed += 1
                 say(f"{cell.run.name} failed: {error}")
+        if failed == len(cells):
+            raise FailedError(
+                f"{request.out}: all of its {failed} cells failed, for what is said above"
+            )
     return plan
 
 
@@ -215,10 +224,20 @@ def check_run_of(cell: Cell, plan: Plan) -> None:
         )
 
 
+def _check_goes_on(cell: Cell) -> None:
+    """Raise CheckpointError for a cell that is neither finished nor can be resumed."""
+    for needed in (STATE_FILE, HISTORY_FILE):
+        if not (cell.run / needed).exists() and not is_finished(cell):
+            raise CheckpointError(
+                f"{cell.run} is not finished and has no {needed} to go on from: remove it, and the "
+                "same command trains it again"
+            )
+
+
 def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Split]:
     """The grid with the network of every arm, and the images that are evaluated.
 
-    Raises SpecError, UsageError and DataError.
+    Raises SpecError, UsageError, DataError and CheckpointError.
     """
     source, base = request.base.source, request.base
     recipe = dataclasses.replace(base.recipe, seed=0)
@@ -242,6 +261,7 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Spli
                     f"--stages {arm.stages_text} is given twice, in counts: once is enough"
                 )
             specs[arm] = squashed(spec) if varied.augmentation == "paper" else spec
+    _check_starts(request, specs)
     selecting = next(
         (spec for arm, spec in specs.items() if arm.stages), next(iter(specs.values()))
     )
@@ -310,6 +330,28 @@ def _specs(request: AblationRequest, labels: tuple[str, ...]) -> Iterator[ModelS
             )
 
 
+def _check_starts(request: AblationRequest, specs: Mapping[Arm, ModelSpec]) -> None:
+    """Load the weights, and the teacher for each kind of arm that it has to fit, as cells will.
+
+    Raises CheckpointError and UsageError.
+    """
+    if request.weights is not None:
+        spec = next(iter(specs.values()))
+        load_backbone(build_network(spec), spec, request.weights)
+    if request.base.teacher is None:
+        return
+    # All else that a teacher has to fit, the backbone and the classes, is the same for all arms.
+    kinds = {
+        (spec.preprocessing, bool(recipe.distillation), bool(recipe.feature_distillation)): (
+            spec,
+            recipe,
+        )
+        for recipe, spec in ((arm.recipe, spec) for arm, spec in specs.items())
+    }
+    for spec, recipe in kinds.values():
+        load_teacher(request.base.teacher, spec, build_network(spec), recipe)
+
+
 def _record(split: Split) -> SplitRecord:
     return SplitRecord(len(split.paths), len(split.labels), split_digest(split))
 
@@ -354,12 +396,6 @@ def _finish(
     if not (cell.run / CONFIG_FILE).exists():
         train(cell.run, spec, config, request.weights, progress, say)
     elif not is_finished(cell):
-        for needed in (STATE_FILE, HISTORY_FILE):
-            if not (cell.run / needed).exists():
-                raise CheckpointError(
-                    f"{cell.run} is not finished and has no {needed} to go on from: remove it, and the "
-                    "same command trains it again"
-                )
         _, begun = read_run_config(cell.run)
         moved: dict[str, Any] = {
             name: getattr(config, name) for name in ("data", "device", "workers")
@@ -376,7 +412,7 @@ def _placed(progress: Progress, place: str) -> Progress:
     return lambda text, done, total: progress(f"{place}: {text}", done, total)
 
 
-def _once(say: Say) -> Say:
+def once(say: Say) -> Say:
     """A Say that says nothing twice: cells have much to say in common."""
     said: set[str] = set()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import UsageError
+from gft_edge.errors import FailedError, UsageError
 from gft_edge.experiments.ablation import (
     cells_of,
     check_run_of,
@@ -20,8 +20,8 @@ from gft_edge.experiments.ablation import (
 )
 from gft_edge.experiments.ablation_plan import DENSE, Arm, Plan, Setting, cell_name, dense_recipe
 from gft_edge.experiments.crossed import Estimate, crossed_estimate
-from gft_edge.specs import Progress
-from gft_edge.training.loop import quiet
+from gft_edge.specs import Progress, Say
+from gft_edge.training.loop import quiet, silent
 
 ONE_SEED = (
     "one seed gives no interval: it cannot be told from it how much two trainings of the same kind "
@@ -68,7 +68,7 @@ class Ablation:
     """All arms with at least one finished cell, in the order of the plan.
 
     `columns` are the words of the differences that the table shows. `intervals` says whether they were
-    asked for. `finished` of `cells` are trained.
+    asked for. `finished` of `cells` are trained and evaluated.
     """
 
     out: str
@@ -111,10 +111,12 @@ def compare(
     device: str = "auto",
     workers: int = 2,
     progress: Progress = quiet,
+    say: Say = silent,
 ) -> Ablation:
     """The cells of `out` that are finished, compared on the plan's split; nothing is trained.
 
-    The evaluation of each is taken over from its folder where it was kept. `against` is the score that
+    The evaluation of each is taken over from its folder where it was kept; one that fails is said and
+    left out. `against` is the score that
     others are compared with: random where there is none and it is in the grid, else the first. Raises
     UsageError for cells of anything else than the plan says, and where none is finished.
     """
@@ -128,7 +130,11 @@ def compare(
         if not is_finished(cell):
             continue
         check_run_of(cell, plan)
-        logits = evaluate_cell(cell, images, device, workers, progress).logits
+        try:
+            logits = evaluate_cell(cell, images, device, workers, progress).logits
+        except FailedError as error:
+            say(f"{cell.run.name} failed: {error}")
+            continue
         correct[cell.arm][cell.seed] = (logits.argmax(axis=1) == targets).astype(np.int8)
     finished = sum(map(len, correct.values()))
     if not finished:

@@ -70,7 +70,7 @@ def notes(ablation: Ablation) -> Iterator[str]:
     if ablation.finished < ablation.cells:
         yield (
             f"UNFINISHED: {ablation.cells - ablation.finished} of {ablation.cells} cells are not "
-            "trained to their end; differences are over the seeds that both arms have"
+            "trained to their end, or failed; differences are over the seeds that both arms have"
         )
     if ablation.intervals:
         yield (
