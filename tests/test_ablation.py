@@ -240,6 +240,32 @@ def test_a_cell_whose_logits_are_not_finite_does_not_stop_the_others(
         assert "UNFINISHED: 1 of 6 cells" in result.stdout
 
 
+def test_a_teacher_is_compared_with_none_by_a_distillation_of_0(
+    data: Path, grid: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    alone = (*settings(data), "--scores", "class", "--stages", "1:8", "--seeds", 1, "--out", out)
+    same = (*alone, "--teacher", grid / "none_seed0")
+    assert_refused(ablate(*same, "--distillation", 0), "leaves nothing to learn from the teacher")
+    result = ablate(*same, "--vary", "distillation=0,0.5", "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("0, cells are trained without the teacher") == 1
+    content = json.loads(result.stdout)
+    assert content["columns"] == ["distillation=0.0"]
+    runs = [out / run for arm in content["arms"] for run in arm["runs"]]
+    assert [run.name for run in runs] == ["class_1-8_distillation=0.0_seed0", "class_1-8_seed0"]
+    assert [loop.read_run_config(run)[1].teacher is None for run in runs] == [True, False]
+    before = trained(out)
+    again = ablate_json(*same, "--vary", "distillation=0.5,0", "--vary", "ema=0")
+    assert (again["finished"], trained(out)) == (2, before)
+    assert_refused(ablate(*alone), "teacher_sha256")
+    without = ablate_json(*alone[:-1], tmp_path / "without", "--vary", "lr=1e-3")
+    weights = (
+        tmp_path / "without" / without["arms"][0]["runs"][0] / "model.safetensors"
+    ).read_bytes()
+    assert (runs[0] / "model.safetensors").read_bytes() == weights
+
+
 def test_weights_and_a_teacher_that_do_not_fit_are_refused_before_any_training(
     data: Path, grid: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from gft_edge.experiments.ablation_plan import (
     check_same,
     dense_recipe,
     first_change,
+    is_taught,
     read_plan,
     recipes_of,
     write_plan,
@@ -127,6 +128,10 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
             say(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already")
         if pending and request.weights is None:
             say("no --weights: every cell is trained from scratch")
+        if request.base.teacher is not None and not all(is_taught(arm.recipe) for arm in specs):
+            say(
+                "where distillation and feature_distillation are 0, cells are trained without the teacher"
+            )
         failed = 0
         for cell in pending:
             place = f"ablation  cell {cells.index(cell) + 1}/{len(cells)} {cell.run.name}"
@@ -211,7 +216,7 @@ def check_run_of(cell: Cell, plan: Plan) -> None:
         "stages": to_json(cell.arm.stages),
         "recipe": to_json(recipe),
         "amp": fixed.amp,
-        "teacher_sha256": fixed.teacher_sha256,
+        "teacher_sha256": fixed.teacher_sha256 if is_taught(recipe) else None,
         "splits": {name: to_json(plan.splits.get(name)) for name in splits},
     }
     if cell.arm.score != DENSE:
@@ -247,6 +252,8 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Spli
     names |= {request.split}
     splits += [read_split(source, name, labels) for name in sorted(names - {"train"})]
     specs: dict[Arm, ModelSpec] = {}
+    # Beside others an arm may learn nothing from the teacher: it is then trained without.
+    taught = any(map(is_taught, recipes_of(recipe, request.vary)))
     for spec in _specs(request, labels):
         score = spec.score if spec.stages else DENSE
         recipes = recipes_of(recipe, request.vary)
@@ -254,7 +261,8 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Spli
             # Settings of stages alone give one dense network.
             recipes = [*dict.fromkeys(map(dense_recipe, recipes))]
         for varied in recipes:
-            check_recipe(varied, spec, base.teacher is not None)
+            has_teacher = base.teacher is not None and (is_taught(varied) or not taught)
+            check_recipe(varied, spec, has_teacher)
             arm = Arm(score, spec.stages, varied)
             if arm in specs:
                 raise UsageError(
@@ -347,6 +355,7 @@ def _check_starts(request: AblationRequest, specs: Mapping[Arm, ModelSpec]) -> N
             recipe,
         )
         for recipe, spec in ((arm.recipe, spec) for arm, spec in specs.items())
+        if is_taught(recipe)
     }
     for spec, recipe in kinds.values():
         load_teacher(request.base.teacher, spec, build_network(spec), recipe)
@@ -392,7 +401,8 @@ def _finish(
     say: Say,
 ) -> None:
     recipe = dataclasses.replace(cell.arm.recipe, seed=cell.seed)
-    config = dataclasses.replace(request.base, recipe=recipe)
+    teacher = request.base.teacher if is_taught(recipe) else None
+    config = dataclasses.replace(request.base, recipe=recipe, teacher=teacher)
     if not (cell.run / CONFIG_FILE).exists():
         train(cell.run, spec, config, request.weights, progress, say)
     elif not is_finished(cell):

@@ -129,6 +129,11 @@ def dense_recipe(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **usual)
 
 
+def is_taught(recipe: Recipe) -> bool:
+    """Whether an arm of an ablation that has a teacher learns from it; without, it is trained without."""
+    return bool(recipe.distillation or recipe.feature_distillation)
+
+
 def recipe_value(name: str, value: Any) -> Any:
     """`value` in the type of the recipe's field `name`.
 
