@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from gft_edge.cli import main
 from gft_edge.errors import TrainingError
-from gft_edge.experiments import ablation, ablation_plan
+from gft_edge.experiments import ablation
 from gft_edge.experiments.ablation_plan import cell_name, read_plan
 from gft_edge.experiments.ablation_result import counterparts
 from gft_edge.experiments.crossed import crossed_estimate
+from gft_edge.experiments.same_training import highest_decay, own_recipe
 from gft_edge.model import variants
 from gft_edge.training import loop
+from gft_edge.training.recipes import Recipe
 
 MICRO = {"depth": 4, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
 GRID = ("--scores", "none,class,random", "--stages", "0:12,2:50%", "--seeds", 2)
@@ -329,26 +333,89 @@ def test_a_cell_that_cannot_go_on_does_not_stop_the_others(
     assert "no --weights: every cell is trained from scratch" in result.stderr
 
 
-def test_what_means_nothing_without_stages_does_not_vary_the_dense_network(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def planned(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *grid: object) -> str:
+    """What is said of a grid in which nothing can be trained."""
+
     def failing(*arguments: Any) -> None:
         raise TrainingError("not here")
 
     monkeypatch.setattr(ablation, "train", failing)
-    monkeypatch.setattr(ablation_plan, "_OF_STAGES", ("crop_scale", "not yet"))
-    vary = ("--vary", "crop_scale=0.6,0.9", "--vary", "lr=1e-3,2e-3")
-    grid = ("--scores", "none,class", "--stages", "1:8", *vary, "--seeds", 1, "--out", tmp_path)
-    result = ablate(*settings(data), *grid)
-    assert (result.exit_code, "all of its 6 cells failed" in result.stderr) == (1, True)
+    result = ablate(*settings(data), *grid, "--seeds", 1, "--out", out)
+    assert (result.exit_code, "cells failed" in result.stderr) == (1, True), result.output
+    return result.stderr
+
+
+def test_what_means_nothing_without_stages_does_not_vary_the_dense_network(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vary = ("--vary", "keep_warmup=0.5,1", "--vary", "lr=1e-3,2e-3")
+    grid = ("--scores", "none,class", "--stages", "1:8", *vary)
+    assert "all of its 6 cells failed" in planned(data, tmp_path, monkeypatch, *grid)
     plan = read_plan(tmp_path)
     dense = [arm for arm in plan.arms if arm.score == "none"]
-    assert [(arm.recipe.crop_scale, arm.recipe.lr) for arm in dense] == [(0.5, 1e-3), (0.5, 2e-3)]
+    assert [(arm.recipe.keep_warmup, arm.recipe.lr) for arm in dense] == [(0, 1e-3), (0, 2e-3)]
     assert len(plan.arms) == 6
     pairs = counterparts(plan, None)
-    assert [*pairs] == ["crop_scale=0.6, lr=0.001", "dense"]
-    assert pairs["crop_scale=0.6, lr=0.001"][dense[1]] == dense[0]
+    assert [*pairs] == ["keep_warmup=0.5, lr=0.001", "dense"]
+    assert pairs["keep_warmup=0.5, lr=0.001"][dense[1]] == dense[0]
     assert all(pairs["dense"][arm].recipe.lr == arm.recipe.lr for arm in plan.arms[2:])
+
+
+def test_settings_that_are_the_same_training_are_one_arm(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ("--scores", "none,gala,class,random", "--stages", "1:8")
+    said = planned(data, tmp_path, monkeypatch, *grid, "--vary", "gate=none,kernel,all")
+    plan = read_plan(tmp_path)
+    assert [(arm.score, arm.recipe.gate) for arm in plan.arms] == [
+        ("none", "kernel"), ("gala", "none"), ("gala", "kernel"), ("class", "kernel"),
+        ("class", "all"), ("random", "kernel"),
+    ]  # fmt: skip
+    for line in (
+        "gala: gate=all is the same training as gate=kernel",
+        "class: gate=none is the same training as gate=kernel",
+        "random: gate=all is the same training as gate=kernel",
+    ):
+        assert line in said
+    pairs = counterparts(plan, None)
+    assert [*pairs] == ["random", "gate=none", "dense"]
+    gala, trained_gala, untrained, trained_class, random = plan.arms[1:]
+    assert {pairs["random"][arm] for arm in (gala, trained_gala, trained_class)} == {random}
+    assert pairs["gate=none"] == {trained_gala: gala, trained_class: untrained}
+    assert len(pairs["dense"]) == 5
+
+
+def test_what_another_setting_turns_off_is_as_in_the_base() -> None:
+    base, replace = Recipe(), dataclasses.replace
+    untaught, flipped = replace(base, distillation=0.0), replace(base, augmentation="flip")
+    assert own_recipe("gala", replace(untaught, distillation_temperature=4.0), base) == untaught
+    assert own_recipe("gala", replace(flipped, crop_scale=0.9), base) == flipped
+    other = replace(base, distillation_temperature=4.0, crop_scale=0.9, gate="none")
+    assert own_recipe("gala", other, base) == other
+    assert own_recipe("none", other, other) == replace(other, gate="kernel")
+
+
+def test_settings_that_the_steps_are_too_few_for_are_said_or_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ("--scores", "random", "--stages", "1:8", "--vary")
+    for values, words in (
+        ("ema=0.9,0.99", "ema=0.9 and ema=0.99 are the same training here, 3 steps of 8 images, in "
+         "which the decay never rises above 0.5193: leave one out"),
+        ("warmup=0.1,0.2", "warmup=0.1 and warmup=0.2 are the same"),
+        ("batch_size=24,50", "1 steps of 24 images: leave one out"),
+    ):  # fmt: skip
+        assert_refused(ablate(*settings(data), *grid, values, "--out", tmp_path / "out"), words)
+    assert not (tmp_path / "out").exists()
+    said = planned(data, tmp_path, monkeypatch, *grid, "ema=0.5,0.99")
+    assert said.count("ema 0.99 never rises above 0.5193 in 3 steps") == 1
+    assert "ema 0.5 " not in said
+
+
+def test_the_highest_decay_is_timms() -> None:
+    average = ModelEmaV3(nn.Linear(1, 1), decay=1.0, use_warmup=True)
+    for steps in (1, 2, 492):
+        assert highest_decay(steps) == pytest.approx(average.get_decay(steps))
 
 
 @pytest.mark.parametrize(

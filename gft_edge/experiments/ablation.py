@@ -24,7 +24,6 @@ from gft_edge.experiments.ablation_plan import (
     Setting,
     cell_name,
     check_same,
-    dense_recipe,
     first_change,
     is_taught,
     read_plan,
@@ -33,6 +32,12 @@ from gft_edge.experiments.ablation_plan import (
 )
 from gft_edge.experiments.evaluation import Case, Evaluation, evaluate_case, launched_together
 from gft_edge.experiments.history import read_history
+from gft_edge.experiments.same_training import (
+    capped_averages,
+    merged,
+    own_recipe,
+    refuse_same,
+)
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
@@ -115,7 +120,7 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
         raise UsageError(
             "an ablation trains its cells one after another in one process: start gft-edge ablate alone"
         )
-    plan, specs, images = _planned(request)
+    plan, specs, images = _planned(request, say)
     cells = cells_of(request.out, plan)
     with _claimed(request.out, plan):
         for cell in cells:
@@ -239,10 +244,11 @@ def _check_goes_on(cell: Cell) -> None:
             )
 
 
-def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Split]:
+def _planned(request: AblationRequest, say: Say) -> tuple[Plan, dict[Arm, ModelSpec], Split]:
     """The grid with the network of every arm, and the images that are evaluated.
 
-    Raises SpecError, UsageError, DataError and CheckpointError.
+    What of the grid is no training of its own is said. Raises SpecError, UsageError, DataError and
+    CheckpointError.
     """
     source, base = request.base.source, request.base
     recipe = dataclasses.replace(base.recipe, seed=0)
@@ -253,14 +259,11 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Spli
     splits += [read_split(source, name, labels) for name in sorted(names - {"train"})]
     specs: dict[Arm, ModelSpec] = {}
     # Beside others an arm may learn nothing from the teacher: it is then trained without.
-    taught = any(map(is_taught, recipes_of(recipe, request.vary)))
+    recipes = recipes_of(recipe, request.vary)
+    taught = any(map(is_taught, recipes))
     for spec in _specs(request, labels):
         score = spec.score if spec.stages else DENSE
-        recipes = recipes_of(recipe, request.vary)
-        if score == DENSE:
-            # Settings of stages alone give one dense network.
-            recipes = [*dict.fromkeys(map(dense_recipe, recipes))]
-        for varied in recipes:
+        for varied in dict.fromkeys(own_recipe(score, one, recipe) for one in recipes):
             has_teacher = base.teacher is not None and (is_taught(varied) or not taught)
             check_recipe(varied, spec, has_teacher)
             arm = Arm(score, spec.stages, varied)
@@ -269,7 +272,13 @@ def _planned(request: AblationRequest) -> tuple[Plan, dict[Arm, ModelSpec], Spli
                     f"--stages {arm.stages_text} is given twice, in counts: once is enough"
                 )
             specs[arm] = squashed(spec) if varied.augmentation == "paper" else spec
+    refuse_same(specs, len(splits[0].paths))
     _check_starts(request, specs)
+    for score in dict.fromkeys(arm.score for arm in specs):
+        for text in merged(score, recipes, recipe):
+            say(text)
+    for text in dict.fromkeys(capped_averages((arm.recipe for arm in specs), len(splits[0].paths))):
+        say(text)
     selecting = next(
         (spec for arm, spec in specs.items() if arm.stages), next(iter(specs.values()))
     )

@@ -30,8 +30,6 @@ PLAN_FILE = "ablation.json"
 SCHEMA_VERSION = 1
 # The score of a network that selects nothing.
 DENSE = "none"
-# Recipe fields that mean nothing to a network without stages.
-_OF_STAGES = ("keep_warmup", "gate")
 
 Setting = float | int | bool | str | None
 
@@ -119,14 +117,6 @@ def recipes_of(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Recipe]:
         dataclasses.replace(base, **dict(zip(vary, values, strict=True)))
         for values in itertools.product(*vary.values())
     ]
-
-
-def dense_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the dense network beside it: what acts on stages as it is by default."""
-    own = Recipe()
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    usual = {name: getattr(own, name) for name in _OF_STAGES if name in known}
-    return dataclasses.replace(recipe, **usual)
 
 
 def is_taught(recipe: Recipe) -> bool:

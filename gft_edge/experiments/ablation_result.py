@@ -18,10 +18,12 @@ from gft_edge.experiments.ablation import (
     evaluated_split,
     is_finished,
 )
-from gft_edge.experiments.ablation_plan import DENSE, Arm, Plan, Setting, cell_name, dense_recipe
+from gft_edge.experiments.ablation_plan import DENSE, Arm, Plan, Setting, cell_name
 from gft_edge.experiments.crossed import Estimate, crossed_estimate
+from gft_edge.experiments.same_training import own_recipe
 from gft_edge.specs import Progress, Say
 from gft_edge.training.loop import quiet, silent
+from gft_edge.training.recipes import Recipe
 
 ONE_SEED = (
     "one seed gives no interval: it cannot be told from it how much two trainings of the same kind "
@@ -190,21 +192,20 @@ def counterparts(plan: Plan, against: str | None) -> dict[str, dict[Arm, Arm]]:
         dict.fromkeys(arm.recipe for arm in plan.arms if arm.score != DENSE or not scores)
     )
     columns: dict[str, dict[Arm, Arm]] = {}
+
+    def own(score: str, recipe: Recipe) -> Recipe:
+        return own_recipe(score, recipe, plan.fixed.recipe)
+
     if against != DENSE and (len(scores) > 1 or against is not None):
         chosen = against or ("random" if "random" in scores else scores[0])
-        columns[chosen] = {arm: Arm(chosen, arm.stages, arm.recipe) for arm in arms}
+        columns[chosen] = {arm: Arm(chosen, arm.stages, own(chosen, arm.recipe)) for arm in arms}
     if len(recipes) > 1:
         first = ", ".join(f"{name}={getattr(recipes[0], name)}" for name in plan.varied)
         columns[first] = {
-            arm: Arm(
-                arm.score,
-                arm.stages,
-                dense_recipe(recipes[0]) if arm.score == DENSE else recipes[0],
-            )
-            for arm in arms
+            arm: Arm(arm.score, arm.stages, own(arm.score, recipes[0])) for arm in arms
         }
     if any(arm.score == DENSE for arm in arms):
-        columns["dense"] = {arm: Arm(DENSE, (), dense_recipe(arm.recipe)) for arm in arms}
+        columns["dense"] = {arm: Arm(DENSE, (), own(DENSE, arm.recipe)) for arm in arms}
     if not columns:
         start = plan.arms[0]
         columns[start.stages_text] = {arm: Arm(arm.score, start.stages, arm.recipe) for arm in arms}

@@ -39,6 +39,7 @@ from gft_edge.model.checkpoint import (
     write_network,
 )
 from gft_edge.model.networks import Network, build_network
+from gft_edge.scores import ScoreRule
 from gft_edge.specs import (
     CocoCategory,
     DataSource,
@@ -255,6 +256,12 @@ def supports_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported
+
+
+def is_gated(rule: ScoreRule, gate: Gate) -> bool:
+    """Whether a selection by this rule is trained through."""
+    learns = rule.attention is not None
+    return learns and (gate == "all" or (gate == "kernel" and rule.smoothed))
 
 
 class _Trainer:
@@ -509,10 +516,7 @@ def _on_cpu(network: nn.Module) -> dict[str, Any]:
 def _set_gates(model: Network, gate: Gate) -> None:
     """Choose which selections are trained through; a kernel that none trains is left out of training."""
     for selection in model.selections:
-        learns = selection.rule.attention is not None
-        selection.gated = learns and (
-            gate == "all" or (gate == "kernel" and selection.rule.smoothed)
-        )
+        selection.gated = is_gated(selection.rule, gate)
         for parameter in selection.parameters():
             parameter.requires_grad_(selection.gated)
 
