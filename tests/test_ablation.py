@@ -502,6 +502,22 @@ def test_other_settings_and_other_images_are_refused_and_nothing_is_lost(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_where_the_scores_come_from_is_free_while_all_arms_are_dense(
+    data: Path, copy: Path, tmp_path: Path
+) -> None:
+    for run in (*copy.glob("class_*"), *copy.glob("random_*")):
+        run.rename(tmp_path / run.name)
+    same = (*settings(data), "--seeds", 2, "--out", copy, "--scores")
+    ablate_json(*same, "none")
+    selecting = (*same, "none,random", "--stages", "1:8", "--temperature", 0.5)
+    before = trained(copy)
+    ablate_json(*selecting, "--gala", "layer")
+    assert before.items() < trained(copy).items()
+    assert_refused(ablate(*selecting), 'gala "layer" there and "block" here')
+    ablate_json(*same, "none")
+    assert_refused(ablate(*selecting), 'a run of something else, gala "layer" there')
+
+
 def test_a_run_of_something_else_in_a_cells_folder_is_refused(data: Path, copy: Path) -> None:
     cell = copy / "class_0-12_2-8_seed0"
     shutil.rmtree(cell)
