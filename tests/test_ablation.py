@@ -20,8 +20,9 @@ from torch import nn
 from gft_edge.cli import main
 from gft_edge.errors import TrainingError
 from gft_edge.experiments import ablation
+from gft_edge.experiments import ablation_table as table
 from gft_edge.experiments.ablation_plan import cell_name, read_plan
-from gft_edge.experiments.ablation_result import counterparts
+from gft_edge.experiments.ablation_result import Ablation, ArmResult, Difference, counterparts
 from gft_edge.experiments.crossed import crossed_estimate
 from gft_edge.experiments.same_training import highest_decay, own_recipe
 from gft_edge.model import variants
@@ -161,6 +162,31 @@ def test_table_and_picture_say_the_same_on_a_terminal_and_in_files(grid: Path) -
     assert "two seeds" in markdown
     with Image.open(grid / "ablation.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_standard_errors_stand_beside_p_and_what_rests_on_images_is_marked() -> None:
+    # Three seeds: alike, and unlike.
+    alike = crossed_estimate(np.tile([1, 0, 0, 0, 1, 0], (3, 1)))
+    unlike = crossed_estimate(np.repeat([[1], [1], [0]], 6, axis=1))
+    arms = [
+        ArmResult(name, "1:8", {}, ("run",), (0, 1, 2), (0.5, 0.5, 0.5), 0.5, 0.0, None,
+                  (Difference("random", "other", (0, 1, 2), known.mean, known),))
+        for name, known in (("class", alike), ("gala", unlike))
+    ]  # fmt: skip
+    shown = Ablation(
+        "out", "micro", "data", "test", 6, 3, None, 3, 6, 6, True, (), ("random",), tuple(arms)
+    )
+    first, second = (row[-1] for row in table.cells(shown))
+    assert first.endswith("], +1.6 SE, p = 0.175 *")
+    assert second.endswith("], +2.0 SE, p = 0.184")
+    notes = "\n".join(table.notes(shown))
+    assert "read standard errors with p" in notes
+    assert "* rests on the images alone" in notes
+    lines = [*csv.DictReader(table.to_csv(shown).splitlines())]
+    assert [line["vs_random_rests_on"] for line in lines] == ["images", "seeds"]
+    assert [float(line["vs_random_p_value"]) for line in lines] == [alike.p_value, unlike.p_value]
+    without = dataclasses.replace(shown, arms=(arms[1],))
+    assert "images alone" not in "\n".join(table.notes(without))
 
 
 def test_the_same_command_trains_nothing_again(data: Path, copy: Path) -> None:

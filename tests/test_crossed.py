@@ -20,6 +20,9 @@ def test_the_estimate_is_that_worked_by_hand() -> None:
     # Of two that are equal the one that is known less counts: t of one degree of freedom.
     assert found.degrees_of_freedom == 1
     assert found.high == pytest.approx(0.25 + 12.7062 * 0.25, rel=1e-4)
+    # t of one degree of freedom is Cauchy's: half of it lies beyond 1.
+    assert found.p_value == pytest.approx(0.5)
+    assert found.rests_on == "seeds"
 
 
 def test_the_sum_of_both_components_has_satterthwaites_degrees_of_freedom() -> None:
@@ -30,6 +33,7 @@ def test_the_sum_of_both_components_has_satterthwaites_degrees_of_freedom() -> N
     ms_rest = (np.square(values - 1).sum() - 2 * ms_seed - 2 * ms_image) / 4
     total = ms_seed + ms_image - ms_rest
     assert total > max(ms_seed, ms_image)
+    assert found.rests_on == "seeds and images"
     assert found.standard_error == pytest.approx((total / 9) ** 0.5)
     df = total**2 / (ms_seed**2 / 2 + ms_image**2 / 2 + ms_rest**2 / 4)
     assert found.degrees_of_freedom == pytest.approx(df)
@@ -43,6 +47,11 @@ def test_what_differs_between_seeds_alone_is_a_t_test_over_the_seeds() -> None:
     assert found.degrees_of_freedom == pytest.approx(2)
     # The table's t of two degrees of freedom.
     assert found.high == pytest.approx(3.0 + 4.3027 * found.standard_error, rel=1e-4)
+    # Of two, P(|T| > x) = 1 - x / sqrt(2 + x^2).
+    away = 3.0 / found.standard_error
+    assert found.standard_errors == pytest.approx(away)
+    assert found.p_value == pytest.approx(1 - away / (2 + away**2) ** 0.5)
+    assert found.rests_on == "seeds"
 
 
 def test_what_differs_between_images_alone_is_a_t_test_over_the_images() -> None:
@@ -50,11 +59,13 @@ def test_what_differs_between_images_alone_is_a_t_test_over_the_images() -> None
     found = crossed_estimate(np.stack([images] * 3))
     assert found.standard_error == pytest.approx(images.std(ddof=1) / 10**0.5)
     assert found.degrees_of_freedom == pytest.approx(9)
+    assert found.rests_on == "images"
 
 
 def test_two_that_always_agree_differ_by_nothing() -> None:
     found = crossed_estimate(np.zeros((3, 20), dtype=np.int8))
     assert (found.mean, found.low, found.high, found.standard_errors) == (0, 0, 0, None)
+    assert (found.p_value, found.rests_on) == (None, None)
 
 
 def test_one_seed_is_refused_with_the_reason() -> None:

@@ -10,6 +10,9 @@ from gft_edge.experiments.ablation_result import ONE_SEED, Ablation, ArmResult, 
 from gft_edge.experiments.crossed import Estimate
 from gft_edge.experiments.formats import markdown_row, markdown_text
 
+# Behind a difference whose seeds do not count.
+IMAGES_ALONE = " *"
+
 
 def heading(ablation: Ablation) -> str:
     """What was trained, and judged on what."""
@@ -61,8 +64,12 @@ def _difference_text(arm: ArmResult, column: str) -> str:
     text, known = f"{100 * found.mean:+.2f}", found.estimate
     if known is None:
         return text
-    errors = "SE 0" if known.standard_errors is None else f"{known.standard_errors:+.1f} SE"
-    return f"{text} [{100 * known.low:+.2f}, {100 * known.high:+.2f}], {errors}"
+    away = "SE 0"
+    if known.standard_errors is not None and known.p_value is not None:
+        p_text = "p < 0.001" if known.p_value < 0.001 else f"p = {known.p_value:.3f}"
+        away = f"{known.standard_errors:+.1f} SE, {p_text}"
+    mark = IMAGES_ALONE if known.rests_on == "images" else ""
+    return f"{text} [{100 * known.low:+.2f}, {100 * known.high:+.2f}], {away}{mark}"
 
 
 def notes(ablation: Ablation) -> Iterator[str]:
@@ -78,6 +85,18 @@ def notes(ablation: Ablation) -> Iterator[str]:
             "from 0: seeds and images both count as drawn at random, paired; each interval stands for "
             "itself, of twenty one misses on average"
         )
+        yield (
+            "read standard errors with p, which is how often at least as many come about without any "
+            "difference (t, degrees of freedom in --json): with few seeds three of them are no rarity"
+        )
+        shown = [difference_to(arm, column) for arm in ablation.arms for column in ablation.columns]
+        known = [found.estimate for found in shown if found is not None]
+        if any(estimate is not None and estimate.rests_on == "images" for estimate in known):
+            yield (
+                f"{IMAGES_ALONE.strip()} rests on the images alone: its seeds differ no more than the "
+                "images explain; seeds that differ a little more would count, and widen the interval "
+                "at once"
+            )
         if ablation.seeds == 2:
             yield "two seeds: where seeds differ much the intervals are too narrow, give --seeds 3"
     elif ablation.seeds < 2:
@@ -125,6 +144,8 @@ def to_csv(ablation: Ablation) -> str:
             line |= {
                 **_limits(name, known),
                 f"{name}_standard_errors": None if known is None else known.standard_errors,
+                f"{name}_p_value": None if known is None else known.p_value,
+                f"{name}_rests_on": None if known is None else known.rests_on,
             }
         lines.append(line)
     text = io.StringIO()
