@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from gft_edge.errors import SpecError
+from gft_edge.scores import SCORES
 from gft_edge.specs import (
     Artifact,
     FidelityReport,
@@ -17,6 +18,7 @@ from gft_edge.specs import (
     Manifest,
     ModelSpec,
     Preprocessing,
+    Score,
     Stage,
     Tolerance,
     check_stages,
@@ -254,3 +256,7 @@ def test_stages_that_do_not_fit_the_network_are_refused(
 )
 def test_stages_at_the_limits_are_accepted(stages: str, mode: GalaMode) -> None:
     check_stages(parse_stages(stages, 64, 1), mode, depth=4, patch_count=64)
+
+
+def test_every_score_has_its_rule() -> None:
+    assert get_args(Score) == (*SCORES,)
