@@ -274,10 +274,13 @@ def _planned(request: AblationRequest, say: Say) -> tuple[Plan, dict[Arm, ModelS
             specs[arm] = squashed(spec) if varied.augmentation == "paper" else spec
     refuse_same(specs, len(splits[0].paths))
     _check_starts(request, specs)
-    for score in dict.fromkeys(arm.score for arm in specs):
-        for text in merged(score, recipes, recipe):
-            say(text)
-    for text in dict.fromkeys(capped_averages((arm.recipe for arm in specs), len(splits[0].paths))):
+    remarks = [
+        text
+        for score in dict.fromkeys(arm.score for arm in specs)
+        for text in merged(score, recipes, recipe)
+    ]
+    remarks += capped_averages((arm.recipe for arm in specs), len(splits[0].paths))
+    for text in dict.fromkeys(remarks):
         say(text)
     selecting = next(
         (spec for arm, spec in specs.items() if arm.stages), next(iter(specs.values()))
