@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from gft_edge.backends import backend_for
+from gft_edge.bundle import read_bundle, sha256_of, write_manifest
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError
@@ -179,6 +181,42 @@ def test_latencies_are_of_bundles_with_these_constants_and_kept(
     assert shown.stdout.splitlines()[-1].startswith(
         f"next: gft-edge export {micro_run} --target onnx"
     )
+
+
+def test_a_bundle_whose_engine_was_not_built_is_given_one(
+    micro_run: Path, micro_data: Path, micro_bundles: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked_for: list[str] = []
+
+    def exported(*arguments: Any) -> None:
+        manifest = read_bundle(shutil.copytree(micro_bundles["onnx"], arguments[4])).manifest
+        weights = dataclasses.replace(manifest.lineage[0], sha256=sha256_of(arguments[7]))
+        lineage = (weights, *manifest.lineage)
+        write_manifest(arguments[4], dataclasses.replace(manifest, lineage=lineage))
+
+    def build(folder: Path, **_: Any) -> None:
+        asked_for.append(folder.name)
+        if len(asked_for) == 1:
+            raise KeyboardInterrupt
+
+    def measured(places: Any, *_: Any) -> Any:
+        rows = {n: (Latency("tensorrt", "fp32", "b", 1.0, 1.0),) for n, _, _ in places}
+        return rows, FOUND.measured
+
+    monkeypatch.setattr(backend_for("tensorrt"), "missing", lambda: None)
+    monkeypatch.setattr(sweep_module, "export", exported)
+    monkeypatch.setattr(sweep_module, "build_engine", build)
+    monkeypatch.setattr(sweep_module, "measure", measured)
+    given = (
+        micro_run, "--data", micro_data, "--out", tmp_path / "out", "--target", "tensorrt",
+        "--keep", "48,32,16",
+    )  # fmt: skip
+    assert run(*given).exit_code == 1
+    resumed = run(*given)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "48,32,16 (1 of 2): exported already" in resumed.stderr
+    assert asked_for == ["48-32-16", "48-32-16", "dense"]
 
 
 def test_a_point_that_misses_its_bounds_has_no_latency(

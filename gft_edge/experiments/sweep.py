@@ -311,28 +311,32 @@ def _bundle(work: _Work, exports: _Exports, point: KeepCounts, place: str) -> Bu
     target = backend_for(asked.target).TARGET
     folder = work.request.out / BUNDLES / f"{target}-{asked.precision}" / point.file_name
     spec = dataclasses.replace(work.spec, stages=point.stages)
-    try:
-        bundle = read_bundle(folder)
-        if exports.holds(bundle, spec, work.weights_sha256):
-            work.say(f"{point.name} ({place}): exported already")
-            return bundle
-    except BundleError:
-        pass
-    work.say(f"{point.name} ({place}): exporting for {target} in {asked.precision}")
-    stages = None if point.role == "trained" else point.stages
-    export(
-        work.model,
-        work.spec,
-        exports.images,
-        dataclasses.replace(asked, stages=stages),
-        folder,
-        work.progress,
-        work.say,
-        work.request.run / WEIGHTS_FILE,
-    )
+    if _holds(folder, exports, spec, work.weights_sha256):
+        work.say(f"{point.name} ({place}): exported already")
+    else:
+        work.say(f"{point.name} ({place}): exporting for {target} in {asked.precision}")
+        stages = None if point.role == "trained" else point.stages
+        export(
+            work.model,
+            work.spec,
+            exports.images,
+            dataclasses.replace(asked, stages=stages),
+            folder,
+            work.progress,
+            work.say,
+            work.request.run / WEIGHTS_FILE,
+        )
     if target == "tensorrt":
+        # Of an earlier sweep's bundle too: its build was interrupted, or made on another machine.
         build_engine(folder, progress=work.progress, say=work.say)
     return read_bundle(folder)
+
+
+def _holds(folder: Path, exports: _Exports, spec: ModelSpec, weights_sha256: str) -> bool:
+    try:
+        return exports.holds(read_bundle(folder), spec, weights_sha256)
+    except BundleError:
+        return False
 
 
 def _latencies(work: _Work, bundles: Mapping[int, Bundle]) -> tuple[dict[int, Latency], Conditions]:
