@@ -17,6 +17,7 @@ from PIL import Image
 from gft_edge.backends import backend_for
 from gft_edge.bundle import read_bundle, sha256_of, write_manifest
 from gft_edge.cli import main
+from gft_edge.cli.sweep_command import _next
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError
 from gft_edge.experiments import sweep as sweep_module
@@ -340,6 +341,22 @@ def test_on_the_front_is_what_nothing_beats() -> None:
     assert [p.name for p in untimed.points if p.front] == [
         "100,60,30", "40,30,10", "20,10,5", "dense",
     ]  # fmt: skip
+
+
+def test_the_next_line_exports_what_was_timed() -> None:
+    good = point("100,60,30", 0.9, 8.0, front=True)
+    found = dataclasses.replace(FOUND, points=(good,))
+    images = Path("my images")
+    assert _next(Path("run"), found, images, None, None, None) == (
+        "gft-edge export run --target onnx --keep 100,60,30 --out BUNDLE"
+    )
+    int8 = dataclasses.replace(found, precision="int8", target="tensorrt")
+    assert _next(Path("run"), int8, images, Path("coco"), "coco", "first") == (
+        "gft-edge export run --target tensorrt --precision int8 --calibration-data 'my images' "
+        "--data coco --dataset coco --coco-category first --keep 100,60,30 --out BUNDLE"
+    )
+    untimed = dataclasses.replace(found, precision=None, target=None, measured=None)
+    assert "--precision" not in _next(Path("run"), untimed, images, None, None, None)
 
 
 def test_a_sweep_that_is_not_to_be_trusted_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.sources import images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import to_json
+from gft_edge.specs import CocoCategory, to_json
 
 CSV_FILE, PICTURE_FILE = "sweep.csv", "sweep.png"
 # What export lets a lower precision cost unless told otherwise.
@@ -99,7 +99,8 @@ def command(
     for note in conditions(found):
         line(note)
     line(f"written: {', '.join(shown(str(file)) for file in files)}")
-    next_line(_next(run, found))
+    calibration = options["calibration_data"] or source.folder
+    next_line(_next(run, found, calibration, *given))
 
 
 def _given(name: str) -> bool:
@@ -111,14 +112,32 @@ def _target() -> str:
     return "onnx" if backend_for("openvino").missing() else "openvino"
 
 
-def _next(run: Path, found: Any) -> str:
+def _next(
+    run: Path,
+    found: Any,
+    calibration: Path,
+    data: Path | None,
+    dataset: str | None,
+    coco_category: CocoCategory | None,
+) -> str:
     """The export of what saves most of those on the front that lose no more than MAX_DROP."""
-    words = ["gft-edge", "export", shlex.quote(shown(str(run)))]
-    words += ["--target", found.target or _target()]
+    int8 = found.precision == "int8"
+    options = {
+        "target": found.target or _target(),
+        "precision": None if found.precision == "fp32" else found.precision,
+        "calibration-data": shown(str(calibration)) if int8 else None,
+        "data": None if data is None else shown(str(data)),
+        "dataset": dataset,
+        "coco-category": coco_category,
+    }
     held = [point for point in found.exportable() if point.difference >= -MAX_DROP]
     cheapest = min(held, key=found.cost, default=None)
     if cheapest is not None and cheapest.role != "trained":
-        words += ["--keep", cheapest.name]
+        options["keep"] = cheapest.name
+    words = ["gft-edge", "export", shlex.quote(shown(str(run)))]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", shlex.quote(value)]
     return " ".join([*words, "--out", "BUNDLE"])
 
 
