@@ -102,6 +102,18 @@ def test_every_point_is_pytorchs_accuracy_at_its_counts(
     assert width_px(tmp_path / "out" / "sweep.png") > 400
 
 
+def test_counts_are_chosen_on_val_and_left_test_to_be_reported(
+    calm_run: Path, micro_pictures: Path, micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    given = ("--no-latency", "--keep", "20,10,5", "--out")
+    shown = run(calm_run, "--data", micro_pictures, *given, tmp_path / "a")
+    assert "evaluating on val\n" in shown.stderr
+    assert "on val (48 images)" in shown.stdout
+    assert "chosen on these val images, which flatter them: report them on" in shown.stdout
+    shown = run(micro_run, "--data", micro_data, *given, tmp_path / "b")
+    assert "evaluating on test, there is no val split" in shown.stderr
+
+
 def test_an_interrupted_sweep_goes_on_and_computes_nothing_twice(
     micro_run: Path, micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ MAX_DROP = 0.01
 @click.command("sweep")
 @click.argument("run", type=PATH)
 @data_option
-@split_option()
+@split_option(None)
 @click.option("--keep", multiple=True, metavar="COUNT,...",
               help="A point, one keep count a stage, as of export --keep; may be repeated.")  # fmt: skip
 @click.option("--grid", "points", type=click.IntRange(2), default=6, show_default=True,
@@ -58,9 +58,10 @@ def command(
 ) -> None:
     """One trained network at many keep counts, not retrained: what each costs and what it saves.
 
-    Accuracy is PyTorch's on the split, its difference to the trained counts is of the same images;
-    latency is of an exported bundle a point, all measured in turn. Writes a table, sweep.csv and
-    sweep.png. Ctrl-C keeps what is done: the same command goes on.
+    Accuracy is PyTorch's on the val split, on test where there is no val, unless --split names
+    another; its difference to the trained counts is of the same images. Latency is of an exported
+    bundle a point, all measured in turn. Writes a table, sweep.csv and sweep.png. Ctrl-C keeps what
+    is done: the same command goes on.
     """
     try:
         from gft_edge.experiments.figures import draw_sweep

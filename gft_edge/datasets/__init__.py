@@ -107,6 +107,11 @@ def verification_split(source: DataSource | Path) -> str:
     return next((split for split in ("val", "test") if split in here), "train")
 
 
+def choosing_split(source: DataSource | Path) -> str:
+    """The split that something is chosen on where none is named: val, which leaves test to report on."""
+    return "val" if "val" in splits_of(source) else "test"
+
+
 def split_digest(split: Split) -> str:
     """sha256 of the split's images in order: path below the data set's root, label, size in bytes.
 

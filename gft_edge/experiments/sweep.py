@@ -22,7 +22,14 @@ from gft_edge.calibration.image_set import (
     read_calibration_folder,
     without_images,
 )
-from gft_edge.datasets import Split, read_split, split_digest, splits_of, verification_split
+from gft_edge.datasets import (
+    Split,
+    choosing_split,
+    read_split,
+    split_digest,
+    splits_of,
+    verification_split,
+)
 from gft_edge.errors import BundleError, FailedError, GateError, SpecError, UsageError
 from gft_edge.experiments.evaluation import (
     check_run,
@@ -71,6 +78,7 @@ T = TypeVar("T")
 class SweepRequest:
     """What to try, and where to keep it. `keep` are lists of counts, without any a grid of `points`.
 
+    `split` None is val, or test of data that has no val.
     `target` is what every point is exported for to be timed, None for no latencies; exports are
     verified on `images`, int8 is calibrated on `calibration_data`, None for the train split.
     `device` and `workers` are evaluate_case's.
@@ -79,7 +87,7 @@ class SweepRequest:
     run: Path
     source: DataSource
     out: Path
-    split: str = "test"
+    split: str | None = None
     keep: tuple[str, ...] = ()
     points: int = DEFAULT_POINTS
     target: str | None = None
@@ -164,7 +172,7 @@ def sweep(request: SweepRequest, progress: Progress = quiet, say: Say = silent) 
     check_run(request.run)
     spec, model = load_run(request.run)
     points = keep_counts(spec, model, request.keep, request.points)
-    split = run_split(request.source, request.split, spec.labels)
+    split = run_split(request.source, request.split or choosing_split(request.source), spec.labels)
     for remark in split.remarks:
         say(remark)
     exports = None if request.target is None else _exports(request, request.target, spec, say)
@@ -172,8 +180,11 @@ def sweep(request: SweepRequest, progress: Progress = quiet, say: Say = silent) 
     work = _Work(request, spec, model, weights_sha256, split, split_digest(split), progress, say)
     _claim(request.out)
     with locked(request.out):
+        if request.split is None:
+            why = "" if split.name == "val" else ", there is no val split"
+            say(f"evaluating on {split.name}{why}")
         if request.fresh:
-            _forget(request)
+            _forget(request.out, split.name)
         right = [_right(work, point, n, len(points)) for n, point in enumerate(points, start=1)]
         bundles, reasons = _bundles(work, exports, points) if exports else ({}, {})
         latencies, measured = _latencies(work, bundles) if bundles else ({}, None)
@@ -182,7 +193,7 @@ def sweep(request: SweepRequest, progress: Progress = quiet, say: Say = silent) 
         network=spec.name,
         patches=spec.patch_count,
         weights_sha256=weights_sha256,
-        split=request.split,
+        split=split.name,
         split_digest=work.split_digest,
         images=len(split.paths),
         target=None if exports is None else backend_for(exports.asked.target).TARGET,
@@ -240,10 +251,10 @@ def _claim(out: Path) -> None:
         ) from error
 
 
-def _forget(request: SweepRequest) -> None:
-    for folder in (request.out / POINTS / request.split, request.out / BUNDLES):
+def _forget(out: Path, split: str) -> None:
+    for folder in (out / POINTS / split, out / BUNDLES):
         shutil.rmtree(folder, ignore_errors=True)
-    (request.out / LATENCY_FILE).unlink(missing_ok=True)
+    (out / LATENCY_FILE).unlink(missing_ok=True)
 
 
 def _network(work: _Work, point: KeepCounts) -> tuple[ModelSpec, Network]:

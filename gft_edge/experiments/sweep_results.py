@@ -118,7 +118,9 @@ def conditions(found: Sweep) -> Sequence[str]:
     """Remarks without which the numbers would be read wrongly."""
     notes = [
         "difference: to the trained counts, over the same images, +- one standard error; the "
-        "network was not trained at any other row's counts"
+        "network was not trained at any other row's counts",
+        f"counts chosen by this table are chosen on these {found.split} images, which flatter them: "
+        "report them on other images, once",
     ]
     if found.measured is not None:
         measured = found.measured
