@@ -67,7 +67,8 @@ def refuse_inert_selection(
         choosing.append(selection.keep < left)
         if not choosing[-1] and not keeps_all:
             raise GateError(
-                f"stage {number} keeps all {left} patches there are: leave it out, or keep fewer"
+                f"stage {number} keeps all {left} patches there are: leave it out, keep fewer, or "
+                "name these counts with --keep to export it as it is"
             )
         left = selection.keep
     images = torch.from_numpy(batch_from_pixels(pixels[:4], spec, "float32"))

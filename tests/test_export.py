@@ -597,11 +597,18 @@ def test_keep_counts_of_a_network_without_stages_are_refused() -> None:
         stages_from_keep("40", spec, model)
 
 
-def test_a_count_of_all_that_is_left_is_refused(images: ImageSet, tmp_path: Path) -> None:
+def test_counts_of_all_that_is_left_are_exported_where_they_are_named(
+    images: ImageSet, micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
     spec, model = network()
     request = ExportRequest("onnx", stages=stages_from_keep("36,15,10", spec, model))
-    with pytest.raises(GateError, match=r"stage 1 keeps all 36 patches there are: .* keep fewer"):
+    with pytest.raises(GateError, match=r"stage 1 keeps all 36 patches .* with --keep to export"):
         export(model, spec, images, request, tmp_path / "bundle")
+    cli_json(
+        "export", micro_run, "--target", "onnx", "--data", micro_data, "--keep", "64,32,32",
+        "--out", tmp_path / "bundle",
+    )  # fmt: skip
+    assert top_k_constants(tmp_path / "bundle" / "model.onnx") == [64, 32, 32]
 
 
 def test_an_onnx_bundle_runs_on_openvino_too(tmp_path: Path, images: ImageSet) -> None:

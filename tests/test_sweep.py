@@ -346,8 +346,8 @@ def test_on_the_front_is_what_nothing_beats() -> None:
     same = dataclasses.replace(FOUND, points=(point("9", 0.9, 8.0), point("8", 0.9, 8.0)))
     assert [p.front for p in same.with_front().points] == [True, True]
     assert [p.name for p in FOUND.with_front().exportable()] == ["100,60,30", "40,30,10"]
-    whole = dataclasses.replace(FOUND, points=(point("196,98", 0.9, 8.0), point("98,98", 0.9, 8.0)))
-    assert whole.with_front().exportable() == []
+    dense = dataclasses.replace(FOUND, points=(point("dense", 0.9, 8.0),))
+    assert dense.with_front().exportable() == []
     # Without latencies by GFLOPs, which all have.
     untimed = dataclasses.replace(FOUND, measured=None).with_front()
     assert [p.name for p in untimed.points if p.front] == [
@@ -367,6 +367,10 @@ def test_the_next_line_exports_what_was_timed() -> None:
         "gft-edge export run --target tensorrt --precision int8 --calibration-data 'my images' "
         "--data coco --dataset coco --coco-category first --keep 100,60,30 --out BUNDLE"
     )
+    # With layers of its own the dense network has stages that keep all.
+    whole = dataclasses.replace(good, name="dense", role="dense", keep=(196, 196, 196))
+    found = dataclasses.replace(found, points=(whole,))
+    assert "--keep 196,196,196" in _next(Path("run"), found, images, None, None, None)
     untimed = dataclasses.replace(found, precision=None, target=None, measured=None)
     assert "--precision" not in _next(Path("run"), untimed, images, None, None, None)
 

@@ -103,6 +103,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         _calibration(run, spec, options),
         engine_recipe(options),
         stages=None if keep is None else stages_from_keep(keep, spec, model),
+        # With counts one by one no stage can be left out.
+        keeps_all=keep is not None,
     )
     if precision != AUTO:
         check_request(request)

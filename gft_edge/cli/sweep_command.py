@@ -134,7 +134,7 @@ def _next(
     held = [point for point in found.exportable() if point.difference >= -MAX_DROP]
     cheapest = min(held, key=found.cost, default=None)
     if cheapest is not None and cheapest.role != "trained":
-        options["keep"] = cheapest.name
+        options["keep"] = ",".join(map(str, cheapest.keep))
     words = ["gft-edge", "export", shlex.quote(shown(str(run)))]
     for name, value in options.items():
         if value is not None:

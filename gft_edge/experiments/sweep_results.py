@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,14 +61,8 @@ class Sweep:
         return point.latency.p50_ms if point.latency else None
 
     def exportable(self) -> list[Point]:
-        """The points on the front that gft-edge export makes too: each stage drops something."""
-        return [
-            point
-            for point in self.points
-            if point.front
-            and point.keep
-            and all(kept < left for left, kept in itertools.pairwise((self.patches, *point.keep)))
-        ]
+        """The points on the front that gft-edge export makes too: --keep leaves no stage out."""
+        return [point for point in self.points if point.front and point.keep]
 
     def with_front(self) -> Sweep:
         """The same with `front` told: of points that none is as cheap as and as accurate."""
