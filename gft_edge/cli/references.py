@@ -27,7 +27,8 @@ def open_reference(
         raise UsageError(f"{path}: no such folder, give a run or a bundle")
     if is_bundle(path):
         other = read_bundle(path)
-        _check_same_network(path, other.manifest.model, bundle, manifest.model)
+        _check_same_network(path, _trained(other.manifest), bundle, _trained(manifest))
+        _check_same_counts(path, other.manifest.model, bundle, manifest.model)
         engine = engine_of(other, backend)
         return stack.enter_context(Classifier.load(other, engine, kept=True)).outputs
     try:
@@ -42,8 +43,7 @@ def open_reference(
             "folder that gft-edge train or gft-edge export wrote"
         )
     spec, network = load_run(path)
-    trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
-    _check_same_network(path, spec, bundle, trained)
+    _check_same_network(path, spec, bundle, _trained(manifest))
     if manifest.rescheduled:
         spec, network = at_stages(spec, network, manifest.model.stages)
     return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
@@ -55,6 +55,10 @@ def engine_of(bundle: Bundle, backend: str | None) -> str | None:
     return backend or ("onnx" if tensorrt and backend_for("tensorrt").missing() else None)
 
 
+def _trained(manifest: Manifest) -> ModelSpec:
+    return dataclasses.replace(manifest.model, stages=manifest.trained_stages)
+
+
 def _check_same_network(path: Path, reference: ModelSpec, bundle: Path, model: ModelSpec) -> None:
     # Kept patches are positions on the grid: those of two grids have nothing in common.
     for name in ("labels", "preprocessing", "patch_grid", "stages"):
@@ -62,3 +66,16 @@ def _check_same_network(path: Path, reference: ModelSpec, bundle: Path, model: M
             raise UsageError(
                 f"{path} has other {name} than {bundle}: give the run or bundle of the same network"
             )
+
+
+def _check_same_counts(path: Path, reference: ModelSpec, bundle: Path, model: ModelSpec) -> None:
+    if reference.stages != model.stages:
+        raise UsageError(
+            f"{path} keeps {_counts(reference)} patches and {bundle} {_counts(model)}: give the run "
+            "as the reference, which is taken at the bundle's counts; gft-edge sweep shows what "
+            "other counts cost"
+        )
+
+
+def _counts(model: ModelSpec) -> str:
+    return ",".join(str(stage.keep) for stage in model.stages) or "all"
