@@ -236,10 +236,13 @@ def test_a_point_that_misses_its_bounds_has_no_latency(
     micro_run: Path, micro_data: Path, micro_bundles: dict[str, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    exported: list[str] = []
+
     def refusing(*arguments: Any) -> None:
+        exported.append(arguments[4].name)
         if arguments[3].stages is not None:
             raise GateError("stage 'x' differs from PyTorch. Nothing was written")
-        shutil.copytree(micro_bundles["onnx"], arguments[4])
+        shutil.copytree(micro_bundles["onnx"], arguments[4], dirs_exist_ok=True)
 
     def measured(places: Any, *_: Any) -> Any:
         assert len(places) == 1
@@ -247,14 +250,23 @@ def test_a_point_that_misses_its_bounds_has_no_latency(
 
     monkeypatch.setattr(sweep_module, "export", refusing)
     monkeypatch.setattr(sweep_module, "measure", measured)
-    content = run_json(
+    given = (
         micro_run, "--data", micro_data, "--out", tmp_path / "out", "--target", "onnx",
         "--duration", 0.2, "--keep", "20,10,5",
     )  # fmt: skip
+    content = run_json(*given)
+    assert exported == ["48-32-16", "20-10-5", "dense"]
     assert [point["reason"] for point in content["points"]] == [
         None, "stage 'x' differs from PyTorch", "stage 'x' differs from PyTorch",
     ]  # fmt: skip
     assert [point["front"] for point in content["points"]] == [True, False, False]
+    # What missed a bound is known, for as long as nothing that decides it has changed.
+    exported.clear()
+    assert run_json(*given)["points"] == content["points"]
+    assert exported == ["48-32-16"]
+    exported.clear()
+    assert run_json(*given, "--images", 8)["points"] == content["points"]
+    assert exported == ["48-32-16", "20-10-5", "dense"]
 
 
 @pytest.mark.parametrize(

@@ -122,23 +122,40 @@ class _Measured:
 
 
 @dataclass(frozen=True)
+class _Origin:
+    """What decides how an export comes out, target and precision aside, which name its folder."""
+
+    weights_sha256: str
+    model: ModelSpec
+    verified_on: ImageRecord
+    calibrated_on: ImageRecord | None
+    tools: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """The file beside a bundle's folder whose export missed a bound: it would miss it again."""
+
+    origin: _Origin
+    message: str
+
+
+@dataclass(frozen=True)
 class _Exports:
     """What the bundles of all points are made of beside the network."""
 
     asked: ExportRequest
     images: ImageSet
 
-    def holds(self, bundle: Bundle, spec: ModelSpec, weights_sha256: str) -> bool:
-        """Whether this bundle is what an export would write again."""
-        manifest, calibration = bundle.manifest, self.asked.calibration
-        return (
-            bool(manifest.lineage)
-            and manifest.lineage[0].sha256 == weights_sha256
-            and manifest.model == spec
-            and manifest.verified_on == _record(self.images)
-            and (manifest.quantization and manifest.quantization.calibrated_on)
-            == (calibration and _record(calibration.images))
-            and manifest.tools.items() >= tool_versions().items()
+    def origin(self, spec: ModelSpec, weights_sha256: str) -> _Origin:
+        """Of an export made now."""
+        calibration = self.asked.calibration
+        return _Origin(
+            weights_sha256,
+            spec,
+            _record(self.images),
+            None if calibration is None else _record(calibration.images),
+            tool_versions(),
         )
 
 
@@ -317,37 +334,63 @@ def _bundles(
 
 
 def _bundle(work: _Work, exports: _Exports, point: KeepCounts, place: str) -> Bundle:
-    """The bundle of an earlier sweep where it would come out the same, or a new one."""
+    """The bundle of an earlier sweep where it would come out the same, or a new one.
+
+    Raises GateError for one that misses a bound, or missed it before and would again.
+    """
     asked = exports.asked
     target = backend_for(asked.target).TARGET
     folder = work.request.out / BUNDLES / f"{target}-{asked.precision}" / point.file_name
+    missed = folder.with_name(f"{folder.name}.json")
     spec = dataclasses.replace(work.spec, stages=point.stages)
-    if _holds(folder, exports, spec, work.weights_sha256):
+    origin = exports.origin(spec, work.weights_sha256)
+    if _origin_of(folder) == origin:
         work.say(f"{point.name} ({place}): exported already")
+    elif (kept := _read(_Missed, missed)) is not None and kept.origin == origin:
+        work.say(f"{point.name} ({place}): failed before, the same; --fresh exports it again")
+        raise GateError(kept.message)
     else:
         work.say(f"{point.name} ({place}): exporting for {target} in {asked.precision}")
-        stages = None if point.role == "trained" else point.stages
-        export(
-            work.model,
-            work.spec,
-            exports.images,
-            dataclasses.replace(asked, stages=stages),
-            folder,
-            work.progress,
-            work.say,
-            work.request.run / WEIGHTS_FILE,
-        )
+        try:
+            _export(work, exports, point, folder)
+        except GateError as error:
+            missed.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(missed, json.dumps(to_json(_Missed(origin, str(error)))).encode())
+            raise
     if target == "tensorrt":
         # Of an earlier sweep's bundle too: its build was interrupted, or made on another machine.
         build_engine(folder, progress=work.progress, say=work.say)
     return read_bundle(folder)
 
 
-def _holds(folder: Path, exports: _Exports, spec: ModelSpec, weights_sha256: str) -> bool:
+def _export(work: _Work, exports: _Exports, point: KeepCounts, folder: Path) -> None:
+    stages = None if point.role == "trained" else point.stages
+    export(
+        work.model,
+        work.spec,
+        exports.images,
+        dataclasses.replace(exports.asked, stages=stages),
+        folder,
+        work.progress,
+        work.say,
+        work.request.run / WEIGHTS_FILE,
+    )
+
+
+def _origin_of(folder: Path) -> _Origin | None:
+    """Of the bundle in a folder, by the tools of today; None where there is none that can be read."""
     try:
-        return exports.holds(read_bundle(folder), spec, weights_sha256)
+        manifest = read_bundle(folder).manifest
     except BundleError:
-        return False
+        return None
+    quantization = manifest.quantization
+    return _Origin(
+        manifest.lineage[0].sha256 if manifest.lineage else "",
+        manifest.model,
+        manifest.verified_on,
+        None if quantization is None else quantization.calibrated_on,
+        {name: version for name, version in manifest.tools.items() if name in tool_versions()},
+    )
 
 
 def _latencies(work: _Work, bundles: Mapping[int, Bundle]) -> tuple[dict[int, Latency], Conditions]:
