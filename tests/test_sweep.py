@@ -393,6 +393,7 @@ def test_a_sweep_that_is_not_to_be_trusted_says_so(tmp_path: Path) -> None:
         "UNSTABLE: do not decide on these latencies. Likely cause: busy." in n for n in notes
     )
     assert "20,10,5 has no latency: missed" in notes
+    assert "+- one standard error over images, of this one training" in notes[0]
     assert next(csv.DictReader(to_csv(FOUND).splitlines()))["stable"] == "False"
     draw_sweep(FOUND.with_front(), tmp_path / "sweep.png")
     assert width_px(tmp_path / "sweep.png") > 400

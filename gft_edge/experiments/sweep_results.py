@@ -18,7 +18,8 @@ class Point:
 
     `gained` images are right here and wrong at the trained counts, `lost` the other way round;
     `difference` is what that makes of the accuracy, `standard_error` its own over these same
-    images. `latency` is None where none was measured; `reason` says why if its export failed.
+    images, of this one training. `latency` is None where none was measured; `reason` says why if its
+    export failed.
     """
 
     name: str
@@ -110,8 +111,8 @@ def to_csv(found: Sweep) -> str:
 def conditions(found: Sweep) -> Sequence[str]:
     """Remarks without which the numbers would be read wrongly."""
     notes = [
-        "difference: to the trained counts, over the same images, +- one standard error; the "
-        "network was not trained at any other row's counts",
+        "difference: to the trained counts, over the same images, +- one standard error over "
+        "images, of this one training; the network was not trained at any other row's counts",
         f"counts chosen by this table are chosen on these {found.split} images, which flatter them: "
         "report them on other images, once",
     ]
