@@ -20,6 +20,7 @@ from gft_edge.cli import main
 from gft_edge.cli.sweep_command import _next
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError
+from gft_edge.experiments import evaluation
 from gft_edge.experiments import sweep as sweep_module
 from gft_edge.experiments.figures import draw_sweep
 from gft_edge.experiments.keep_counts import scaled
@@ -114,10 +115,30 @@ def test_counts_are_chosen_on_val_and_left_test_to_be_reported(
     assert "evaluating on test, there is no val split" in shown.stderr
 
 
+@pytest.fixture
+def own_run(micro_run: Path, tmp_path: Path) -> Path:
+    """A copy that keeps no evaluation yet."""
+    ignored = shutil.ignore_patterns("evaluation")
+    return Path(shutil.copytree(micro_run, tmp_path / "run", ignore=ignored))
+
+
+def test_the_trained_counts_are_the_runs_own_evaluation(own_run: Path, micro_data: Path) -> None:
+    given = (own_run, "--data", micro_data, "--no-latency", "--keep", "20,10,5")
+    found = run_json(*given)["points"][0]
+    metrics = json.loads((own_run / "evaluation" / "test.json").read_text())["metrics"]
+    assert found["top1"] == metrics["top1"]
+    assert not (own_run / "sweep" / "points" / "test" / "48-32-16.json").exists()
+    # Taken over from whatever evaluated the run.
+    shutil.rmtree(own_run / "sweep")
+    again = run(*given)
+    assert again.exit_code == 0, again.stderr
+    assert "48,32,16 (1 of 3): as evaluated before" in again.stderr
+
+
 def test_an_interrupted_sweep_goes_on_and_computes_nothing_twice(
-    micro_run: Path, micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = (micro_run, "--data", micro_data, "--no-latency", "--out", tmp_path / "out")
+    given = (own_run, "--data", micro_data, "--no-latency", "--out", tmp_path / "out")
     real, calls = network_logits, 0
 
     def interrupted(*arguments: Any) -> Any:
@@ -127,7 +148,8 @@ def test_an_interrupted_sweep_goes_on_and_computes_nothing_twice(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(sweep_module, "network_logits", interrupted)
+    for module in (sweep_module, evaluation):
+        monkeypatch.setattr(module, "network_logits", interrupted)
     stopped = run(*given, "--grid", "3")
     assert stopped.exit_code == 1
     assert "interrupted: what is done is kept" in stopped.stderr
@@ -144,19 +166,18 @@ def test_an_interrupted_sweep_goes_on_and_computes_nothing_twice(
 
 
 def test_other_weights_or_images_are_evaluated_anew(
-    micro_run: Path, micro_data: Path, tmp_path: Path
+    own_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:
-    own = Path(shutil.copytree(micro_run, tmp_path / "run"))
     data = Path(shutil.copytree(micro_data, tmp_path / "data"))
-    given = (own, "--data", data, "--no-latency", "--keep", "20,10,5")
+    given = (own_run, "--data", data, "--no-latency", "--keep", "20,10,5")
     assert run(*given).exit_code == 0
-    assert (own / "sweep" / "sweep.csv").is_file()
+    assert (own_run / "sweep" / "sweep.csv").is_file()
     next((data / "test").rglob("*.png")).unlink()
     again = run(*given)
     assert again.exit_code == 0
     assert "as evaluated before" not in again.stderr
     assert "on test (11 images)" in again.stdout
-    (own / "sweep" / "points" / "test" / "dense.json").write_text("{")
+    (own_run / "sweep" / "points" / "test" / "dense.json").write_text("{")
     assert run(*given).stderr.count("as evaluated before") == 2
 
 

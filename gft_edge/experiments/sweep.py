@@ -32,8 +32,10 @@ from gft_edge.datasets import (
 )
 from gft_edge.errors import BundleError, FailedError, GateError, SpecError, UsageError
 from gft_edge.experiments.evaluation import (
+    Case,
     check_run,
     chosen_device,
+    evaluate_case,
     launched_together,
     run_split,
     spec_digest,
@@ -102,7 +104,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """A point's file: the class each image was given, and what says whether that still holds."""
+    """The file of a point not trained at: each image's class, and what says whether it still holds."""
 
     weights_sha256: str
     model_sha256: str
@@ -274,45 +276,52 @@ def _forget(out: Path, split: str) -> None:
     (out / LATENCY_FILE).unlink(missing_ok=True)
 
 
-def _network(work: _Work, point: KeepCounts) -> tuple[ModelSpec, Network]:
-    if point.role == "trained":
-        return work.spec, work.model
-    return at_stages(work.spec, work.model, point.stages)
-
-
 def _right(work: _Work, point: KeepCounts, number: int, count: int) -> npt.NDArray[np.bool_]:
     """(images,): which ones PyTorch gets right at these counts. Raises FailedError for NaN."""
     place = f"{point.name} ({number} of {count})"
-    spec, network = _network(work, point)
-    asked = (work.weights_sha256, spec_digest(spec), work.split_digest)
-    file = work.request.out / POINTS / work.split.name / f"{point.file_name}.json"
-    kept, targets = _read(_Evaluated, file), targets_of(work.split)
-    if (
-        kept is None
-        or (kept.weights_sha256, kept.model_sha256, kept.split_digest) != asked
-        or len(kept.predictions) != len(targets)
-    ):
-        accelerator = accelerator_on(chosen_device(work.request.device))
-        logits = network_logits(
-            network.to(accelerator.device),
-            spec,
-            work.split,
-            work.request.workers,
-            lambda text, done, total: work.progress(f"{place}: {text}", done, total),
-            accelerator,
-        )
-        network.to("cpu")
-        if not np.isfinite(logits).all():
-            raise FailedError(f"{place}: the logits hold NaN or infinity: train the run again")
-        kept = _Evaluated(*asked, tuple(int(p) for p in logits.argmax(axis=1)))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(to_json(kept)).encode())
-        how = "evaluated"
-    else:
-        how = "as evaluated before"
-    right: npt.NDArray[np.bool_] = np.asarray(kept.predictions) == targets
+    predictions, reused = _predictions(work, point, place)
+    right: npt.NDArray[np.bool_] = predictions == targets_of(work.split)
+    how = "as evaluated before" if reused else "evaluated"
     work.say(f"{place}: {how}, top-1 {100 * right.mean():.2f} %")
     return right
+
+
+def _predictions(work: _Work, point: KeepCounts, place: str) -> tuple[npt.NDArray[np.int64], bool]:
+    """(images,) classes, and whether they are of an earlier evaluation."""
+
+    def progress(text: str, done: int, total: int) -> None:
+        work.progress(f"{place}: {text}", done, total)
+
+    request = work.request
+    if point.role == "trained":
+        # The run's own evaluation, so that no other command has another number.
+        case = Case(request.run, work.spec, work.split, work.weights_sha256, work.split_digest)
+        found = evaluate_case(
+            case, request.fresh, progress, silent, request.device, request.workers, work.model
+        )
+        work.model.to("cpu")
+        return found.logits.argmax(axis=1), found.reused
+    spec, network = at_stages(work.spec, work.model, point.stages)
+    asked = (work.weights_sha256, spec_digest(spec), work.split_digest)
+    file = request.out / POINTS / work.split.name / f"{point.file_name}.json"
+    kept = _read(_Evaluated, file)
+    if (
+        kept is not None
+        and (kept.weights_sha256, kept.model_sha256, kept.split_digest) == asked
+        and len(kept.predictions) == len(work.split.paths)
+    ):
+        return np.asarray(kept.predictions), True
+    accelerator = accelerator_on(chosen_device(request.device))
+    logits = network_logits(
+        network.to(accelerator.device), spec, work.split, request.workers, progress, accelerator
+    )
+    if not np.isfinite(logits).all():
+        raise FailedError(f"{place}: the logits hold NaN or infinity: train the run again")
+    predictions = logits.argmax(axis=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = to_json(_Evaluated(*asked, tuple(map(int, predictions))))
+    write_whole(file, json.dumps(content).encode())
+    return predictions, False
 
 
 def _bundles(
@@ -435,7 +444,7 @@ def _point(
         standard_error=math.sqrt(max(0.0, variance) / images),
         gained=gained,
         lost=lost,
-        gflops=cost_of(_network(work, point)[1]).gflops,
+        gflops=cost_of(at_stages(work.spec, work.model, point.stages)[1]).gflops,
         latency=latency,
         reason=reason,
     )
