@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from gft_edge.errors import BundleError, SpecError
+from gft_edge.errors import BundleError, SpecError, UsageError
 from gft_edge.specs import Manifest, check_preprocessing, from_json, to_json
 
 SCHEMA_VERSION = 3
@@ -191,6 +191,29 @@ def locked(folder: Path) -> Iterator[None]:
             raise BundleError(
                 f"{folder} is being written by another gft-edge: wait until it is done"
             ) from error
+        yield
+
+
+@contextmanager
+def claimed_folder(out: Path, marker: str, kind: str) -> Iterator[None]:
+    """Hold the folder that a command fills: a new one, or one whose file `marker` says it is a `kind`.
+
+    The caller writes the marker. Raises UsageError where `out` is anything else or cannot be written,
+    BundleError where another holds it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: give --out a folder")
+    begun = (out / marker).exists()
+    if out.is_dir() and not begun and any(path.name != LOCK_FILE for path in out.iterdir()):
+        raise UsageError(f"{out} exists and is no {kind}: choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LOCK_FILE).touch()
+    except OSError as error:
+        raise UsageError(
+            f"{out} cannot be written ({error.strerror}): choose another --out"
+        ) from error
+    with locked(out):
         yield
 
 

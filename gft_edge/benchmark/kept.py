@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gft_edge.benchmark.results import Accuracy
-from gft_edge.bundle import LOCK_FILE, locked, write_whole
+from gft_edge.bundle import claimed_folder, write_whole
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.specs import from_json, to_json
 
@@ -62,12 +62,7 @@ def claimed(out: Path, owner: Owner, force: bool) -> Iterator[None]:
     BundleError where another benchmark holds it.
     """
     marker = out / MARKER_FILE
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    if out.is_dir() and not marker.exists() and any(p.name != LOCK_FILE for p in out.iterdir()):
-        raise UsageError(f"{out} exists and is no benchmark: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with claimed_folder(out, MARKER_FILE, "benchmark"):
         if force:
             shutil.rmtree(out / BUNDLES, ignore_errors=True)
             for name in RESULT_FILES:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.backends import backend_for
-from gft_edge.bundle import LOCK_FILE, Bundle, locked, read_bundle, sha256_of, write_whole
+from gft_edge.bundle import Bundle, claimed_folder, read_bundle, sha256_of, write_whole
 from gft_edge.calibration.image_set import (
     draw_calibration_set,
     draw_image_set,
@@ -197,8 +197,8 @@ def sweep(request: SweepRequest, progress: Progress = quiet, say: Say = silent) 
     exports = None if request.target is None else _exports(request, request.target, spec, say)
     weights_sha256 = sha256_of(request.run / WEIGHTS_FILE)
     work = _Work(request, spec, model, weights_sha256, split, split_digest(split), progress, say)
-    _claim(request.out)
-    with locked(request.out):
+    with claimed_folder(request.out, MARKER_FILE, "sweep"):
+        (request.out / MARKER_FILE).touch()
         if request.split is None:
             why = "" if split.name == "val" else ", there is no val split"
             say(f"evaluating on {split.name}{why}")
@@ -252,22 +252,6 @@ def _exports(request: SweepRequest, target: str, spec: ModelSpec, say: Say) -> _
     if missing := backend_for(target).missing():
         raise UsageError(missing)
     return _Exports(asked, draw_image_set(available, request.images, SEED))
-
-
-def _claim(out: Path) -> None:
-    """Make sure that `out` is a sweep's folder, new or gone on in. Raises UsageError."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    marker = out / MARKER_FILE
-    if out.is_dir() and not marker.exists() and any(p.name != LOCK_FILE for p in out.iterdir()):
-        raise UsageError(f"{out} exists and is no sweep: choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError as error:
-        raise UsageError(
-            f"{out} cannot be written ({error.strerror}): choose another --out"
-        ) from error
 
 
 def _forget(out: Path, split: str) -> None:
