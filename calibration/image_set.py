@@ -16,6 +16,8 @@ from gft_edge.datasets import Split, data_set, read_split
 from gft_edge.errors import DataError, UsageError
 from gft_edge.specs import CocoCategory, DataSource, ImageSet
 
+# Drawn unless another number is asked for.
+CALIBRATION_IMAGES = 300
 FEWEST_IMAGES = 32
 
 # Of neighbouring pixels, the median over the images. Photographs have 0.9 and more, white noise 0,

@@ -31,7 +31,7 @@ from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.export.verify import torch_outputs
 from gft_edge.export.workbench import Workbench, tool_versions
-from gft_edge.fidelity import NO_BOUND, TOLERANCES
+from gft_edge.fidelity import MAX_DROP, NO_BOUND, TOLERANCES
 from gft_edge.model.networks import Network
 from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import check_recipe
@@ -75,7 +75,7 @@ class ExportRequest:
     opset: int = 20
     simplify: bool = True
     compress_weights: bool = False
-    max_drop: float = 0.01
+    max_drop: float = MAX_DROP
     calibration: CalibrationRequest | None = None
     recipe: EngineRecipe | None = None
     judged: bool = True

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from gft_edge.calibration.image_set import (
+    CALIBRATION_IMAGES,
     draw_calibration_set,
     draw_image_set,
     read_calibration_folder,
@@ -15,7 +16,6 @@ from gft_edge.datasets import Split, read_split, splits_of, verification_split
 from gft_edge.errors import DataError, UsageError
 from gft_edge.specs import DataSource, ImageSet, Say
 
-CALIBRATION_IMAGES = 300
 SEED = 0
 
 

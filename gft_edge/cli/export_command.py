@@ -9,6 +9,7 @@ import click
 
 from gft_edge.backends import backend_for, backends
 from gft_edge.bundle import Bundle, is_bundle
+from gft_edge.calibration.image_set import CALIBRATION_IMAGES
 from gft_edge.cli.options import (
     PATH,
     data_option,
@@ -30,10 +31,9 @@ from gft_edge.cli.output import (
 from gft_edge.cli.sources import source_of_run
 from gft_edge.datasets import read_split, splits_of, verification_split
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.fidelity import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.specs import DataSource, ImageSet, InputSpec, ModelSpec, Progress, to_json
-
-SUBSET_SIZE = 300
 
 
 @click.command("export")
@@ -56,12 +56,12 @@ SUBSET_SIZE = 300
               "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
               help="Real images that every stage is verified on.")  # fmt: skip
-@click.option("--max-drop", type=float, default=0.01, show_default=True,
+@click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
               help="Accuracy that a precision under fp32 may cost on those images.")  # fmt: skip
 @click.option("--calibration-data", type=PATH,
               help="int8: class folders of real images, or a folder whose train/ holds them.")  # fmt: skip
 @click.option("--subset-size", type=int,
-              help="int8: images to calibrate on [default: 300].")  # fmt: skip
+              help=f"int8: images to calibrate on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
 @click.option("--calibration-method",
               help="int8: minmax (default), percentile, entropy or mse.")  # fmt: skip
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
@@ -199,7 +199,7 @@ def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
     known = read_split(source, "test", spec.labels) if "test" in splits_of(source) else None
     images, remarks = draw_calibration_set(
         read_calibration_folder(folder, spec.labels, source.dataset, source.coco_category),
-        options["subset_size"] or SUBSET_SIZE,
+        options["subset_size"] or CALIBRATION_IMAGES,
         options["seed"],
         known,
     )

@@ -24,11 +24,10 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.sources import images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.fidelity import MAX_DROP
 from gft_edge.specs import CocoCategory, to_json
 
 CSV_FILE, PICTURE_FILE = "sweep.csv", "sweep.png"
-# What export lets a lower precision cost unless told otherwise.
-MAX_DROP = 0.01
 
 
 @click.command("sweep")

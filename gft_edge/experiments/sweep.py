@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gft_edge.backends import backend_for
 from gft_edge.bundle import Bundle, claimed_folder, read_bundle, sha256_of, write_whole
 from gft_edge.calibration.image_set import (
+    CALIBRATION_IMAGES,
     draw_calibration_set,
     draw_image_set,
     read_calibration_folder,
@@ -70,7 +71,6 @@ from gft_edge.training.processes import accelerator_on
 MARKER_FILE = ".gft-edge-sweep"
 POINTS, BUNDLES, LATENCY_FILE = "points", "bundles", "latency.json"
 
-CALIBRATION_IMAGES = 300
 SEED = 0
 
 T = TypeVar("T")
