@@ -429,6 +429,8 @@ def test_a_gpu_that_is_not_there_is_refused(
     bundle = ("evaluate", micro_bundles["onnx"], "--data", micro_data)
     assert_refused(run(*bundle, "--device", "cpu"), "--device is for runs", "give --backend")
     assert_refused(run(*bundle, "--workers", "1"), "--workers is for runs")
+    for option in (("--threads", "1"), ("--backend", "onnx")):
+        assert_refused(run("evaluate", gft, *option), f"{option[0]} is for bundles, a run")
 
 
 def test_a_run_that_cannot_be_written_to_is_evaluated_all_the_same(gft: Path) -> None:

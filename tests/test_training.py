@@ -618,6 +618,20 @@ def test_resuming_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [None, "epoch,lr\n1,x\n"])
+def test_a_resumed_run_without_its_history_is_refused(
+    damage: str | None, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(run, spec_for(data), config(data), None, Interrupt("epoch 2/3"))
+    (run / "history.csv").unlink()
+    if damage is not None:
+        (run / "history.csv").write_text(damage)
+    with pytest.raises(CheckpointError, match=r"history\.csv cannot be read"):
+        resume(run)
+
+
 def test_a_damaged_state_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", spec_for(data), config(data), None, Interrupt("epoch 2/3"))

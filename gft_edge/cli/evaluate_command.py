@@ -27,6 +27,10 @@ from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import CocoCategory, DataSource, Progress
 
 
+OF_RUNS = "is for runs, a bundle runs on its engine: give --backend or --threads"
+OF_BUNDLES = "is for bundles, a run is evaluated in PyTorch: give --device or --workers"
+
+
 @click.command("evaluate")
 @click.argument("run_or_bundle", type=PATH)
 @data_option
@@ -59,11 +63,20 @@ def command(
     given = (data, dataset, coco_category)
     with progress() as report:
         if is_bundle(run_or_bundle):
-            _refuse_of_bundle("device", "workers")
+            _refuse(
+                "device",
+                "workers",
+                why="is for runs, a bundle runs on its engine: give --backend or --threads",
+            )
             source = given_source(*given)
             logits, targets = _bundle_logits(run_or_bundle, source, split, backend, threads, report)
             metrics = classification_metrics(logits, targets)
         else:
+            _refuse(
+                "backend",
+                "threads",
+                why="is for bundles, a run is evaluated in PyTorch: give --device",
+            )
             metrics = _run_metrics(run_or_bundle, given, split, fresh, report, device, workers)
     if as_json:
         print_json(dataclasses.asdict(metrics))
@@ -86,14 +99,12 @@ def command(
     )
 
 
-def _refuse_of_bundle(*names: str) -> None:
-    """Raise UsageError where an option that is for runs was given with a bundle."""
+def _refuse(*names: str, why: str) -> None:
+    """Raise UsageError where an option that means nothing here was given."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(
-                f"--{name} is for runs, a bundle runs on its engine: give --backend or --threads"
-            )
+            raise UsageError(f"--{name} {why}")
 
 
 def _bundle_logits(

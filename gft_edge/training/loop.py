@@ -504,8 +504,14 @@ class _Trainer:
             raise CheckpointError(
                 f"{self.out} has all of its {self.recipe.epochs} epochs: there is nothing to resume"
             )
-        with (self.out / HISTORY_FILE).open(newline="") as file:
-            history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        try:
+            with (self.out / HISTORY_FILE).open(newline="") as file:
+                history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.out / HISTORY_FILE} cannot be read, and the epochs so far stand there: restore "
+                "it, or start again with another --out"
+            ) from error
         return _State(saved["epoch"], saved["best_top1"], history[: saved["epoch"]])
 
 
