@@ -26,7 +26,6 @@ from gft_edge.cli.sources import given_source, images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.specs import CocoCategory, DataSource, Progress
 
-
 OF_RUNS = "is for runs, a bundle runs on its engine: give --backend or --threads"
 OF_BUNDLES = "is for bundles, a run is evaluated in PyTorch: give --device or --workers"
 
