@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle import LOCK_FILE, locked, sha256_of
+from gft_edge.bundle import claimed_folder, sha256_of
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
 from gft_edge.errors import CheckpointError, FailedError, UsageError
 from gft_edge.experiments.ablation_plan import (
@@ -122,7 +121,9 @@ def ablate(request: AblationRequest, progress: Progress = quiet, say: Say = sile
         )
     plan, specs, images = _planned(request, say)
     cells = cells_of(request.out, plan)
-    with _claimed(request.out, plan):
+    with claimed_folder(request.out, PLAN_FILE, "ablation"):
+        if (request.out / PLAN_FILE).exists():
+            check_same(request.out, read_plan(request.out), plan)
         for cell in cells:
             if (cell.run / CONFIG_FILE).exists():
                 check_run_of(cell, plan)
@@ -387,21 +388,6 @@ def _weights_digest(weights: Path | None) -> str | None:
         return None
     digests = [sha256_of(path) for path in weight_files(weights)]
     return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
-
-
-@contextmanager
-def _claimed(out: Path, plan: Plan) -> Iterator[None]:
-    """Hold `out` as the folder of this ablation, new or gone on in. Raises UsageError, BundleError."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    begun = (out / PLAN_FILE).exists()
-    if out.is_dir() and not begun and any(path.name != LOCK_FILE for path in out.iterdir()):
-        raise UsageError(f"{out} exists and is no ablation: choose another --out")
-    if begun:
-        check_same(out, read_plan(out), plan)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        yield
 
 
 def _finish(
