@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from gft_edge.datasets import read_split
 from gft_edge.errors import (
@@ -36,6 +37,7 @@ from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.specs import ModelSpec
 from gft_edge.training import loop, processes
 from gft_edge.training.annealing import annealed_keep
+from gft_edge.training.attention import ProductAttention
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
@@ -524,6 +526,41 @@ def test_a_recipe_without_anything_to_act_on_is_refused(data: Path) -> None:
         check_recipe(dataclasses.replace(QUICK, keep_warmup=0.5), dense, has_teacher=False)
     with pytest.raises(UsageError, match="--distillation 0 leaves nothing to learn"):
         check_recipe(dataclasses.replace(QUICK, distillation=0.0), dense, has_teacher=True)
+
+
+def test_attention_as_products_has_the_values_and_gradients_of_the_fused_kernel() -> None:
+    def attend(dtype: torch.dtype, **settings: Any) -> list[Tensor]:
+        drawn = torch.Generator().manual_seed(0)
+        q, k, v = torch.randn(3, 2, 3, 9, 8, generator=drawn).to(dtype).requires_grad_().unbind()
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, **settings)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
+        return [part.detach().float() for part in (out, *gradients)]
+
+    exact = attend(torch.float32)
+    with ProductAttention(), torch.autocast("cpu", dtype=torch.bfloat16):
+        products = attend(torch.bfloat16)
+        causal = attend(torch.bfloat16, is_causal=True)
+    with ProductAttention():
+        unchanged = attend(torch.float32)
+    for part, expected in zip(products, exact, strict=True):
+        torch.testing.assert_close(part, expected, rtol=0.05, atol=0.1)
+    for part, fused in zip(causal, attend(torch.bfloat16, is_causal=True), strict=True):
+        torch.testing.assert_close(part, fused, rtol=0, atol=0)
+    for part, fused in zip(unchanged, exact, strict=True):
+        torch.testing.assert_close(part, fused, rtol=0, atol=0)
+
+
+def test_a_training_in_bf16_on_a_cpu_leaves_the_fused_kernel(data: Path) -> None:
+    split = read_split(data, "train")
+    spec = spec_from_name("test_vit", split.labels)
+    objective = Objective(build_network(spec), Recipe(), amp=True).train()
+    size = spec.preprocessing.image_size_px
+    with torch.profiler.profile() as profiled:
+        objective(torch.randn(2, 3, size, size), torch.tensor([0, 1])).backward()
+    called = {event.key for event in profiled.key_averages()}
+    assert "aten::_softmax" in called
+    assert not any("flash_attention" in name for name in called)
 
 
 def test_adam_has_made_as_many_steps_as_the_training(data: Path, tmp_path: Path) -> None:

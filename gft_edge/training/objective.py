@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gft_edge.model.network import Network, Tokens
+from gft_edge.training.attention import ProductAttention
 from gft_edge.training.recipes import Recipe
 
 
@@ -29,7 +30,8 @@ class Objective(nn.Module):
         if targets is None:
             logits: Tensor = self.network(images)
             return logits
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        autocast = torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        with autocast, ProductAttention():
             (teacher,) = self._teacher
             if teacher is not None:
                 teacher = teacher.to(images.device)
