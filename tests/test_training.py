@@ -508,6 +508,8 @@ def test_a_timm_model_without_weights_here_is_one_line(
         ({"distillation": 2.0}, "--distillation is 2: give a share of the loss, 0 to 1"),
         ({"distillation_temperature": 0.0}, "--distillation-temperature is 0"),
         ({"feature_distillation": 1.0}, "give --teacher, or leave it out"),
+        ({"lr": float("nan")}, "--lr is nan: give a number"),
+        ({"weight_decay": float("inf")}, "--weight-decay is inf: give a number"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(
