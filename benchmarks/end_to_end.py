@@ -34,18 +34,18 @@ from torchvision import io as torchvision_io
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2 import functional
 
-from gft_edge.backends import BuildRequest, backend_for
-from gft_edge.bundle import SCHEMA_VERSION, Bundle, read_bundle, sha256_of
+from gft_edge.bundle import Bundle, read_bundle
 from gft_edge.classifier import Classifier
 from gft_edge.datasets.imagefolder import images_below
+from gft_edge.model.variants import spec_from_name
 from gft_edge.preprocess import resize_and_crop, rgb_from_bytes
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import ImageRecord, InputSpec, Manifest, Preprocessing
+from gft_edge.specs import Preprocessing
+from random_network import GIVEN, random_bundle
 
 Pixels = npt.NDArray[np.uint8]
 Engine = Callable[[Pixels], npt.NDArray[np.float32]]
 
-GIVEN = InputSpec("uint8", 1)
 TURN = 5
 INTERPOLATION = {
     "bicubic": InterpolationMode.BICUBIC,
@@ -88,7 +88,10 @@ def main() -> None:
         print_table(folder.name, read_bundle(folder), photographs, given)
     if given.random:
         with tempfile.TemporaryDirectory() as scratch:
-            bundle = random_bundle(given.random, photographs[:8], Path(scratch))
+            classes = tuple(f"class {number}" for number in range(10))
+            spec = spec_from_name(given.random, classes)
+            calibration = [rgb_from_bytes(data) for data in photographs[:8]]
+            bundle = random_bundle(spec, calibration, Path(scratch))
             print_table(f"{given.random}, random weights", bundle, photographs, given)
 
 
@@ -373,48 +376,6 @@ def compiled(model: Any, precision: str, threads: int | None) -> Any:
         told["INFERENCE_NUM_THREADS"] = str(threads)
     request = openvino.Core().compile_model(model, "CPU", told).create_infer_request()
     return lambda array: request.infer({0: array})[0]
-
-
-def random_bundle(network: str, photographs: Sequence[bytes], folder: Path) -> Bundle:
-    """A network of random weights, every layer in INT8 on OpenVINO. Nothing of it is verified."""
-    from gft_edge.calibration.int8_openvino import quantize_openvino
-    from gft_edge.calibration.layers import quantizable_layers
-    from gft_edge.export.onnx_from_torch import onnx_from_torch
-    from gft_edge.export.simplify import simplify
-    from gft_edge.export.structure import finish
-    from gft_edge.model.gft import build_gft
-    from gft_edge.model.variants import spec_from_name
-
-    spec = spec_from_name(network, tuple(f"class {number}" for number in range(10)))
-    torch.manual_seed(0)
-    model = build_gft(spec).eval()
-    # It starts at zero, as pretrained networks are finetuned: the focal branch would do nothing.
-    for layer in model.layers:
-        torch.nn.init.normal_(layer.attn.proj.weight, std=0.02)
-    raw, simplified, path = (folder / f"{name}.onnx" for name in ("raw", "simplified", "finished"))
-    kept = onnx_from_torch(model, spec, GIVEN, 20, raw)
-    simplify(raw, simplified)
-    finish(simplified, path, {}, kept)
-    pixels = [resize_and_crop(rgb_from_bytes(data), spec.preprocessing) for data in photographs]
-    layers = list(quantizable_layers(model))
-    quantize_openvino(path, folder / "int8.xml", np.stack(pixels), 1, layers, None)
-    engine = backend_for("openvino")
-    artifact = engine.build(folder / "int8.xml", folder, BuildRequest("int8", False, {}, ""))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        target=engine.TARGET,
-        precision="int8",
-        runtime_precision=engine.runtime_precision("int8"),
-        model=spec,
-        input=GIVEN,
-        kept_outputs=kept,
-        artifact=artifact,
-        lineage=(),
-        verified_on=ImageRecord(0, 0, ""),
-        files={name: sha256_of(folder / name) for name in (artifact.path, *artifact.companions)},
-        tools={},
-    )
-    return Bundle(folder, manifest)
 
 
 def scaled_up(data: bytes, megapixels: float) -> bytes:

@@ -1,0 +1,61 @@
+"""A network of random weights as an INT8 bundle: its time is that of a trained one, its answers are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gft_edge.backends import BuildRequest, backend_for
+from gft_edge.bundle import SCHEMA_VERSION, Bundle, sha256_of, write_labels, write_manifest
+from gft_edge.calibration.int8_openvino import quantize_openvino
+from gft_edge.calibration.layers import quantizable_layers
+from gft_edge.export.onnx_from_torch import onnx_from_torch
+from gft_edge.export.simplify import simplify
+from gft_edge.export.structure import finish
+from gft_edge.model.gft import build_gft
+from gft_edge.preprocess import resize_and_crop
+from gft_edge.specs import ImageRecord, InputSpec, Manifest, ModelSpec
+
+GIVEN = InputSpec("uint8", 1)
+
+
+def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: Path) -> Bundle:
+    """Every layer in INT8 on OpenVINO, calibrated on a few images. Nothing of it is verified."""
+    torch.manual_seed(0)
+    model = build_gft(spec).eval()
+    # It starts at zero, as pretrained networks are finetuned: the focal branch would do nothing.
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.attn.proj.weight, std=0.02)
+    raw, simplified, path = (folder / f"{name}.onnx" for name in ("raw", "simplified", "finished"))
+    kept = onnx_from_torch(model, spec, GIVEN, 20, raw)
+    simplify(raw, simplified)
+    finish(simplified, path, {}, kept)
+    pixels = np.stack([resize_and_crop(image, spec.preprocessing) for image in calibration])
+    layers = list(quantizable_layers(model))
+    quantize_openvino(path, folder / "int8.xml", pixels, 1, layers, None)
+    for graph in (raw, simplified, path):
+        graph.unlink()
+    engine = backend_for("openvino")
+    artifact = engine.build(folder / "int8.xml", folder, BuildRequest("int8", False, {}, ""))
+    write_labels(folder, spec.labels)
+    names = (artifact.path, *artifact.companions, "labels.txt")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        target=engine.TARGET,
+        precision="int8",
+        runtime_precision=engine.runtime_precision("int8"),
+        model=spec,
+        input=GIVEN,
+        kept_outputs=kept,
+        artifact=artifact,
+        lineage=(),
+        verified_on=ImageRecord(0, 0, ""),
+        files={name: sha256_of(folder / name) for name in names},
+        tools={},
+    )
+    write_manifest(folder, manifest)
+    return Bundle(folder, manifest)
