@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,18 @@ import torch
 from PIL import Image
 
 from gft_edge.backends import BuildRequest, backend_for
-from gft_edge.bundle import SCHEMA_VERSION, Bundle, sha256_of, write_labels, write_manifest
+from gft_edge.bundle import (
+    LABELS_FILE,
+    SCHEMA_VERSION,
+    Bundle,
+    sha256_of,
+    write_labels,
+    write_manifest,
+)
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
+from gft_edge.classifier import Classifier
+from gft_edge.export.golden import write_golden
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
@@ -42,7 +52,7 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
     engine = backend_for("openvino")
     artifact = engine.build(folder / "int8.xml", folder, BuildRequest("int8", False, {}, ""))
     write_labels(folder, spec.labels)
-    names = (artifact.path, *artifact.companions, "labels.txt")
+    written = (artifact.path, *artifact.companions, LABELS_FILE)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         target=engine.TARGET,
@@ -54,8 +64,12 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
         artifact=artifact,
         lineage=(),
         verified_on=ImageRecord(0, 0, ""),
-        files={name: sha256_of(folder / name) for name in names},
+        files={name: sha256_of(folder / name) for name in written},
         tools={},
     )
+    with Classifier.load(Bundle(folder, manifest), kept=True) as classifier:
+        golden = write_golden(folder, pixels, kept, classifier.outputs(pixels))
+    files = {**manifest.files, **{name: sha256_of(folder / name) for name in golden}}
+    manifest = dataclasses.replace(manifest, files=files)
     write_manifest(folder, manifest)
     return Bundle(folder, manifest)

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--duration", default="10")
     given = parser.parse_args()
     networks = {
-        "dense": spec_from_name(f"gft_{given.size}", CLASSES, stages="none"),
+        "dense": spec_from_name(f"deit_{given.size}_patch16_224", CLASSES),
         **{
             name: spec_from_name(name, CLASSES)
             for name in (f"gft_{given.size}", f"gft_{given.size}_d8", f"gft_{given.size}_edge")

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from gft_edge.bundle import GOLDEN_FILE, GOLDEN_IMAGES, sha256_of
 from gft_edge.classifier import static_batches
 from gft_edge.export.workbench import Workbench
+from gft_edge.fidelity import Outputs
 from gft_edge.specs import Artifact, EngineRecipe
 
 CHECK_TEMPLATE = Path(__file__).with_name("check.sh")
 
 
-def write_golden(work: Workbench, folder: Path) -> tuple[str, ...]:
-    """Write golden.npz: images, logits and kept patches. Returns the names in the bundle.
+def write_golden(
+    folder: Path, pixels: npt.NDArray[np.uint8], names: Sequence[str], shipped: Outputs
+) -> tuple[str, ...]:
+    """Write golden.npz: images (N,S,S,3), logits and, by `names`, kept patches. Returns its name.
 
-    What the artifact gave here, not what PyTorch gives: another machine is asked for the same.
+    `shipped` is what the artifact gave here, not what PyTorch gives: another machine is asked for the
+    same.
     """
     path = folder / GOLDEN_FILE
     path.parent.mkdir()
     some = slice(0, GOLDEN_IMAGES)
-    chosen = zip(work.kept, work.shipped.kept, strict=True)
+    chosen = zip(names, shipped.kept, strict=True)
     np.savez(
         path,
-        images=work.pixels[some],
-        logits=work.shipped.logits[some],
+        images=pixels[some],
+        logits=shipped.logits[some],
         **{name: indices[some] for name, indices in chosen},  # type: ignore[arg-type]
     )
     return (GOLDEN_FILE,)

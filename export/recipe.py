@@ -273,7 +273,8 @@ def _write_rest(
 ) -> None:
     backend = backend_for(request.target)
     write_labels(folder, work.spec.labels)
-    names = (artifact.path, *artifact.companions, LABELS_FILE, *write_golden(work, folder))
+    golden = write_golden(folder, work.pixels, work.kept, work.shipped)
+    names = (artifact.path, *artifact.companions, LABELS_FILE, *golden)
     if backend.TARGET == "tensorrt":
         names += write_check(work, artifact, request.recipe or EngineRecipe(), folder)
     images = work.images
