@@ -78,7 +78,9 @@ def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
     # Ranges as command lines check them let NaN through.
     for name in ("lr", "weight_decay", "warmup", "layer_decay", "label_smoothing", "clip_grad"):
         if not math.isfinite(getattr(recipe, name)):
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}: give a number")
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {getattr(recipe, name)}: give a number"
+            )
     for option, (value, sound, expected) in values.items():
         if not sound:
             raise UsageError(f"{option} is {value:g}: give {expected}")
