@@ -4,8 +4,9 @@ python benchmarks/score_screening.py RUN --data DATA
 
 RUN is a dense network (gft-edge train --stages none), DATA its images. Each score ranks the patches
 of the same weights at late, middle and early blocks, at the paper's ratios; what a row loses against
-the dense network is what the score threw away. `errors` is the difference to random over its standard
-error, paired over the images. A trained network may order the scores otherwise: gft-edge ablate.
+the dense network is what the score threw away. The first row is the mean of several random orders and
+the standard deviation among them; `errors` is the difference to that mean over its standard error, of the
+images and of the orders. A trained network may order the scores otherwise: gft-edge ablate.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from gft_edge.model.variants import spec_from_name
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.scores import SCORES
 from gft_edge.specs import ModelSpec
+from gft_edge.training.loop import supports_bf16
 
 POSITIONS = {"late": (8, 9, 10), "middle": (3, 6, 9), "early": (2, 4, 7)}
 RATIOS = ("75%", "50%", "25%")
 BATCH = 32
+RANDOM_ORDERS = 5
 
 
 def main() -> None:
@@ -49,19 +52,37 @@ def main() -> None:
     print("| score | " + " | ".join(f"{name} | errors" for name in POSITIONS) + " |")
     print("|---|" + "---|---|" * len(POSITIONS))
     networks = {name: selecting(given.run, spec, name) for name in POSITIONS}
-    random: dict[str, npt.NDArray[np.float64]] = {}
-    # Random first: the others are compared with it.
-    for score in sorted(SCORES, key=lambda name: name != "random"):
+    random = {name: by_random_orders(net, spec, split, pixels) for name, net in networks.items()}
+    cells = [
+        f"{100 * of.mean():.2f} | {100 * of.mean(axis=1).std(ddof=1):.2f}" for of in random.values()
+    ]
+    print("| `random`, and among orders | " + " | ".join(cells) + " |", flush=True)
+    for score in SCORES:
+        if score == "random":
+            continue
         cells = []
         for name, network in networks.items():
             network.rank_by(score)
             found = correct(network, spec, split, pixels)
-            random.setdefault(name, found)
-            difference = found - random[name]
-            error = difference.std(ddof=1) / np.sqrt(len(difference))
-            cells.append(f"{100 * found.mean():.2f}")
-            cells.append(f"{difference.mean() / error:+.1f}" if error else "-")
+            difference = found - random[name].mean(axis=0)
+            orders = random[name].mean(axis=1)
+            error = np.sqrt(
+                difference.var(ddof=1) / len(difference) + orders.var(ddof=1) / len(orders)
+            )
+            cells.append(f"{100 * found.mean():.2f} | {difference.mean() / error:+.1f}")
         print(f"| `{score}` | " + " | ".join(cells) + " |", flush=True)
+
+
+def by_random_orders(
+    network: GFT, spec: ModelSpec, split: Split, pixels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float64]:
+    """As `correct`, a row for each of several orders."""
+    rows = []
+    for order in range(RANDOM_ORDERS):
+        torch.manual_seed(order)
+        network.rank_by("random")
+        rows.append(correct(network, spec, split, pixels))
+    return np.stack(rows)
 
 
 def selecting(run: Path, spec: ModelSpec, positions: str) -> GFT:
@@ -88,7 +109,9 @@ def correct(
     """1 for each image that is classified right, else 0."""
     network.eval()
     found: list[int] = []
-    with torch.inference_mode():
+    # Autocast where hardware has bf16: the scores are float32 in either case.
+    bf16 = torch.autocast("cpu", dtype=torch.bfloat16, enabled=supports_bf16("cpu"))
+    with torch.inference_mode(), bf16:
         for start in range(0, len(pixels), BATCH):
             images = batch_from_pixels(pixels[start : start + BATCH], spec.preprocessing, "float32")
             found += network(torch.from_numpy(images)).argmax(dim=1).tolist()

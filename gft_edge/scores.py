@@ -8,19 +8,20 @@ from typing import Literal
 
 from gft_edge.specs import Score
 
-AttentionMap = Literal["raw", "class", "received"]
-Taken = Literal["value", "gradient", "gradient-2d", "value and gradient-2d"]
+AttentionMap = Literal["raw", "class-raw", "class", "received"]
+Taken = Literal["value", "gradient", "gradient-2d", "value and gradient-2d", "laplacian"]
 
 
 @dataclass(frozen=True)
 class ScoreRule:
     """One number a patch and head from `attention`, and what of it the patches are ranked by.
 
-    `raw` is Eq. 1, the mean of the scores before the softmax over the keys; `class` the softmaxed row of
-    the class token; `received` the softmaxed attention to a patch, mean over all queries. `gradient`
-    is Eq. 2, along the kept patches in grid order; `gradient-2d` the same along the rows and the
-    columns of the patch grid, between patches that are still there. Both are smoothed by a learned
-    kernel. `summed` adds up the maps of all blocks so far. An `attention` of None is a random order
+    `raw` is Eq. 1, the mean of the scores before the softmax over the keys; `class-raw` the class token's row
+    of these; `class` that row after the softmax; `received` the softmaxed attention to a patch, mean
+    over all queries. `gradient` is Eq. 2, along the kept patches in grid order; `gradient-2d` the same
+    along the rows and the columns of the patch grid, between patches that are still there; a learned
+    kernel smooths both. `laplacian` is the second derivative there: how far a patch stands out from
+    its neighbours. `summed` adds up the maps of all blocks so far. An `attention` of None is a random order
     of the grid, one for all images, that a training draws by its seed.
     """
 
@@ -31,8 +32,8 @@ class ScoreRule:
 
     @property
     def smoothed(self) -> bool:
-        """Whether a learned kernel smooths it: only what is a gradient, or holds one."""
-        return self.taken != "value"
+        """Whether a learned kernel smooths it: only what is a first derivative, or holds one."""
+        return "gradient" in self.taken
 
 
 SCORES: Mapping[Score, ScoreRule] = {
@@ -50,6 +51,8 @@ SCORES: Mapping[Score, ScoreRule] = {
     "class-mixed": ScoreRule(
         "class attention and its grid gradient", "class", "value and gradient-2d"
     ),
+    # The softmax is a constant a head and image under the logarithm: the Laplacian does not see it.
+    "class-laplacian": ScoreRule("Laplacian of log class attention", "class-raw", "laplacian"),
     "received": ScoreRule("attention received", "received"),
     "received-gradient": ScoreRule("gradient of attention received", "received", "gradient"),
     "received-gradient-2d": ScoreRule(

@@ -26,6 +26,7 @@ Score = Literal[
     "class-gradient",
     "class-gradient-2d",
     "class-mixed",
+    "class-laplacian",
     "received",
     "received-gradient",
     "received-gradient-2d",

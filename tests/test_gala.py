@@ -157,6 +157,32 @@ def test_the_grid_gradient_is_equation_two_along_rows_and_columns(with_value: bo
         torch.testing.assert_close(found[image], torch.tensor(list(size.values())))
 
 
+def test_the_laplacian_is_a_patch_less_its_neighbours_that_are_left() -> None:
+    values, positions = holes()
+    found = gala.laplacian_scores(values, positions, (5, 5))
+    alone = 0
+    for image in range(BATCH):
+        mean = values[image].mean(dim=0)
+        at = {divmod(int(p), 5): float(v) for p, v in zip(positions[image], mean, strict=True)}
+        for n, ((row, column), value) in enumerate(at.items()):
+            beside = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
+            around = [at[cell] for cell in beside if cell in at]
+            alone += not around
+            expected = value - (sum(around) / len(around) if around else float(mean.mean()))
+            assert float(found[image, n]) == pytest.approx(expected, abs=1e-6)
+    assert alone
+
+
+def test_the_laplacian_of_scores_is_that_of_the_logarithm_of_their_softmax() -> None:
+    q, k = queries_and_keys()
+    every = torch.arange(PATCHES).expand(BATCH, -1)
+    attention = gala.class_attention(q[:, :, :1], k, 0, SCALE).log()
+    torch.testing.assert_close(
+        gala.laplacian_scores(gala.class_scores(q[:, :, :1], k, 0, SCALE), every, (5, 5)),
+        gala.laplacian_scores(attention, every, (5, 5)),
+    )
+
+
 def test_the_whole_grid_needs_no_gather_and_gives_the_same() -> None:
     values = torch.rand(BATCH, HEADS, PATCHES)
     every = torch.arange(PATCHES).expand(BATCH, -1)

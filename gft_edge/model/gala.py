@@ -41,6 +41,11 @@ def smooth(importance: Tensor, kernel: Tensor) -> Tensor:
     return kernel[0] * left + kernel[1] * importance + kernel[2] * right
 
 
+def class_scores(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """The class token's row of the raw scores, q_class (B,H,1,D), k (B,H,T,D) -> (B,H,N)."""
+    return (scale * (q_class * k).sum(dim=-1))[..., prefix:]
+
+
 def class_attention(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     """The class token's softmaxed attention to each patch, EViT's score (arXiv 2202.07800).
 
@@ -85,6 +90,23 @@ def grid_gradient_scores(
     for axis in (2, 3):
         importance = _smooth_along(importance, present, kernel, axis)
     return take_rows(importance.flatten(2).transpose(1, 2), positions).squeeze(2)
+
+
+def laplacian_scores(attention: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How far attention stands out from around it, (B,H,N) at ascending grid positions (B,N) -> (B,N).
+
+    The Laplacian on the patch grid with its sign turned: the mean over heads, less that of the
+    neighbours along rows and columns that are still there; where none is, less that of all patches.
+    """
+    values = attention.mean(dim=1, keepdim=True)
+    values, present = on_grid(values - values.mean(dim=2, keepdim=True), positions, grid)
+    total, count = torch.zeros_like(values), torch.zeros_like(present)
+    for axis in (2, 3):
+        before, after = _neighbours(values * present, axis)
+        has_before, has_after = _neighbours(present, axis)
+        total, count = total + before + after, count + has_before + has_after
+    contrast = values - total / count.clamp(min=1)
+    return take_rows(contrast.flatten(2).transpose(1, 2), positions).squeeze(2)
 
 
 def on_grid(values: Tensor, positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

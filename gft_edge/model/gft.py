@@ -81,6 +81,8 @@ class Selection(nn.Module):
         attention = summed if summed is not None else self.attention(q, k, scale)
         if self.rule.taken == "value":
             return attention.mean(dim=1)
+        if self.rule.taken == "laplacian":
+            return gala.laplacian_scores(attention, positions, self.grid)
         kernel = self.kernel.float()
         if self.rule.taken == "gradient":
             return gala.gradient_scores(attention, kernel)
@@ -120,6 +122,8 @@ class AttentionOf(nn.Module):
     def forward(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         """See the class."""
         # FP32: in FP16 close scores tie, and a tie changes the kept set.
+        if self.of == "class-raw":
+            return gala.class_scores(q[:, :, :1].float(), k.float(), self.prefix, scale)
         if self.of == "class":
             return gala.class_attention(q[:, :, :1].float(), k.float(), self.prefix, scale)
         if self.of == "received":
