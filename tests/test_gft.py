@@ -254,6 +254,12 @@ def test_an_unknown_name_lists_the_variants() -> None:
         spec_from_name("gft_huge", LABELS, stages="8:75%")
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(SpecError, match=f"--temperature is {temperature:g}: give a number above 0"):
+        spec_from_name("gft_tiny", LABELS, temperature=temperature)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
     spec = spec_from_name(name, LABELS)
@@ -262,6 +268,8 @@ def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
     positions = [stage.position for stage in spec.stages]
     expected = {"edge": [3, 6, 9], "d8": [8, 8, 8]}.get(name.rpartition("_")[2], [8, 9, 10])
     assert positions == expected
+    assert spec.score == ("class" if name.endswith("_edge") else "gala")
+    assert spec_from_name(name, LABELS, score="random").score == "random"
 
 
 def test_counts_that_were_not_given_as_plain_numbers_are_said() -> None:

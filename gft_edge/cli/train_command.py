@@ -61,7 +61,7 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 @click.option(
     "--score",
     type=click.Choice(list(SCORES)),
-    help="What patches are ranked by [default: gala].",
+    help="What patches are ranked by [default: the variant's own, else gala].",
 )
 @click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
 @click.option(

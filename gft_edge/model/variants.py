@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -42,6 +43,7 @@ class Variant:
     backbone: str
     gala: GalaMode
     stages: str
+    score: Score = "gala"
     backbone_args: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -51,10 +53,12 @@ def _family(size: str) -> dict[str, Variant]:
         # The paper's parameter count: 12 blocks and three extra layers (93 M for base).
         f"gft_{size}": Variant(backbone, "layer", "8:75%,9:50%,10:25%"),
         # The paper's text read literally: 8 blocks, three extra layers, head.
-        f"gft_{size}_d8": Variant(backbone, "layer", "8:75%,8:50%,8:25%", {"depth": 8}),
+        f"gft_{size}_d8": Variant(
+            backbone, "layer", "8:75%,8:50%,8:25%", backbone_args={"depth": 8}
+        ),
         # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
-        # of matrix units.
-        f"gft_{size}_edge": Variant(backbone, "block", "3:auto:16,6:auto:16,9:auto:16"),
+        # of matrix units. So early GALA chooses no better than chance: README, "Which score".
+        f"gft_{size}_edge": Variant(backbone, "block", "3:auto:16,6:auto:16,9:auto:16", "class"),
     }
 
 
@@ -86,6 +90,8 @@ def spec_from_name(
     given are the variant's own. The preprocessing is timm's evaluation set-up of the backbone.
     Raises SpecError.
     """
+    if not 0 < temperature < math.inf:
+        raise SpecError(f"--temperature is {temperature:g}: give a number above 0, such as 1")
     variant = VARIANTS.get(name)
     family = _family_of(name)
     arguments = {**(variant.backbone_args if variant else {}), **(backbone_args or {})}
@@ -131,7 +137,7 @@ def spec_from_name(
         backbone_args=arguments,
         stages=chosen,
         gala=mode,
-        score=score or "gala",
+        score=score or (variant.score if variant else "gala"),
         temperature=temperature,
         patch_grid=(
             (0, 0)
