@@ -31,6 +31,7 @@ NETWORKS = {
     "gft_tiny": ("--model", "gft_tiny"),
     "gft_tiny_edge": ("--model", "gft_tiny_edge"),
     "gft_tiny_edge, score class": ("--model", "gft_tiny_edge", "--score", "class"),
+    "gft_tiny_edge, score gala": ("--model", "gft_tiny_edge", "--score", "gala"),
 }
 TARGETS = ("onnx", "openvino")
 

@@ -268,7 +268,7 @@ def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
     positions = [stage.position for stage in spec.stages]
     expected = {"edge": [3, 6, 9], "d8": [8, 8, 8]}.get(name.rpartition("_")[2], [8, 9, 10])
     assert positions == expected
-    assert spec.score == ("class" if name.endswith("_edge") else "gala")
+    assert spec.score == ("class-laplacian" if name.endswith("_edge") else "gala")
     assert spec_from_name(name, LABELS, score="random").score == "random"
 
 

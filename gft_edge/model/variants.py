@@ -58,7 +58,9 @@ def _family(size: str) -> dict[str, Variant]:
         ),
         # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
         # of matrix units. So early GALA chooses no better than chance: README, "Which score".
-        f"gft_{size}_edge": Variant(backbone, "block", "3:auto:16,6:auto:16,9:auto:16", "class"),
+        f"gft_{size}_edge": Variant(
+            backbone, "block", "3:auto:16,6:auto:16,9:auto:16", "class-laplacian"
+        ),
     }
 
 
