@@ -51,8 +51,7 @@ def class_attention(q_class: Tensor, k: Tensor, prefix: int, scale: float) -> Te
 
     q_class (B,H,1,D), k (B,H,T,D) with the `prefix` tokens first -> (B,H,N).
     """
-    logits = scale * (q_class * k).sum(dim=-1)
-    return logits.softmax(dim=-1)[..., prefix:]
+    return class_scores(q_class, k, 0, scale).softmax(dim=-1)[..., prefix:]
 
 
 def received_attention(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:

@@ -57,7 +57,7 @@ def _family(size: str) -> dict[str, Variant]:
             backbone, "layer", "8:75%,8:50%,8:25%", backbone_args={"depth": 8}
         ),
         # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
-        # of matrix units. So early GALA chooses no better than chance: README, "Which score".
+        # of matrix units. So early GALA chooses no better than chance: README, "Which score selects well".
         f"gft_{size}_edge": Variant(
             backbone, "block", "3:auto:16,6:auto:16,9:auto:16", "class-laplacian"
         ),
