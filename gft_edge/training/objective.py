@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +33,9 @@ class Objective(nn.Module):
             logits: Tensor = self.network(images)
             return logits
         autocast = torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp)
-        with autocast, ProductAttention():
+        # Only where it can change something: the mode sees every call.
+        on_cpu = self.amp and images.device.type == "cpu"
+        with autocast, ProductAttention() if on_cpu else nullcontext():
             (teacher,) = self._teacher
             if teacher is not None:
                 teacher = teacher.to(images.device)
