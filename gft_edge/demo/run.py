@@ -148,12 +148,11 @@ def _make_room(out: Path) -> None:
     (out / MARKER_FILE).touch()
 
 
-def _trained(
-    run: Path, data: Path, settings: Settings, progress: Progress
-) -> tuple[ModelSpec, Network]:
+def micro_spec(labels: tuple[str, ...], settings: Settings = DEFAULTS) -> ModelSpec:
+    """The demo's network: a GFT of these sizes that sees the whole image, squashed to a square."""
     spec = spec_from_name(
         "vit_tiny_patch16_224",
-        read_split(data, "train").labels,
+        labels,
         image_size_px=settings.image_size_px,
         stages=settings.stages,
         gala="block",
@@ -166,7 +165,13 @@ def _trained(
             "qk_norm": 1,
         },
     )
-    spec = squashed(spec)
+    return squashed(spec)
+
+
+def _trained(
+    run: Path, data: Path, settings: Settings, progress: Progress
+) -> tuple[ModelSpec, Network]:
+    spec = micro_spec(read_split(data, "train").labels, settings)
     config = RunConfig(str(data), settings.recipe, supports_bf16("cpu"), workers=0, device="cpu")
     train(run, spec, config, None, progress)
     return load_run(run)
