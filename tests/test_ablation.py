@@ -275,7 +275,7 @@ def test_a_teacher_is_compared_with_none_by_a_distillation_of_0(
 ) -> None:
     out = tmp_path / "out"
     alone = (*settings(data), "--scores", "class", "--stages", "1:8", "--seeds", 1, "--out", out)
-    same = (*alone, "--teacher", grid / "none_seed0")
+    same = (*alone, "--teacher", grid / "none_seed0", "--feature-distillation", 0)
     assert_refused(ablate(*same, "--distillation", 0), "leaves nothing to learn from the teacher")
     result = ablate(*same, "--vary", "distillation=0,0.5", "--json")
     assert result.exit_code == 0, result.output
@@ -294,6 +294,11 @@ def test_a_teacher_is_compared_with_none_by_a_distillation_of_0(
         tmp_path / "without" / without["arms"][0]["runs"][0] / "model.safetensors"
     ).read_bytes()
     assert (runs[0] / "model.safetensors").read_bytes() == weights
+    # Unless told otherwise the teacher's tokens count too, where there is one.
+    taught = tmp_path / "taught"
+    (arm,) = ablate_json(*alone[:-1], taught, "--teacher", grid / "none_seed0")["arms"]
+    recipes = [loop.read_run_config(run)[1].recipe for run in (taught / arm["runs"][0], *runs[:1])]
+    assert [recipe.feature_distillation for recipe in recipes] == [1.0, 0.0]
 
 
 def test_weights_and_a_teacher_that_do_not_fit_are_refused_before_any_training(
@@ -305,7 +310,7 @@ def test_weights_and_a_teacher_that_do_not_fit_are_refused_before_any_training(
         (("--weights", teacher, "--model", "gft_tiny"), "is no checkpoint of deit_tiny"),
         (("--teacher", teacher, "--image-size", 64), "reads images of 32 px"),
         (("--teacher", grid / "class_0-12_2-8_seed0", "--vary", "feature_distillation=0,1"),
-         "needs a teacher that keeps all patches"),
+         "does not keep all patches: take a teacher like the network"),
     ):  # fmt: skip
         assert_refused(ablate(*base, *change), words)
         assert not out.exists()

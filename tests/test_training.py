@@ -43,8 +43,8 @@ from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
 from gft_edge.training.metrics import classification_metrics
 from gft_edge.training.objective import Objective, classification_loss, token_loss
-from gft_edge.training.recipes import PAPER, Recipe, check_recipe
-from gft_edge.training.teacher import Teacher, load_teacher, teacher_of
+from gft_edge.training.recipes import DEFAULT, PAPER, Recipe, check_recipe
+from gft_edge.training.teacher import Teacher, load_teacher, taught_recipe, teacher_of
 
 QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
 
@@ -423,7 +423,9 @@ def test_a_teacher_whose_tokens_are_of_another_kind_is_refused(data: Path, tmp_p
     staged = tmp_path / "staged"
     staged.mkdir()
     save_network(staged, network, spec)
-    with pytest.raises(UsageError, match=r"keeps all patches, and .*staged has 3 stages: take one"):
+    with pytest.raises(
+        UsageError, match=r"staged has 3 stages and does not keep all .* --stages none"
+    ):
         load_teacher(teacher_of(staged), spec, network, recipe)
     wide = dense_teacher(data, tmp_path / "wide", embed_dim=96)
     words = r"wide has 6 x 6 patches of width 96, the network 6 x 6 of 48: take a teacher like"
@@ -436,8 +438,24 @@ def test_a_teacher_whose_tokens_are_of_another_kind_is_refused(data: Path, tmp_p
     resnet = spec_from_name("test_resnet", spec.labels, image_size_px=48)
     resnet = dataclasses.replace(resnet, preprocessing=spec.preprocessing)
     dense = dense_teacher(data, tmp_path / "dense")
-    with pytest.raises(UsageError, match=r"the network is no plain ViT \(ResNet\): leave it out"):
+    with pytest.raises(
+        UsageError, match=r"the network is no plain ViT \(ResNet\): .* or leave it out"
+    ):
         load_teacher(dense, resnet, build_network(resnet), recipe)
+
+
+def test_tokens_count_by_default_where_they_are_alike(data: Path, tmp_path: Path) -> None:
+    spec, said = spec_for(data), list[str]()
+    alike = dense_teacher(data, tmp_path / "alike")
+    assert taught_recipe(DEFAULT, alike, spec, said.append) == DEFAULT
+    assert DEFAULT.feature_distillation > 0
+    assert not said
+    wide = dense_teacher(data, tmp_path / "wide", embed_dim=96)
+    without = dataclasses.replace(DEFAULT, feature_distillation=0.0)
+    assert taught_recipe(DEFAULT, wide, spec, said.append) == without
+    assert "of width 96, the network 6 x 6 of 48: its logits are imitated" in said.pop()
+    assert taught_recipe(without, wide, spec, said.append) == without
+    assert not said
 
 
 def test_a_timm_model_of_other_images_or_weights_is_refused(data: Path, tmp_path: Path) -> None:

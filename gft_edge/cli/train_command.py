@@ -100,7 +100,7 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
     "--feature-distillation",
     type=float,
     metavar="WEIGHT",
-    help="Of the distance from the tokens of a teacher that keeps all patches [default: 0, off].",
+    help="Of the distance from the teacher's tokens [default: 1 where they compare, else 0, off].",
 )
 @click.option(
     "--gate",
@@ -210,10 +210,12 @@ def run_config(options: dict[str, Any]) -> Any:
     """The RunConfig that this command's options mean. Raises UsageError and CheckpointError."""
     import torch
 
+    from gft_edge.datasets import read_split
+    from gft_edge.model.variants import spec_from_name
     from gft_edge.training.gradients import chosen_epochs
     from gft_edge.training.loop import RunConfig, supports_bf16
     from gft_edge.training.recipes import RECIPES
-    from gft_edge.training.teacher import teacher_of
+    from gft_edge.training.teacher import taught_recipe, teacher_of
 
     source = given_source(options["data"], options["dataset"], options["coco_category"])
     if source is None:
@@ -227,6 +229,16 @@ def run_config(options: dict[str, Any]) -> Any:
             "it out"
         )
     recipe = dataclasses.replace(RECIPES[options["recipe"]], **changes)
+    teacher = None
+    if options["teacher"] is None:
+        recipe = dataclasses.replace(recipe, feature_distillation=0.0)
+    else:
+        teacher = teacher_of(options["teacher"])
+        if options["feature_distillation"] is None:
+            labels = read_split(source, "train").labels
+            size = options["image_size"]
+            pupil = spec_from_name(options["model"], labels, image_size_px=size, stages="none")
+            recipe = taught_recipe(recipe, teacher, pupil, say)
     device = options["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -242,7 +254,7 @@ def run_config(options: dict[str, Any]) -> Any:
         device,
         options["tensorboard"],
         logged,
-        teacher=None if options["teacher"] is None else teacher_of(options["teacher"]),
+        teacher=teacher,
         dataset=source.dataset,
         coco_category=source.coco_category,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from gft_edge.datasets import first_difference
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network
+from gft_edge.model.networks import Network, build_network
 from gft_edge.model.pretrained import LOCAL, load_pretrained
-from gft_edge.specs import ModelSpec
+from gft_edge.specs import ModelSpec, Say
 from gft_edge.training.recipes import Recipe
 
 TIMM = "timm:"
@@ -83,9 +84,28 @@ def load_teacher(teacher: Teacher, pupil: ModelSpec, network: Network, recipe: R
             f"{theirs[2]}, the network of {ours[0]} px with {ours[1]} and {ours[2]}: both see the "
             "same images, so take a teacher of that kind"
         )
-    if recipe.feature_distillation:
-        _check_tokens(teacher.run, opened.network, network)
+    if recipe.feature_distillation and (
+        why := _unlike_tokens(teacher.run, opened.network, network)
+    ):
+        raise UsageError(
+            f"--feature-distillation compares tokens patch by patch, and {why}: take a teacher like the "
+            "network trained with --stages none, or leave it out"
+        )
     return opened.network.requires_grad_(requires_grad=False).eval()
+
+
+def taught_recipe(recipe: Recipe, teacher: Teacher, pupil: ModelSpec, say: Say) -> Recipe:
+    """The recipe for a network of the spec `pupil`, its tokens compared only where the teacher's are alike.
+
+    Where they are not, that is said. Raises what `teacher_of` does.
+    """
+    if not recipe.feature_distillation:
+        return recipe
+    why = _unlike_tokens(teacher.run, _open(teacher.run).network, build_network(pupil))
+    if why is None:
+        return recipe
+    say(f"{why}: its logits are imitated, its tokens are not")
+    return dataclasses.replace(recipe, feature_distillation=0.0)
 
 
 def _open(name: str) -> _Opened:
@@ -138,25 +158,22 @@ def _check_classes(name: str, teacher: _Opened, labels: tuple[str, ...]) -> None
         )
 
 
-def _check_tokens(name: str, teacher: Network, network: Network) -> None:
+def _unlike_tokens(name: str, teacher: Network, network: Network) -> str | None:
+    """Why the tokens of the two cannot be compared, None where they can."""
     for who, one in (("the network", network), (f"--teacher {name}", teacher)):
         if not isinstance(one, GFT):
-            raise UsageError(
-                f"--feature-distillation compares tokens patch by patch, and {who} is no plain ViT "
-                f"({type(one.backbone).__name__}): leave it out"
-            )
+            return f"{who} is no plain ViT ({type(one.backbone).__name__})"
     if teacher.selections:
-        raise UsageError(
-            f"--feature-distillation needs a teacher that keeps all patches, and --teacher {name} has "
-            f"{len(teacher.selections)} stages: take one trained with --stages none"
+        return (
+            f"--teacher {name} has {len(teacher.selections)} stages and does not keep all patches"
         )
     (rows, columns, width), ours = _tokens(teacher), _tokens(network)
     if (rows, columns, width) != ours:
-        raise UsageError(
-            f"--feature-distillation compares tokens one by one: --teacher {name} has {rows} x {columns} "
-            f"patches of width {width}, the network {ours[0]} x {ours[1]} of {ours[2]}: take a teacher "
-            "like the network, or leave it out"
+        return (
+            f"--teacher {name} has {rows} x {columns} patches of width {width}, the network {ours[0]} x "
+            f"{ours[1]} of {ours[2]}"
         )
+    return None
 
 
 def _tokens(network: Network) -> tuple[int, int, int]:
