@@ -44,7 +44,7 @@ def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path)
     (shell,) = blocks("sh", "Real photographs")
     commands = [line for line in shell.splitlines() if not line.startswith("pip ")]
     assert [shlex.split(line)[1] for line in commands] == [
-        "train", "evaluate", "export", "verify", "predict",
+        "train", "train", "evaluate", "export", "verify", "predict",
     ]  # fmt: skip
     for command in commands:
         execute(command, folder)
@@ -107,6 +107,20 @@ def test_the_commands_for_latency_run(
         if not (tmp_path / "orin.json").exists():
             shutil.copyfile(tmp_path / "profile.json", tmp_path / "orin.json")
     assert "pays" in (tmp_path / "profile.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_commands_for_scores_and_a_teacher_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "grocery", tmp_path / "grocery")
+    shutil.copy(folder / "deit_tiny.safetensors", tmp_path)
+    execute(blocks("sh", "Real photographs")[0].splitlines()[1] + " --epochs 1", tmp_path)
+    commands = [line for shell in blocks("sh", "Networks") for line in shell.splitlines()]
+    words = [shlex.split(line)[1] for line in commands]
+    assert words == ["ablate", "sweep", "ablate", "ablate"]
+    for command, word in zip(commands, words, strict=True):
+        # As it stands, but for what would only take longer.
+        execute(command + " --epochs 1 --batch-size 4 --seeds 1" * (word == "ablate"), tmp_path)
+    assert (tmp_path / "taught" / "ablation.md").is_file()
 
 
 def test_the_commands_for_the_papers_experiments_run(folder: Path, tmp_path: Path) -> None:
