@@ -89,7 +89,7 @@ def load_teacher(teacher: Teacher, pupil: ModelSpec, network: Network, recipe: R
     ):
         raise UsageError(
             f"--feature-distillation compares tokens patch by patch, and {why}: take a teacher like the "
-            "network trained with --stages none, or leave it out"
+            "network, trained with --stages none, or leave it out"
         )
     return opened.network.requires_grad_(requires_grad=False).eval()
 
