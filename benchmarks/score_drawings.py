@@ -19,6 +19,7 @@ from typing import cast
 from gft_edge.datasets import read_split
 from gft_edge.demo.drawings import write_drawings
 from gft_edge.demo.run import DEFAULTS, RECIPE, micro_spec
+from gft_edge.experiments.ablation_plan import DENSE, scores_of
 from gft_edge.experiments.evaluation import evaluate_run
 from gft_edge.specs import DataSource, ModelSpec, Score
 from gft_edge.training.loop import RunConfig, supports_bf16, train
@@ -37,16 +38,17 @@ def main() -> None:
     parser.add_argument("--scores", default="none,gala,class,class-laplacian,random")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
+    scores = scores_of(given.scores)
     data = given.out / "data"
     # The same files whoever writes them, so an interrupted drawing is simply drawn again.
     write_drawings(data, DRAWINGS, DEFAULTS.image_size_px, seed=0)
     whole = micro_spec(read_split(data, "train").labels)
     print(f"kept: {', '.join(str(stage.keep) for stage in whole.stages)} of {whole.patch_count}\n")
     print("| score | top-1 | each seed |\n|---|---|---|")
-    for score in given.scores.split(","):
+    for score in scores:
         spec = (
             dataclasses.replace(whole, stages=())
-            if score == "none"
+            if score == DENSE
             else dataclasses.replace(whole, score=cast(Score, score))
         )
         found = [trained_top1(given.out, spec, score, seed) for seed in range(given.seeds)]
