@@ -1,18 +1,20 @@
-"""How well each score chooses without any training for it: the kept patches of a dense network.
+"""How well each score chooses without any training for it: the kept patches of dense networks.
 
-python benchmarks/score_screening.py RUN --data DATA
+python benchmarks/score_screening.py RUN RUN RUN --data DATA
 
-RUN is a dense network (gft-edge train --stages none), DATA its images. Each score ranks the patches
-of the same weights at late, middle and early blocks, at the paper's ratios; what a row loses against
-the dense network is what the score threw away. The first row is the mean of several random orders and
-the standard deviation among them; `errors` is the difference to that mean over its standard error, of the
-images and of the orders. A trained network may order the scores otherwise: gft-edge ablate.
+Each RUN is a dense network of another seed (gft-edge train --stages none), DATA their images. Each score
+ranks the patches of the same weights at late, middle and early blocks, at the paper's ratios; what a row
+loses against the dense network is what the score threw away. The first row is the mean of several random
+orders of every network and the standard deviation among all of them; `errors` is the difference to that
+mean over its standard error, of networks and images (gft_edge.experiments.crossed), and p how often as
+many come about by chance. A trained network may order the scores otherwise: gft-edge ablate.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,15 @@ import torch
 
 from gft_edge.classifier import load_pixels
 from gft_edge.datasets import Split, read_split
+from gft_edge.experiments.ablation_plan import scores_of
+from gft_edge.experiments.crossed import crossed_estimate
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone, load_run
 from gft_edge.model.gft import GFT
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.scores import SCORES
-from gft_edge.specs import ModelSpec
+from gft_edge.specs import ModelSpec, Score
 from gft_edge.training.loop import supports_bf16
 
 POSITIONS = {"late": (8, 9, 10), "middle": (3, 6, 9), "early": (2, 4, 7)}
@@ -38,51 +42,63 @@ RANDOM_ORDERS = 5
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
+    parser.add_argument("--scores", help="some of them, with commas between [default: all]")
     given = parser.parse_args()
-    spec, dense = load_run(given.run)
-    assert isinstance(dense, GFT)
-    assert not spec.stages, "give a dense run"
+    scores = scores_of(given.scores) if given.scores else tuple(SCORES)
+    spec, dense = load_run(given.runs[0])
+    assert not spec.stages, "give dense runs"
     split = read_split(given.data, given.split, spec.labels)
     pixels = np.stack([load_pixels(path, spec.preprocessing) for path in split.paths])
-    reference = correct(dense, spec, split, pixels)
-    print(f"dense: {100 * reference.mean():.2f} % of {len(pixels)} images\n")
-    print("| score | " + " | ".join(f"{name} | errors" for name in POSITIONS) + " |")
+    references = []
+    for run in given.runs:
+        its, dense = load_run(run)
+        assert isinstance(dense, GFT)
+        assert its == spec, f"{run} is another network than {given.runs[0]}"
+        references.append(correct(dense, spec, split, pixels).mean())
+    each = " / ".join(f"{100 * reference:.2f}" for reference in references)
+    print(f"dense: {each} % of {len(pixels)} images\n")
+    print("| score | " + " | ".join(f"{name} | errors (p)" for name in POSITIONS) + " |")
     print("|---|" + "---|---|" * len(POSITIONS))
-    networks = {name: selecting(given.run, spec, name) for name in POSITIONS}
-    random = {name: by_random_orders(net, spec, split, pixels) for name, net in networks.items()}
+    networks = {name: [selecting(run, spec, name) for run in given.runs] for name in POSITIONS}
+    random = {name: by_random_orders(of, spec, split, pixels) for name, of in networks.items()}
     cells = [
-        f"{100 * of.mean():.2f} | {100 * of.mean(axis=1).std(ddof=1):.2f}" for of in random.values()
+        f"{100 * of.mean():.2f} | {100 * of.mean(axis=2).std(ddof=1):.2f}" for of in random.values()
     ]
     print("| `random`, and among orders | " + " | ".join(cells) + " |", flush=True)
-    for score in SCORES:
+    for score in scores:
         if score == "random":
             continue
         cells = []
-        for name, network in networks.items():
-            network.rank_by(score)
-            found = correct(network, spec, split, pixels)
-            difference = found - random[name].mean(axis=0)
-            orders = random[name].mean(axis=1)
-            error = np.sqrt(
-                difference.var(ddof=1) / len(difference) + orders.var(ddof=1) / len(orders)
+        for name, of in networks.items():
+            found = []
+            for network in of:
+                network.rank_by(cast(Score, score))
+                found.append(correct(network, spec, split, pixels))
+            by_chance = random[name].mean(axis=1)
+            ahead = crossed_estimate(np.stack(found) - by_chance)
+            errors = (
+                "the same"
+                if ahead.standard_errors is None
+                else f"{ahead.standard_errors:+.1f} ({ahead.p_value:.3f})"
             )
-            cells.append(f"{100 * found.mean():.2f} | {difference.mean() / error:+.1f}")
+            cells.append(f"{100 * np.mean(found):.2f} | {errors}")
         print(f"| `{score}` | " + " | ".join(cells) + " |", flush=True)
 
 
 def by_random_orders(
-    network: GFT, spec: ModelSpec, split: Split, pixels: npt.NDArray[np.uint8]
+    networks: list[GFT], spec: ModelSpec, split: Split, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float64]:
-    """As `correct`, a row for each of several orders."""
+    """As `correct`, (networks, orders, images): every network has orders of its own."""
     rows = []
-    for order in range(RANDOM_ORDERS):
-        torch.manual_seed(order)
-        network.rank_by("random")
-        rows.append(correct(network, spec, split, pixels))
-    return np.stack(rows)
+    for number, network in enumerate(networks):
+        for order in range(RANDOM_ORDERS):
+            torch.manual_seed(number * RANDOM_ORDERS + order)
+            network.rank_by("random")
+            rows.append(correct(network, spec, split, pixels))
+    return np.stack(rows).reshape(len(networks), RANDOM_ORDERS, len(pixels))
 
 
 def selecting(run: Path, spec: ModelSpec, positions: str) -> GFT:
