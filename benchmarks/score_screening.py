@@ -22,11 +22,11 @@ import torch
 
 from gft_edge.classifier import load_pixels
 from gft_edge.datasets import Split, read_split
-from gft_edge.experiments.ablation_plan import scores_of
+from gft_edge.experiments.ablation_plan import DENSE, scores_of
 from gft_edge.experiments.crossed import crossed_estimate
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone, load_run
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import build_network
+from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.preprocess import batch_from_pixels
 from gft_edge.scores import SCORES
@@ -48,16 +48,16 @@ def main() -> None:
     parser.add_argument("--scores", help="some of them, with commas between [default: all]")
     given = parser.parse_args()
     scores = scores_of(given.scores) if given.scores else tuple(SCORES)
-    spec, dense = load_run(given.runs[0])
-    assert not spec.stages, "give dense runs"
+    if len(given.runs) < 2:
+        parser.error("give two dense runs or more, of other seeds: one has no error")
+    opened = [load_run(run) for run in given.runs]
+    spec = opened[0][0]
+    for run, (its, _) in zip(given.runs, opened, strict=True):
+        if its.stages or its != spec:
+            parser.error(f"{run} is no dense run, or another network than {given.runs[0]}")
     split = read_split(given.data, given.split, spec.labels)
     pixels = np.stack([load_pixels(path, spec.preprocessing) for path in split.paths])
-    references = []
-    for run in given.runs:
-        its, dense = load_run(run)
-        assert isinstance(dense, GFT)
-        assert its == spec, f"{run} is another network than {given.runs[0]}"
-        references.append(correct(dense, spec, split, pixels).mean())
+    references = [correct(network, spec, split, pixels).mean() for _, network in opened]
     each = " / ".join(f"{100 * reference:.2f}" for reference in references)
     print(f"dense: {each} % of {len(pixels)} images\n")
     print("| score | " + " | ".join(f"{name} | errors (p)" for name in POSITIONS) + " |")
@@ -69,8 +69,8 @@ def main() -> None:
     ]
     print("| `random`, and among orders | " + " | ".join(cells) + " |", flush=True)
     for score in scores:
-        if score == "random":
-            continue
+        if score in (DENSE, "random"):
+            continue  # above
         cells = []
         for name, of in networks.items():
             found = []
@@ -120,7 +120,7 @@ def selecting(run: Path, spec: ModelSpec, positions: str) -> GFT:
 
 
 def correct(
-    network: GFT, spec: ModelSpec, split: Split, pixels: npt.NDArray[np.uint8]
+    network: Network, spec: ModelSpec, split: Split, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float64]:
     """1 for each image that is classified right, else 0."""
     network.eval()
