@@ -1,33 +1,26 @@
-"""Small real inputs that several rooms' tests share."""
+"""The runs, bundles and reports that several rooms' tests read. Copy one before altering it."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
-if TYPE_CHECKING:
-    from tests.fake_cudart import FakeCudart
-    from tests.fake_tensorrt import FakeTensorrt
+from tests.support import networks, pictures
+from tests.support.cli import run
+from tests.support.fake_cudart import FakeCudart
+from tests.support.fake_tensorrt import FakeTensorrt
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
-
-# A space and a letter outside ASCII: labels are text, not identifiers.
-MICRO_LABELS = ("apple", "brown bread", "café", "dill")
-MICRO_STAGES = "1:48,2:32,3:16"
-MICRO_IMAGES_PER_CLASS = 3
+TARGETS = ("onnx", "openvino")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled models are kept below a folder of the tests, not in the user's own cache."""
+    """Keep compiled models below a folder of the tests, not in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -43,19 +36,20 @@ def grocery() -> Path:
 
 
 @pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT for RTX GPUs, which parses and builds without a GPU."""
+    reason = "tensorrt_rtx cannot be imported here: its wheels are for x86-64"
+    return pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
+
+
+# Images.
+
+
+@pytest.fixture(scope="session")
 def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a test split: seeded blots and noise, three images a class, not square."""
+    """A data folder with a test split: blots and noise, three images a class, not square."""
     folder = tmp_path_factory.mktemp("micro_data")
-    generator = np.random.default_rng(0)
-    for label in MICRO_LABELS:
-        (folder / "test" / label).mkdir(parents=True)
-        for number in range(MICRO_IMAGES_PER_CLASS):
-            size = (90 + 7 * number, 80)
-            blots = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-            smooth = np.asarray(blots.resize(size, Image.Resampling.BICUBIC))
-            noisy = np.clip(smooth + generator.normal(0, 25, smooth.shape), 0, 255)
-            path = folder / "test" / label / f"{number}.png"
-            Image.fromarray(noisy.astype(np.uint8)).save(path)
+    pictures.write_noisy(folder)
     return folder
 
 
@@ -63,144 +57,115 @@ def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def micro_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Smooth pictures in train/ to calibrate on, val/ to verify on and test/ to keep apart."""
     folder = tmp_path_factory.mktemp("micro_pictures")
-    generator = np.random.default_rng(8)  # no image of val/ is a near tie for calm_run
-    for split in ("train", "val", "test"):
-        for label in MICRO_LABELS:
-            (folder / split / label).mkdir(parents=True)
-            for number in range(12):
-                small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-                picture = small.resize((80, 90), Image.Resampling.BICUBIC)
-                picture.save(folder / split / label / f"{number}.png")
+    pictures.write_smooth(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes that differ in hue, to train on in seconds; val has two of them."""
+    folder = tmp_path_factory.mktemp("coloured")
+    pictures.write_coloured(folder)
+    return folder
+
+
+# Runs.
 
 
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_data: Path) -> Path:
     """The run folder of a 4-block GFT at 64 px with three live stages and seeded random weights."""
     folder = tmp_path_factory.mktemp("micro_run")
-    _save_micro_network(folder, micro_data, "test", spread=0.15)
+    networks.save_micro_network(folder, micro_data, "test", spread=0.15)
     return folder
 
 
 @pytest.fixture(scope="session")
 def calm_run(tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path) -> Path:
-    """Like micro_run, but rounding disturbs it no more than a trained network.
-
-    Wide random weights are chaotic, and a random head looks where images hardly differ: FP16 alone
-    would change decisions. This one reads the directions in which the images differ most.
-    """
-    import torch
-
-    from gft_edge.model.checkpoint import load_run, save_network
-
+    """A run like micro_run that rounding disturbs no more than a trained network."""
     folder = tmp_path_factory.mktemp("calm_run")
-    pixels = _save_micro_network(folder, micro_pictures, "val", spread=0.04)
-    spec, model = load_run(folder)
-    head = model.backbone.head
-    with torch.no_grad():
-        read: list[torch.Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-        _logits(model, pixels, spec)
-        handle.remove()
-        features = torch.cat(read)
-        centre = features.mean(dim=0)
-        _, _, directions = torch.linalg.svd(features - centre, full_matrices=False)
-        head.weight.copy_(directions[: len(MICRO_LABELS)])
-        head.bias.copy_(-head.weight @ centre)
-    save_network(folder, model, spec)
+    networks.save_calm_network(folder, micro_pictures)
     return folder
 
 
-def _logits(model: Any, pixels: npt.NDArray[np.uint8], spec: Any) -> npt.NDArray[np.float32]:
-    from gft_edge.export.verify import torch_outputs
-
-    return torch_outputs(model.eval(), pixels, spec.preprocessing).logits
-
-
-def _save_micro_network(
-    folder: Path, data: Path, split: str, spread: float
-) -> npt.NDArray[np.uint8]:
-    """Write the network and return the pixels its logits were centred on."""
-    import torch
-
-    from gft_edge.datasets import read_split
-    from gft_edge.model.checkpoint import save_network
-    from gft_edge.model.gft import build_gft
-    from gft_edge.model.variants import spec_from_name
-    from gft_edge.preprocess import open_rgb, resize_and_crop
-
-    spec = spec_from_name(
-        "vit_tiny_patch16_224",
-        MICRO_LABELS,
-        image_size_px=64,
-        backbone_args={"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
-        stages=MICRO_STAGES,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_gft(spec)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim >= 2:
-                    parameter.add_(spread * torch.randn(parameter.shape))
-    pixels = np.stack(
-        [
-            resize_and_crop(open_rgb(path), spec.preprocessing)
-            for path in read_split(data, split).paths
-        ]
-    )
-    # Random weights prefer one class on every image: centred logits make the decisions differ.
-    logits = _logits(model, pixels, spec)
-    with torch.no_grad():
-        model.backbone.head.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
-    save_network(folder, model, spec)
-    return pixels
+# Bundles.
 
 
 @pytest.fixture(scope="session")
 def micro_bundles(
     tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path
 ) -> dict[str, Path]:
-    """Target -> the bundle that the micro run exports to. Copy one before altering it."""
-    from gft_edge.calibration.image_set import draw_image_set
-    from gft_edge.datasets import read_split
-    from gft_edge.export.recipe import ExportRequest, export
-    from gft_edge.model.checkpoint import load_run
+    """Target -> the FP32 bundle that the micro run exports to."""
+    from gft_edge.export.recipe import ExportRequest
 
-    spec, model = load_run(micro_run)
-    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
     folder = tmp_path_factory.mktemp("micro_bundles")
-    for target in ("onnx", "openvino"):
-        export(model, spec, images, ExportRequest(target), folder / target)
-    return {target: folder / target for target in ("onnx", "openvino")}
+    return {
+        target: networks.export_run(micro_run, micro_data, folder / target, ExportRequest(target))
+        for target in TARGETS
+    }
+
+
+@pytest.fixture(scope="session")
+def int8_bundles(
+    tmp_path_factory: pytest.TempPathFactory, calm_run: Path, micro_pictures: Path
+) -> dict[str, Path]:
+    """Target -> the INT8 bundle of the calm run; OpenVINO's ranges by least squares."""
+    folder = tmp_path_factory.mktemp("int8")
+    bundles = {target: folder / target for target in (*TARGETS, "tensorrt")}
+    for target, out in bundles.items():
+        result = run(
+            "export", calm_run, "--data", micro_pictures, "--out", out, "--target", target,
+            "--precision", "int8", "--calibration-data", micro_pictures, "--subset-size", 40,
+            "--calibration-method", "mse" if target == "openvino" else "minmax",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+    return bundles
+
+
+@pytest.fixture(scope="session")
+def trt_bundle(tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path) -> Path:
+    """The micro run exported for TensorRT in FP32, one image at a time, without an engine."""
+    from gft_edge.export.recipe import ExportRequest
+
+    out = tmp_path_factory.mktemp("trt") / "bundle"
+    return networks.export_run(micro_run, micro_data, out, ExportRequest("tensorrt"))
+
+
+# Measurements.
+
+
+@pytest.fixture(scope="session")
+def profile_file(
+    tmp_path_factory: pytest.TempPathFactory, micro_bundles: dict[str, Path], micro_data: Path
+) -> Path:
+    """The JSON of both micro bundles profiled together; what was printed lies beside it, as .txt."""
+    file = tmp_path_factory.mktemp("profile") / "both.json"
+    result = run(
+        "profile", *micro_bundles.values(), "--images", micro_data / "test", "--json", file,
+        "--duration", 0.3, "--min-samples", 20, "--warmup-ms", 20,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    file.with_suffix(".txt").write_text(result.output)
+    return file
+
+
+@pytest.fixture(scope="session")
+def profile_data(profile_file: Path) -> dict[str, Any]:
+    """The content of that JSON."""
+    content: dict[str, Any] = json.loads(profile_file.read_text())
+    return content
+
+
+# A GPU's doubles.
 
 
 @pytest.fixture
 def fake_cudart() -> FakeCudart:
     """A CUDA runtime over host memory, fresh; its file says what it can do."""
-    fake: FakeCudart = _helper("fake_cudart").FakeCudart()
-    return fake
+    return FakeCudart()
 
 
 @pytest.fixture
 def fake_tensorrt(fake_cudart: FakeCudart) -> FakeTensorrt:
     """A TensorRT that computes in that runtime's memory; its file says what it can do."""
-    fake: FakeTensorrt = _helper("fake_tensorrt").FakeTensorrt(fake_cudart)
-    return fake
-
-
-@pytest.fixture(scope="session")
-def launched() -> Any:
-    """What each process of a launch runs; its file says how."""
-    return _helper("launched")
-
-
-def _helper(name: str) -> Any:
-    """A module of this folder that holds no tests: the folder is no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    return FakeTensorrt(fake_cudart)

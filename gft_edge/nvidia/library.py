@@ -19,7 +19,7 @@ Version = tuple[int, ...]
 
 # What is not the same call from TensorRT 10.3 to 11.4 and in TensorRT-RTX: the first version of
 # each library that has a name, None where it has none or the call does nothing. All other names
-# that this package uses are in each (tests/test_library.py reads them in the bindings of each).
+# that this package uses are in each (tests/nvidia/test_library.py reads them in the bindings of each).
 # RTX compiles at load, so it times nothing and caches no timings; its engines are portable by
 # themselves (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
 SINCE: dict[str, dict[Flavor, Version | None]] = {

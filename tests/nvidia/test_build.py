@@ -37,12 +37,12 @@ from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.watch import monitor_of
 from gft_edge.onnx_bytes import graph_output
 from gft_edge.specs import EngineRecipe
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from tests.fake_cudart import FakeCudart
+    from tests.support.fake_cudart import FakeCudart
 
 QUICK = EngineRecipe(builder_optimization_level=0)
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,9 @@ from gft_edge.profiling.samples import percentile_ms, samples_needed
 from gft_edge.profiling.schema import profile_schema
 from gft_edge.profiling.verdict import verdicts
 from gft_edge.specs import to_json
+from tests.support.paths import ROOT
 
-SCHEMA = Path(__file__).parent.parent / "docs" / "profile.schema.json"
+SCHEMA = ROOT / "docs" / "profile.schema.json"
 QUICK = ("--duration", "0.2", "--min-samples", "70", "--warmup-ms", "10")
 
 

@@ -20,8 +20,7 @@ from click.testing import CliRunner, Result
 
 from gft_edge.bundle import read_manifest, sha256_of, write_manifest
 from gft_edge.cli import main
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 EVALUATE_KEYS = {
     "top1", "top5", "precision_macro", "recall_macro", "f1_macro",

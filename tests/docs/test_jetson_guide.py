@@ -21,8 +21,8 @@ from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.engines import Host, engine_for
 from gft_edge.nvidia.library import Library
 from gft_edge.specs import Engine, EngineRecipe
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
 
 # All that is not run here. A command of the guide that is neither here nor of a kind in RUN fails.

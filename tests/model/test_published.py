@@ -26,6 +26,7 @@ from gft_edge.model.gft import build_gft
 from gft_edge.model.published import INERT_SELECTION, read_published
 from gft_edge.model.variants import spec_from_name
 from gft_edge.verification import split_outputs
+from tests.support.paths import ROOT
 
 LABELS = ("apple", "brown bread", "café", "dill")
 WIDTH, HEADS, DEPTH, PATCH, SIZE = 48, 3, 10, 8, 48
@@ -511,7 +512,7 @@ def test_nothing_is_imported_or_trained_over_what_is_there(
 
 
 def test_the_guides_commands_are_those_of_the_command_line() -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "weights.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     (shell,) = re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
     words = [shlex.split(line)[1:] for line in shell.splitlines()]
     assert [name for name, *_ in words] == ["import", "export", "train"]

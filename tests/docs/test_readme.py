@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from gft_edge.demo.drawings import write_drawings
+from tests.support.paths import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, heading: str) -> list[str]:

@@ -46,6 +46,7 @@ from gft_edge.nvidia.build import memory_bytes
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.specs import InputSpec, ModelSpec
 from gft_edge.verification import golden_tolerance, verify
+from tests.support.paths import ROOT
 
 VARIANTS = ("gft_tiny", "gft_tiny_edge")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -280,7 +281,7 @@ def test_the_largest_network_builds_in_the_memory_that_a_build_announces(
     precision: str, graph_of: GraphOf
 ) -> None:
     """93 million weights, in a process of their own."""
-    script = Path(__file__).parent.parent / "benchmarks" / "engine_build.py"
+    script = ROOT / "benchmarks" / "engine_build.py"
     path = graph_of("gft_base", precision, 1)
     done = subprocess.run(
         [sys.executable, str(script), "--build", str(path)],

@@ -29,9 +29,10 @@ from gft_edge.nvidia.library import (
     version_of,
 )
 from gft_edge.nvidia.log import KEPT_LINES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent / "gft_edge"
-SOURCES = (*sorted((ROOT / "nvidia").glob("*.py")), ROOT / "backends" / "trt.py")
+PACKAGE = ROOT / "gft_edge"
+SOURCES = (*sorted((PACKAGE / "nvidia").glob("*.py")), PACKAGE / "backends" / "trt.py")
 
 # JetPack 6 and 7, the first and last of 11; 10.8 and 10.9 stand around the one name that came later.
 VERSIONS = (

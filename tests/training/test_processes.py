@@ -25,8 +25,9 @@ from gft_edge.cli import main
 from gft_edge.errors import UsageError
 from gft_edge.training.loop import resume, train
 from gft_edge.training.processes import shared_batch_size
+from tests.support import launched
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 IMAGES = {"train": 10, "val": 3}  # a class: 20 images in batches of 6 leave two out
 
 
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory, launched: Any) -> Path:
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
     spec, config = launched.small_run(data)
@@ -68,7 +69,7 @@ def launch(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def together(data: Path, run: Path, how: str) -> subprocess.CompletedProcess[str]:
-    return launch(ROOT / "tests" / "launched.py", data, run, how)
+    return launch(ROOT / "tests" / "support" / "launched.py", data, run, how)
 
 
 def assert_same_run(run: Path, other: Path) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from gft_edge.onnx_bytes import GraphNode, graph_nodes
 
 if TYPE_CHECKING:
-    from tests.fake_cudart import FakeCudart
+    from tests.support.fake_cudart import FakeCudart
 
 HEADER, PORTABLE_HEADER = b"a plan: ", b"a plan with its own runtime: "
 SCRATCH_BYTES = 64 << 20

@@ -23,7 +23,7 @@ from gft_edge.nvidia.cuda import Cuda, Gpu, host_view, open_cuda
 from gft_edge.nvidia.cudart import ADDRESSES, FUNCTIONS, PROTOTYPES, PROVIDERS, Libcudart, runtimes
 
 if TYPE_CHECKING:
-    from tests.fake_cudart import FakeCudart
+    from tests.support.fake_cudart import FakeCudart
 
 both_providers = pytest.mark.parametrize("provider", PROVIDERS)
 

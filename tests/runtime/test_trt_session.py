@@ -44,8 +44,8 @@ from gft_edge.specs import Engine, EngineRecipe, InputSpec
 from gft_edge.verification import verify
 
 if TYPE_CHECKING:
-    from tests.fake_cudart import FakeCudart
-    from tests.fake_tensorrt import FakeTensorrt
+    from tests.support.fake_cudart import FakeCudart
+    from tests.support.fake_tensorrt import FakeTensorrt
 
 BATCHES = (1, 3)
 SIZE_PX = 64

@@ -1,0 +1,14 @@
+"""What lies in a folder, to compare before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder by its relative path, with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

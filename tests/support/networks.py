@@ -1,0 +1,117 @@
+"""Small real networks with seeded weights, saved as runs and exported as bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.specs import ModelSpec
+from tests.support.pictures import MICRO_LABELS
+
+if TYPE_CHECKING:
+    from gft_edge.export.recipe import ExportRequest
+
+MICRO_STAGES = "1:48,2:32,3:16"
+# Four blocks of three heads, 48 channels, patches of 8 px.
+MICRO_BACKBONE = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+
+
+def micro_spec(
+    labels: tuple[str, ...] = MICRO_LABELS,
+    stages: str = MICRO_STAGES,
+    image_size_px: int = 64,
+    **backbone_args: int,
+) -> ModelSpec:
+    """Return the spec of a 4-block GFT; `backbone_args` change MICRO_BACKBONE."""
+    from gft_edge.model.variants import spec_from_name
+
+    return spec_from_name(
+        "vit_tiny_patch16_224",
+        labels,
+        image_size_px=image_size_px,
+        backbone_args={**MICRO_BACKBONE, **backbone_args},
+        stages=stages,
+    )
+
+
+def save_micro_network(
+    folder: Path, data: Path, split: str, spread: float
+) -> npt.NDArray[np.uint8]:
+    """Save micro_spec() with random weights of that spread; return the pixels it was centred on."""
+    import torch
+
+    from gft_edge.datasets import read_split
+    from gft_edge.model.checkpoint import save_network
+    from gft_edge.model.gft import build_gft
+    from gft_edge.preprocess import open_rgb, resize_and_crop
+
+    spec = micro_spec()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_gft(spec)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.add_(spread * torch.randn(parameter.shape))
+    pixels = np.stack(
+        [
+            resize_and_crop(open_rgb(path), spec.preprocessing)
+            for path in read_split(data, split).paths
+        ]
+    )
+    # Random weights prefer one class on every image: centred logits make the decisions differ.
+    logits = _logits(model, pixels, spec)
+    with torch.no_grad():
+        model.backbone.head.bias.sub_(torch.from_numpy(logits.mean(axis=0)))
+    save_network(folder, model, spec)
+    return pixels
+
+
+def save_calm_network(folder: Path, data: Path) -> None:
+    """Save a network that rounding disturbs no more than a trained one.
+
+    Wide random weights are chaotic, and a random head looks where images hardly differ: FP16 alone
+    would change decisions. This one reads the directions in which the images of val/ differ most.
+    """
+    import torch
+
+    from gft_edge.model.checkpoint import load_run, save_network
+
+    pixels = save_micro_network(folder, data, "val", spread=0.04)
+    spec, model = load_run(folder)
+    head = model.backbone.head
+    with torch.no_grad():
+        read: list[torch.Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        _logits(model, pixels, spec)
+        handle.remove()
+        features = torch.cat(read)
+        centre = features.mean(dim=0)
+        _, _, directions = torch.linalg.svd(features - centre, full_matrices=False)
+        head.weight.copy_(directions[: len(MICRO_LABELS)])
+        head.bias.copy_(-head.weight @ centre)
+    save_network(folder, model, spec)
+
+
+def export_run(
+    run: Path, data: Path, out: Path, request: ExportRequest, split: str = "test", count: int = 12
+) -> Path:
+    """Export a run, verified on `count` images of a split, into `out`, and return it."""
+    from gft_edge.calibration.image_set import draw_image_set
+    from gft_edge.datasets import read_split
+    from gft_edge.export.recipe import export
+    from gft_edge.model.checkpoint import load_run
+
+    spec, model = load_run(run)
+    images = draw_image_set(read_split(data, split, spec.labels), count=count, seed=0)
+    export(model, spec, images, request, out)
+    return out
+
+
+def _logits(model: Any, pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.float32]:
+    from gft_edge.export.verify import torch_outputs
+
+    return torch_outputs(model.eval(), pixels, spec.preprocessing).logits
