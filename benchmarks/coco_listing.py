@@ -19,7 +19,7 @@ MEASURE = """
 import resource, sys, time
 from pathlib import Path
 from gft_edge.datasets import read_split, split_digest
-from gft_edge.specs import DataSource
+from gft_edge.bundle.images import DataSource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = DataSource(Path(sys.argv[1]), "coco", sys.argv[2])
 for name in ("train", "val"):

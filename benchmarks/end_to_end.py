@@ -34,13 +34,13 @@ from torchvision import io as torchvision_io
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2 import functional
 
-from gft_edge.bundle import Bundle, read_bundle
-from gft_edge.classifier import Classifier
-from gft_edge.datasets.imagefolder import images_below
+from gft_edge.bundle.specs import Preprocessing
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.model.variants import spec_from_name
-from gft_edge.preprocess import resize_and_crop, rgb_from_bytes
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import Preprocessing
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.preprocess import resize_and_crop, rgb_from_bytes
+from gft_edge.runtime.sources import images_below
 from random_network import GIVEN, random_bundle
 
 Pixels = npt.NDArray[np.uint8]

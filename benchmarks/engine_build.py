@@ -68,13 +68,13 @@ def write_graph(network: str, precision: str, file: Path) -> None:
     """The graph that an export for TensorRT writes, of a network with random weights."""
     import torch
 
+    from gft_edge.bundle.specs import InputSpec
     from gft_edge.export.fp16 import half
     from gft_edge.export.onnx_from_torch import onnx_from_torch
     from gft_edge.export.simplify import simplify
     from gft_edge.export.structure import finish
     from gft_edge.model.gft import build_gft
     from gft_edge.model.variants import spec_from_name
-    from gft_edge.specs import InputSpec
 
     spec = spec_from_name(network, tuple(f"class {number}" for number in range(10)))
     torch.manual_seed(0)

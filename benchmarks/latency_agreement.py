@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.profiling.latency import Series, Worker, open_bundle
 
 Way = Callable[[], float]

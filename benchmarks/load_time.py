@@ -16,14 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gft_edge.bundle import sha256_of
+from gft_edge.bundle.store import sha256_of
 from gft_edge.profiling.machine import summary, this_machine
 
 ONE = """
 import sys, time
 from pathlib import Path
 import numpy as np, openvino
-from gft_edge.backends import OpenRequest, backend_for
+from gft_edge.runtime.backends import OpenRequest, backend_for
 path, folder, shas = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 shape = tuple(int(length) for length in sys.argv[4].split(","))
 started = time.perf_counter()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gft_edge.bundle import Bundle
-from gft_edge.classifier import Classifier
-from gft_edge.preprocess import batch_from_pixels
+from gft_edge.bundle.store import Bundle
 from gft_edge.profiling.machine import summary, this_machine
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.preprocess import batch_from_pixels
 
 # An engine's threads go on spinning after a call (ONNX Runtime's intra_op pool, some milliseconds) and
 # would take the cores from the other engine's. So each has a phase of its own, after a pause in which

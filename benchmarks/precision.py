@@ -24,22 +24,23 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import read_bundle
+from gft_edge.bundle.specs import InputSpec, ModelSpec
+from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.sensitivity import sensitivity
-from gft_edge.classifier import Classifier, load_pixels, open_request, session_outputs
 from gft_edge.datasets import Split, read_split
 from gft_edge.export.graphs import finished_graph, verified_graph
 from gft_edge.export.int8 import normalised_batches
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity import NO_BOUND, TOLERANCES, Outputs, compare
+from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import InputSpec, ModelSpec
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import Classifier, load_pixels, open_request, session_outputs
+from gft_edge.runtime.outputs import Outputs
 
 NETWORKS = ("gft_tiny", "gft_tiny_edge")
 # Target, precision, and the engine that runs it here.

@@ -20,14 +20,13 @@ from pathlib import Path
 
 import torch
 
-from gft_edge.backends import backend_for
+from gft_edge.bundle.specs import InputSpec
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.calibration.sensitivity import sensitivity
-from gft_edge.classifier import open_request, session_outputs
 from gft_edge.datasets import read_split
 from gft_edge.export.int8 import MEASURED_IMAGES, SMOOTH_QUANT, normalised_batches, smoothed
 from gft_edge.export.onnx_from_torch import onnx_from_torch
@@ -37,7 +36,8 @@ from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import InputSpec
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import open_request, session_outputs
 
 GIVEN = InputSpec("uint8", 1)
 PIXEL_LAYER = "backbone.patch_embed.proj"

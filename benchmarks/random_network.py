@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gft_edge.backends import BuildRequest, backend_for
-from gft_edge.bundle import (
+from gft_edge.bundle.images import ImageRecord
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import InputSpec, ModelSpec
+from gft_edge.bundle.store import (
     LABELS_FILE,
     SCHEMA_VERSION,
     Bundle,
@@ -21,14 +23,14 @@ from gft_edge.bundle import (
 )
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
-from gft_edge.classifier import Classifier
 from gft_edge.export.golden import write_golden
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
 from gft_edge.model.gft import build_gft
-from gft_edge.preprocess import resize_and_crop
-from gft_edge.specs import ImageRecord, InputSpec, Manifest, ModelSpec
+from gft_edge.runtime.backends import BuildRequest, backend_for
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.preprocess import resize_and_crop
 
 GIVEN = InputSpec("uint8", 1)
 

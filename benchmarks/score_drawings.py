@@ -16,12 +16,13 @@ import statistics
 from pathlib import Path
 from typing import cast
 
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import read_split
-from gft_edge.demo.drawings import write_drawings
-from gft_edge.demo.run import DEFAULTS, RECIPE, micro_spec
-from gft_edge.experiments.ablation_plan import DENSE, scores_of
-from gft_edge.experiments.evaluation import evaluate_run
-from gft_edge.specs import DataSource, ModelSpec, Score
+from gft_edge.datasets.drawings import write_drawings
+from gft_edge.studies.ablation_plan import DENSE, scores_of
+from gft_edge.studies.demo import DEFAULTS, RECIPE, micro_spec
+from gft_edge.studies.evaluation import evaluate_run
 from gft_edge.training.loop import RunConfig, supports_bf16, train
 
 DRAWINGS = {

@@ -6,7 +6,7 @@ Each RUN is a dense network of another seed (gft-edge train --stages none), DATA
 ranks the patches of the same weights at late, middle and early blocks, at the paper's ratios; what a row
 loses against the dense network is what the score threw away. The first row is the mean of several random
 orders of every network and the standard deviation among all of them; `errors` is the difference to that
-mean over its standard error, of networks and images (gft_edge.experiments.crossed), and p how often as
+mean over its standard error, of networks and images (gft_edge.studies.crossed), and p how often as
 many come about by chance. A trained network may order the scores otherwise: gft-edge ablate.
 """
 
@@ -20,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gft_edge.classifier import load_pixels
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import Split, read_split
-from gft_edge.experiments.ablation_plan import DENSE, scores_of
-from gft_edge.experiments.crossed import crossed_estimate
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone, load_run
 from gft_edge.model.gft import GFT
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.scores import SCORES
-from gft_edge.specs import ModelSpec, Score
+from gft_edge.runtime.classifier import load_pixels
+from gft_edge.runtime.preprocess import batch_from_pixels
+from gft_edge.studies.ablation_plan import DENSE, scores_of
+from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.training.loop import supports_bf16
 
 POSITIONS = {"late": (8, 9, 10), "middle": (3, 6, 9), "early": (2, 4, 7)}

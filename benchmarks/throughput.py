@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import Session
-from gft_edge.classifier import Classifier
 from gft_edge.profiling.machine import summary, this_machine
+from gft_edge.runtime.backends import Session
+from gft_edge.runtime.classifier import Classifier
 
 IMAGES = 32
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.bundle.images import CocoCategory, DataSource, ImageSet
 from gft_edge.datasets import Split, data_set, read_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.specs import CocoCategory, DataSource, ImageSet
 
 # Drawn unless another number is asked for.
 CALIBRATION_IMAGES = 300

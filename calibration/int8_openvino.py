@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import MissingDependencyError, PipelineError
-from gft_edge.signal_stack import kept_signal_stack
+from gft_edge.runtime.signal_stack import kept_signal_stack
 
 # By NNCF's names; it has no entropy estimator.
 METHODS = ("minmax", "percentile", "mse")

@@ -12,10 +12,11 @@ from torch.nn.functional import cosine_similarity
 
 from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantizable_layers, reading
 from gft_edge.errors import FailedError
-from gft_edge.fidelity import Outputs, concatenate, kept_overlap
+from gft_edge.fidelity.compare import kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
 from gft_edge.model.gft import recorded_scores
 from gft_edge.model.networks import Network
+from gft_edge.runtime.outputs import Outputs, concatenate
 
 # A logit cosine lost weighs as much as five times that share of score noise: measured on
 # gft_tiny, both then reach their bounds at about the same number of layers given back.

@@ -7,15 +7,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import Bundle, read_bundle, replacing, write_manifest
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.manifest import Candidate
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.store import Bundle, read_bundle, replacing, write_manifest
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.export.recipe import ExportRequest, check_request, export
 from gft_edge.model.networks import Network
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.latency import engine_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.specs import Candidate, ImageSet, ModelSpec, Progress, Say
+from gft_edge.runtime.backends import backend_for
 
 AUTO = "auto"
 

@@ -10,16 +10,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gft_edge.bundle import Bundle
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.store import Bundle
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.export.int8 import CalibrationRequest
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.golden import read_golden
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.nvidia.build import build_engine, builder_here
-from gft_edge.specs import ImageSet, Manifest, ModelSpec, Progress, Say
+from gft_edge.runtime.golden import read_golden
 
 HALF_WEIGHTS = "-fp16-weights"
 

@@ -168,7 +168,7 @@ of $classes classes: build it from the graph of this bundle"
     number=$((number + 1))
 done
 
-# The verdict is that of gft_edge/fidelity.py, of the logits. trtexec prints six digits, so a tie for the
+# The verdict is that of gft_edge/fidelity/compare.py, of the logits. trtexec prints six digits, so a tie for the
 # first place is no other decision.
 awk -v classes="$classes" -v agreement_bound="$agreement_bound" -v cosine_bound="$cosine_bound" '
     # By Newton: the awk of a small BusyBox has no sqrt.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import PipelineError
-from gft_edge.specs import ModelSpec
 
 
 def score_names(spec: ModelSpec) -> tuple[str, ...]:

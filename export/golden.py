@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle import GOLDEN_FILE, GOLDEN_IMAGES, sha256_of
-from gft_edge.classifier import static_batches
+from gft_edge.bundle.manifest import Artifact, EngineRecipe
+from gft_edge.bundle.store import GOLDEN_FILE, GOLDEN_IMAGES, sha256_of
 from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity import Outputs
-from gft_edge.specs import Artifact, EngineRecipe
+from gft_edge.runtime.classifier import static_batches
+from gft_edge.runtime.outputs import Outputs
 
 CHECK_TEMPLATE = Path(__file__).with_name("check.sh")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gft_edge.bundle.reports import Tolerance
 from gft_edge.export.explaining import name_scores
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
@@ -11,7 +12,6 @@ from gft_edge.export.simplify import has_simplifier, simplify
 from gft_edge.export.structure import expected_casts, finish
 from gft_edge.export.workbench import Workbench
 from gft_edge.model.networks import Network
-from gft_edge.specs import Tolerance
 
 
 def verified_graph(

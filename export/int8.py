@@ -13,6 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gft_edge.bundle.images import ImageRecord, ImageSet
+from gft_edge.bundle.manifest import Quantization
+from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.specs import Preprocessing, Say
 from gft_edge.calibration.image_set import refuse_unfit_pixels
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
@@ -32,18 +36,9 @@ from gft_edge.export.onnx_from_torch import folds_normalisation
 from gft_edge.export.search import fewest_high_precision, with_reserve
 from gft_edge.export.verify import pixels_of, torch_outputs
 from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity import NO_BOUND, TOLERANCES, compare
+from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare
 from gft_edge.model.networks import Network
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.specs import (
-    FidelityReport,
-    ImageRecord,
-    ImageSet,
-    Preprocessing,
-    Quantization,
-    Say,
-    Tolerance,
-)
+from gft_edge.runtime.preprocess import batch_from_pixels
 
 # None is off. NNCF's default is 0.95, its own conformance tests of ViTs use the others.
 SMOOTH_QUANT = (None, 0.15, 0.5, 0.95)

@@ -10,8 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gft_edge.backends import BuildRequest, backend_for, backends
-from gft_edge.bundle import (
+from gft_edge.bundle.images import ImageRecord, ImageSet
+from gft_edge.bundle.manifest import (
+    Artifact,
+    EngineRecipe,
+    Manifest,
+    Quantization,
+    Rescheduled,
+)
+from gft_edge.bundle.reports import Tolerance
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress, Say, Stage
+from gft_edge.bundle.store import (
     LABELS_FILE,
     SCHEMA_VERSION,
     Bundle,
@@ -31,26 +40,12 @@ from gft_edge.export.int8 import CalibrationRequest, int8_onnx, int8_openvino
 from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.export.verify import torch_outputs
 from gft_edge.export.workbench import Workbench, tool_versions
-from gft_edge.fidelity import MAX_DROP, NO_BOUND, TOLERANCES
+from gft_edge.fidelity.compare import MAX_DROP, NO_BOUND, TOLERANCES
 from gft_edge.model.networks import Network
 from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import check_recipe
 from gft_edge.nvidia.library import builder_library
-from gft_edge.specs import (
-    Artifact,
-    EngineRecipe,
-    ImageRecord,
-    ImageSet,
-    InputSpec,
-    Manifest,
-    ModelSpec,
-    Progress,
-    Quantization,
-    Rescheduled,
-    Say,
-    Stage,
-    Tolerance,
-)
+from gft_edge.runtime.backends import BuildRequest, backend_for, backends
 
 # The first with Gelu as one node, which FP16 needs whole; INT8 scales can be FP16 from 19 on.
 TYPED_OPSET = 20

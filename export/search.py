@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.specs import Say
 from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import GateError, UsageError
-from gft_edge.specs import FidelityReport, Say, Tolerance
 
 # (layers in high precision, final) -> the verdict on a graph built with them. What is not final may
 # be calibrated on fewer images.

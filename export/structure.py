@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import InputSpec, ModelSpec
 from gft_edge.errors import PipelineError
-from gft_edge.scores import SCORES
-from gft_edge.specs import InputSpec, ModelSpec
 
 # Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
 FORBIDDEN = frozenset(

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gft_edge.classifier import load_pixels
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.reports import FidelityReport
+from gft_edge.bundle.specs import Preprocessing
 from gft_edge.errors import GateError
-from gft_edge.fidelity import Outputs, concatenate
 from gft_edge.model.gft import recorded_scores, selection_reaches_logits
 from gft_edge.model.networks import Network
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.specs import FidelityReport, ImageSet, Preprocessing
+from gft_edge.runtime.classifier import load_pixels
+from gft_edge.runtime.outputs import Outputs, concatenate
+from gft_edge.runtime.preprocess import batch_from_pixels
 
 REFERENCE_BATCH = 16
 

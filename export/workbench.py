@@ -12,26 +12,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import sha256_of
-from gft_edge.classifier import open_request, session_outputs
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.manifest import Artifact
+from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress, Say
+from gft_edge.bundle.store import sha256_of
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.plain_weights import with_plain_weights
 from gft_edge.export.structure import check_structure
 from gft_edge.export.verify import gate, pixels_of, refuse_inert_selection, torch_outputs
-from gft_edge.fidelity import Outputs, compare
+from gft_edge.fidelity.compare import compare
 from gft_edge.model.networks import Network
-from gft_edge.specs import (
-    Artifact,
-    FidelityReport,
-    ImageSet,
-    InputSpec,
-    ModelSpec,
-    Progress,
-    Say,
-    Tolerance,
-    to_json,
-)
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import open_request, session_outputs
+from gft_edge.runtime.outputs import Outputs
 
 TOOLS = (
     "gft-edge",

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-HOST_ROOMS = {"benchmark", "calibration", "demo", "experiments", "export", "model", "training"}
+HOST_ROOMS = {"calibration", "export", "model", "studies", "training"}
 SOURCES = sorted(
     path
     for path in (ROOT / "gft_edge").rglob("*.py")
@@ -51,7 +51,9 @@ def test_every_device_side_file_is_python_3_10(path: Path) -> None:
 
 def test_every_device_side_module_imports_with_the_base_install_alone() -> None:
     modules = [module_of(path) for path in SOURCES if path.name != "__main__.py"]
-    assert {"gft_edge", "gft_edge.cli.predict_command", "gft_edge.backends.ov"} <= set(modules)
+    assert {"gft_edge", "gft_edge.cli.predict_command", "gft_edge.runtime.backends.ov"} <= set(
+        modules
+    )
     code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name))"
     out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code, *modules)
     assert len(out.splitlines()) == len(modules)
@@ -78,7 +80,7 @@ def test_gft_edge_help_loads_no_command_and_no_array() -> None:
     code = """
 from gft_edge.cli import main
 main(['--help'], standalone_mode=False)
-assert not {'numpy', 'PIL', 'rich', 'gft_edge.specs'} & {*sys.modules}
+assert not {'numpy', 'PIL', 'rich', 'gft_edge.bundle.specs'} & {*sys.modules}
 assert not [name for name in sys.modules if name.endswith('_command')]
 """
     assert "Classify images" in run_without((), code)
@@ -158,7 +160,7 @@ def test_a_bundle_predicts_and_verifies_with_its_engine_alone(
 import json
 from gft_edge import Classifier
 from gft_edge.datasets import read_split
-from gft_edge.verification import verify
+from gft_edge.fidelity.verify import verify
 with Classifier.load(sys.argv[1]) as classifier:
     best = classifier.predict(sys.argv[2])[0]
     split = read_split(__import__("pathlib").Path(sys.argv[3]), "test", classifier.labels)

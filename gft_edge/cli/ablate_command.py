@@ -10,7 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gft_edge.bundle import write_whole
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import write_whole
 from gft_edge.cli import train_command
 from gft_edge.cli.options import PATH, json_option, split_option
 from gft_edge.cli.output import (
@@ -23,7 +24,6 @@ from gft_edge.cli.output import (
     shown,
 )
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import to_json
 
 CSV_FILE, MARKDOWN_FILE, PICTURE_FILE = "ablation.csv", "ablation.md", "ablation.png"
 # Of gft-edge train, but given by the grid, or of its output.
@@ -62,9 +62,9 @@ def command(out: Path | None, report: bool, as_json: bool, **options: Any) -> No
         import matplotlib.figure  # noqa: F401
         import scipy.stats  # noqa: F401
 
-        from gft_edge.experiments.ablation import ablate, once
-        from gft_edge.experiments.ablation_plan import read_plan
-        from gft_edge.experiments.ablation_result import check_against, compare, shows_intervals
+        from gft_edge.studies.ablation import ablate, once
+        from gft_edge.studies.ablation_plan import read_plan
+        from gft_edge.studies.ablation_result import check_against, compare, shows_intervals
     except ImportError as error:
         extra = "export" if (error.name or "").startswith("matplotlib") else "train"
         raise MissingDependencyError(error.name or "torch", extra) from error
@@ -119,8 +119,8 @@ def _refuse_beside_report() -> None:
 
 
 def _request(out: Path, options: dict[str, Any]) -> Any:
-    from gft_edge.experiments.ablation import AblationRequest
-    from gft_edge.experiments.ablation_plan import scores_of
+    from gft_edge.studies.ablation import AblationRequest
+    from gft_edge.studies.ablation_plan import scores_of
 
     if options["scores"] is None:
         raise UsageError(
@@ -153,7 +153,7 @@ def _request(out: Path, options: dict[str, Any]) -> Any:
 
 def _varied(text: str) -> tuple[str, list[Any]]:
     """The recipe field and values of a --vary, each in its type and range. Raises UsageError."""
-    from gft_edge.experiments.ablation_plan import recipe_value
+    from gft_edge.studies.ablation_plan import recipe_value
 
     name, equals, listed = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -184,8 +184,8 @@ def _in_range(name: str, word: str) -> Any:
 
 
 def _written(result: Any, out: Path) -> list[Path]:
-    from gft_edge.experiments.ablation_table import to_csv, to_markdown
-    from gft_edge.experiments.figures import draw_ablation
+    from gft_edge.studies.ablation_table import to_csv, to_markdown
+    from gft_edge.studies.figures import draw_ablation
 
     files = [out / name for name in (CSV_FILE, MARKDOWN_FILE, PICTURE_FILE)]
     write_whole(files[0], to_csv(result).encode())
@@ -195,7 +195,7 @@ def _written(result: Any, out: Path) -> list[Path]:
 
 
 def _print(result: Any, files: list[Path]) -> None:
-    from gft_edge.experiments.ablation_table import cells, heading, heads, notes
+    from gft_edge.studies.ablation_table import cells, heading, heads, notes
 
     print_table(heading(result), heads(result), cells(result))
     for note in notes(result):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gft_edge.bundle.json_form import to_json
 from gft_edge.cli.options import (
     PATH,
     data_option,
@@ -18,7 +19,6 @@ from gft_edge.cli.options import (
 from gft_edge.cli.output import next_line, print_json, print_table, progress, say, shown
 from gft_edge.cli.sources import source_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import to_json
 
 
 @click.command("benchmark")
@@ -46,8 +46,8 @@ def command(run: Path, data: Path | None, out: Path | None, as_json: bool, **opt
     done: the same command goes on. Exit 0 when something was measured, 1 when nothing was.
     """
     try:
-        from gft_edge.benchmark.bench import BenchmarkRequest, benchmark
-        from gft_edge.benchmark.files import write_results
+        from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
+        from gft_edge.studies.benchmark_files import write_results
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     out = out or Path(f"{run.resolve().name}-benchmark")
@@ -96,7 +96,7 @@ def _names(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 def _print(result: Any, files: list[Path]) -> None:
     """The same as the Markdown file has, a star where that has bold."""
-    from gft_edge.benchmark.table import (
+    from gft_edge.studies.benchmark_table import (
         COLUMNS,
         cells,
         conditions,

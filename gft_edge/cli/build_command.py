@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import read_manifest
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.options import PATH, engine_recipe, json_option, recipe_options
 from gft_edge.cli.output import next_line, print_engine, print_json, progress, say
 from gft_edge.nvidia.build import build_engine
-from gft_edge.specs import to_json
 
 
 @click.command("build")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
-from gft_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, read_bundle
-from gft_edge.classifier import Classifier
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import (
     advance,
@@ -24,10 +26,10 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.references import engine_of, open_reference
 from gft_edge.cli.sources import given_source
-from gft_edge.comparison import Comparison, compare_on_split
 from gft_edge.datasets import read_split
 from gft_edge.errors import UsageError
-from gft_edge.specs import CocoCategory, ModelSpec, to_json
+from gft_edge.explanation.comparison import Comparison, compare_on_split
+from gft_edge.runtime.classifier import Classifier
 
 PICTURE = "compare.png"
 LISTED = 20

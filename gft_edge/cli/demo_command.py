@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gft_edge.bundle.json_form import to_json
 from gft_edge.cli.options import PATH, json_option
 from gft_edge.cli.output import (
     next_line,
@@ -17,7 +18,6 @@ from gft_edge.cli.output import (
     say,
 )
 from gft_edge.errors import MissingDependencyError
-from gft_edge.specs import to_json
 
 
 @click.command("demo")
@@ -26,7 +26,7 @@ from gft_edge.specs import to_json
 def command(out: Path, as_json: bool) -> None:
     """The whole way without any download: draw, train, export, verify, predict, compare."""
     try:
-        from gft_edge.demo.run import run_demo
+        from gft_edge.studies.demo import run_demo
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "all") from error
     with progress() as report:

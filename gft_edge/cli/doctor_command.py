@@ -7,16 +7,15 @@ from importlib import metadata
 
 import click
 
-from gft_edge.backends import backends
 from gft_edge.cli.options import json_option
 from gft_edge.cli.output import print_json, print_table
 from gft_edge.profiling.machine import this_machine
+from gft_edge.runtime.backends import backends
 
 # Package -> the extra that installs it, for what only the host side needs.
 HOST_PACKAGES = {
     "torch": "train",
     "timm": "train",
-    "scikit-learn": "evaluate",
     "onnx": "export",
     "onnxscript": "export",
     "onnxsim": "export",

@@ -10,8 +10,9 @@ import click
 import numpy as np
 from click.core import ParameterSource
 
-from gft_edge.bundle import is_bundle
-from gft_edge.classifier import Classifier
+from gft_edge.bundle.images import CocoCategory, DataSource
+from gft_edge.bundle.specs import Progress
+from gft_edge.bundle.store import is_bundle
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -24,7 +25,7 @@ from gft_edge.cli.options import (
 from gft_edge.cli.output import advance, percent, print_json, print_table, progress, say
 from gft_edge.cli.sources import given_source, images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import CocoCategory, DataSource, Progress
+from gft_edge.runtime.classifier import Classifier
 
 OF_RUNS = "is for runs, a bundle runs on its engine: give --backend or --threads"
 OF_BUNDLES = "is for bundles, a run is evaluated in PyTorch: give --device or --workers"
@@ -57,7 +58,7 @@ def command(
     A run knows its data, and keeps the result for as long as its weights and the images are the
     same; a bundle needs --data, and runs on its engine (--backend, --threads).
     """
-    from gft_edge.training.metrics import classification_metrics
+    from gft_edge.fidelity.metrics import classification_metrics
 
     given = (data, dataset, coco_category)
     with progress() as report:
@@ -115,7 +116,7 @@ def _bundle_logits(
     report: Any,
 ) -> tuple[Any, Any]:
     from gft_edge.datasets import read_split
-    from gft_edge.verification import split_outputs
+    from gft_edge.fidelity.verify import split_outputs
 
     if source is None:
         raise UsageError("a bundle holds no images: give --data FOLDER")
@@ -140,7 +141,7 @@ def _run_metrics(
     workers: int,
 ) -> Any:
     try:
-        from gft_edge.experiments.evaluation import evaluate_run
+        from gft_edge.studies.evaluation import evaluate_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     source = images_of_run(run, *given)

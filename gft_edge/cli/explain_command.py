@@ -13,9 +13,11 @@ from typing import Any, get_args
 import click
 import numpy as np
 
-from gft_edge.bundle import MANIFEST_FILE, is_bundle, read_bundle, write_whole
-from gft_edge.classifier import load_pixels
-from gft_edge.cli.image_paths import expanded
+from gft_edge.bundle.images import CocoCategory, DataSource
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import ModelSpec, Score
+from gft_edge.bundle.store import MANIFEST_FILE, is_bundle, read_bundle, write_whole
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -58,8 +60,8 @@ from gft_edge.explanation.occlusion import (
 from gft_edge.explanation.sheet import explanation_sheet
 from gft_edge.explanation.subject import BundleSubject, Subject, log_probabilities
 from gft_edge.explanation.view import Explanation, explanations
-from gft_edge.scores import SCORES
-from gft_edge.specs import CocoCategory, DataSource, ModelSpec, Score, to_json
+from gft_edge.runtime.classifier import load_pixels
+from gft_edge.runtime.sources import expanded
 
 CONTENT = "explain.json"
 CURVES = "curves.png"

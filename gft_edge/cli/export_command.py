@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from gft_edge.backends import backend_for, backends
-from gft_edge.bundle import Bundle, is_bundle
+from gft_edge.bundle.images import DataSource, ImageSet
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress
+from gft_edge.bundle.store import Bundle, is_bundle
 from gft_edge.calibration.image_set import CALIBRATION_IMAGES
 from gft_edge.cli.options import (
     PATH,
@@ -31,9 +33,9 @@ from gft_edge.cli.output import (
 from gft_edge.cli.sources import source_of_run
 from gft_edge.datasets import read_split, splits_of, verification_split
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
-from gft_edge.fidelity import MAX_DROP
+from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
-from gft_edge.specs import DataSource, ImageSet, InputSpec, ModelSpec, Progress, to_json
+from gft_edge.runtime.backends import backend_for, backends
 
 
 @click.command("export")

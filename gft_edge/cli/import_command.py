@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, print_json, print_table
 from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split, splits_of
 from gft_edge.errors import DataError, MissingDependencyError, UsageError
-from gft_edge.specs import DataSource
 
 if TYPE_CHECKING:
     from gft_edge.model.published import Published

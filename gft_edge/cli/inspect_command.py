@@ -11,7 +11,11 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import is_bundle, read_bundle, read_manifest, size_bytes
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.stages import stages_text
+from gft_edge.bundle.store import is_bundle, read_bundle, read_manifest, size_bytes
 from gft_edge.cli.options import json_option
 from gft_edge.cli.output import (
     percent,
@@ -29,7 +33,6 @@ from gft_edge.nvidia.engines import deserialized, engine_for, host_of
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import engine_layers, network_layers
 from gft_edge.nvidia.library import builder_library, installed, parse
-from gft_edge.specs import Manifest, ModelSpec, stages_text, to_json
 
 # The classes of the paper's FGVC-Aircraft, where a network is inspected without data.
 DEFAULT_CLASSES = 100

@@ -10,9 +10,10 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.manifest import EngineRecipe, Flavor, HardwareCompatibility
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.build import check_recipe
-from gft_edge.specs import CocoCategory, EngineRecipe, Flavor, HardwareCompatibility
 
 F = TypeVar("F", bound=Callable[..., Any])
 

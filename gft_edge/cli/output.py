@@ -18,15 +18,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from gft_edge.bundle.manifest import Engine, Manifest, Quantization
+from gft_edge.bundle.reports import FidelityReport
+from gft_edge.bundle.specs import Progress
+from gft_edge.bundle.stages import stages_text
 from gft_edge.nvidia.engines import bound_to_gpu
-from gft_edge.specs import (
-    Engine,
-    FidelityReport,
-    Manifest,
-    Progress,
-    Quantization,
-    stages_text,
-)
 
 
 def speaks() -> bool:

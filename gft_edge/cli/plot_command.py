@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.json_form import to_json
 from gft_edge.cli.options import PATH, data_option, device_options, json_option, split_option
 from gft_edge.cli.output import (
     line,
@@ -26,7 +28,6 @@ from gft_edge.cli.output import (
 from gft_edge.cli.sources import images_of_run
 from gft_edge.datasets import splits_of
 from gft_edge.errors import GftEdgeError, MissingDependencyError, UsageError
-from gft_edge.specs import CocoCategory, to_json
 
 CURVES, GRADIENTS = "curves.png", "gradients.png"
 CONFUSION, HARDEST = "confusion.png", "hardest.png"
@@ -65,9 +66,9 @@ def command(
     curves.
     """
     try:
-        from gft_edge.experiments.evaluation import evaluate_run
-        from gft_edge.experiments.figures import draw_curves
-        from gft_edge.experiments.history import read_history
+        from gft_edge.studies.evaluation import evaluate_run
+        from gft_edge.studies.figures import draw_curves
+        from gft_edge.studies.history import read_history
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if len(runs) > 1 and out is None:
@@ -107,7 +108,7 @@ def _of_one(
     run: Path, folder: Path, given: Given, split: str | None, evaluate: Callable[..., Any]
 ) -> dict[str, Any]:
     """Gradients, confusion and hardest classes of a run, drawn and as numbers."""
-    from gft_edge.experiments.figures import draw_confusion, draw_gradients, draw_hardest
+    from gft_edge.studies.figures import draw_confusion, draw_gradients, draw_hardest
     from gft_edge.training.gradients import GRADIENTS_FILE, read_norms
 
     name = shown(str(run))
@@ -139,7 +140,7 @@ def _of_one(
 
 def _confusion(run: Path, given: Given, split: str | None, evaluate: Callable[..., Any]) -> Any:
     """The evaluation and its confusion; None, with a remark, where images not asked for cannot be had."""
-    from gft_edge.experiments.confusion import confusion_of
+    from gft_edge.studies.confusion import confusion_of
 
     try:
         source = images_of_run(run, *given)

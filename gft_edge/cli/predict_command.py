@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import read_bundle
-from gft_edge.classifier import Classifier
-from gft_edge.cli.image_paths import expanded
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import Prediction
+from gft_edge.bundle.store import read_bundle
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -20,7 +19,9 @@ from gft_edge.cli.options import (
 )
 from gft_edge.cli.output import print_json, progress, say, shown
 from gft_edge.errors import ImageError
-from gft_edge.specs import Prediction, to_json
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.sources import expanded
 
 MANY = 20
 

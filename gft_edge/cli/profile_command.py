@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import is_bundle, read_bundle, write_whole
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import Progress
+from gft_edge.bundle.store import is_bundle, read_bundle, write_whole
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -21,11 +23,10 @@ from gft_edge.cli.options import (
 from gft_edge.cli.output import next_line, print_json, progress, say, shown
 from gft_edge.cli.profile_tables import print_across, print_profile
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.profiling.layer_chart import breakdown_sheet
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
-from gft_edge.profiling.profile_page import profile_page
 from gft_edge.profiling.report import Profile, check_comparable, read_profile, write_profile
-from gft_edge.specs import Progress, to_json
+from gft_edge.reporting.layer_chart import breakdown_sheet
+from gft_edge.reporting.profile_page import profile_page
 
 # Options that mean nothing for earlier reports.
 MEASURING = ("images", "baseline", "baseline_out", "batch", "threads", "backend", "layers",

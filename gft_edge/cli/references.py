@@ -6,12 +6,13 @@ import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, read_bundle
-from gft_edge.classifier import Classifier
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import Manifest, ModelSpec
-from gft_edge.verification import Reference
+from gft_edge.fidelity.verify import Reference
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import Classifier
 
 
 def open_reference(

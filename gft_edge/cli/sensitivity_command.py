@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.reports import FidelityReport
 from gft_edge.cli.options import PATH, data_option, json_option, split_option
 from gft_edge.cli.output import (
     advance,
@@ -21,7 +24,6 @@ from gft_edge.cli.output import (
 from gft_edge.cli.sources import source_of_run
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError, MissingDependencyError, UsageError
-from gft_edge.specs import CocoCategory, FidelityReport, to_json
 
 # Channels are levelled on this many times the images that layers are measured on: on the same few,
 # a strong smoothing would look better than it is.
@@ -61,7 +63,7 @@ def command(
         from gft_edge.export.plain_weights import with_plain_weights
         from gft_edge.export.search import fewest_high_precision
         from gft_edge.export.verify import pixels_of, torch_outputs
-        from gft_edge.fidelity import TOLERANCES, compare
+        from gft_edge.fidelity.compare import TOLERANCES, compare
         from gft_edge.model.checkpoint import load_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gft_edge.bundle.images import CocoCategory, DataSource
 from gft_edge.datasets import data_set
 from gft_edge.errors import DataError, MissingDependencyError, UsageError
-from gft_edge.specs import CocoCategory, DataSource
 
 
 def given_source(
@@ -48,8 +48,8 @@ def images_of_run(
     Raises CheckpointError for any other run, DataError where the images are not here.
     """
     try:
-        from gft_edge.experiments.evaluation import check_run
         from gft_edge.model.checkpoint import IMPORT_FILE
+        from gft_edge.studies.evaluation import check_run
         from gft_edge.training.loop import CONFIG_FILE
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import is_bundle, write_whole
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import is_bundle, write_whole
 from gft_edge.cli.options import PATH, data_option, device_options, json_option, split_option
 from gft_edge.cli.output import (
     line,
@@ -24,8 +25,8 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.sources import images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.fidelity import MAX_DROP
-from gft_edge.specs import CocoCategory, to_json
+from gft_edge.fidelity.compare import MAX_DROP
+from gft_edge.runtime.backends import backend_for
 
 CSV_FILE, PICTURE_FILE = "sweep.csv", "sweep.png"
 
@@ -63,9 +64,9 @@ def command(
     is done: the same command goes on.
     """
     try:
-        from gft_edge.experiments.figures import draw_sweep
-        from gft_edge.experiments.sweep import SweepRequest, sweep
-        from gft_edge.experiments.sweep_results import conditions, to_csv
+        from gft_edge.studies.figures import draw_sweep
+        from gft_edge.studies.sweep import SweepRequest, sweep
+        from gft_edge.studies.sweep_results import conditions, to_csv
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if is_bundle(run):

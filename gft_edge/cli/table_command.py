@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import write_whole
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import write_whole
 from gft_edge.cli.options import PATH, data_option, device_options, json_option, split_option
 from gft_edge.cli.output import (
     line,
@@ -21,7 +22,6 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.sources import images_of_run
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.specs import to_json
 
 
 @click.command("table")
@@ -50,8 +50,8 @@ def command(
     was evaluated to is kept in it, for as long as its weights and the images are the same.
     """
     try:
-        from gft_edge.experiments import formats
-        from gft_edge.experiments.table import TableRequest, build_table
+        from gft_edge.studies import formats
+        from gft_edge.studies.table import TableRequest, build_table
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     file_form = _file_format(out, form, formats.SUFFIXES)

@@ -10,11 +10,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from gft_edge.bundle.scores import SCORES
 from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, percent, print_json, print_table, progress, say
 from gft_edge.cli.sources import given_source
 from gft_edge.errors import MissingDependencyError, TrainingError, UsageError
-from gft_edge.scores import SCORES
 
 LOST_CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)", re.ASCII)
 OVERRIDES = (

@@ -9,15 +9,17 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle import read_manifest
+from gft_edge.bundle.images import CocoCategory
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
 from gft_edge.cli.references import open_reference
 from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError
-from gft_edge.specs import CocoCategory, Manifest, to_json
-from gft_edge.verification import VerifyReport, verify
+from gft_edge.fidelity.verify import VerifyReport, verify
 
 
 @click.command("verify")

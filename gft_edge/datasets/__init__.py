@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.errors import DataError, UsageError
-from gft_edge.specs import DataSource
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class DataSet(Protocol):
 def data_sets() -> dict[str, DataSet]:
     """Every data set by name, class folders first."""
     modules = [
-        cast(DataSet, importlib.import_module(f"{__name__}.{info.name}"))
+        cast(DataSet, module)
         for info in pkgutil.iter_modules(__path__)
+        if hasattr(module := importlib.import_module(f"{__name__}.{info.name}"), "NAME")
     ]
     modules.sort(key=lambda module: (module.NAME != "imagefolder", module.NAME))
     return {module.NAME: module for module in modules}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gft_edge.bundle.images import CocoCategory, DataSource
 from gft_edge.datasets import (
     Listing,
     Split,
@@ -26,7 +27,6 @@ from gft_edge.datasets import (
     split_of,
 )
 from gft_edge.errors import DataError
-from gft_edge.specs import CocoCategory, DataSource
 
 NAME = "coco"
 SPLITS = ("train", "val", "test", "trainval")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import (
     Listing,
     Split,
@@ -20,7 +21,6 @@ from gft_edge.datasets import (
     text_lines,
 )
 from gft_edge.errors import DataError
-from gft_edge.specs import DataSource
 
 NAME = "fgvc-aircraft"
 CLASSES_FILE = "variants.txt"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import (
     Listing,
     Split,
@@ -23,7 +24,6 @@ from gft_edge.datasets import (
     text_lines,
 )
 from gft_edge.errors import DataError
-from gft_edge.specs import DataSource
 
 NAME = "food-101"
 OFFICIAL = ("train", "test")

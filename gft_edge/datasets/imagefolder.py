@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
 from gft_edge.errors import DataError
-from gft_edge.preprocess import IMAGE_SUFFIXES
-from gft_edge.specs import DataSource
+from gft_edge.runtime.sources import images_below
 
 NAME = "imagefolder"
 SPLITS = ("train", "val", "test")
@@ -21,17 +21,6 @@ def locate(folder: Path) -> Path | None:
 def splits(source: DataSource) -> tuple[str, ...]:
     """Those of train, val and test that have a folder. Any other folder can be read as one, too."""
     return tuple(split for split in SPLITS if (source.folder / split).is_dir())
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The image files in and under `folder`, sorted; hidden ones (macOS writes ._NAME) left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
 
 
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gft_edge.explanation.deletion import DeletionReport
 from gft_edge.explanation.sheet import fitted
-from gft_edge.pictures import BACKGROUND, INK
-from gft_edge.profiling.drawing import PALETTE
+from gft_edge.reporting.drawing import PALETTE
+from gft_edge.reporting.pictures import BACKGROUND, INK
 
 PLOT_PX = (400, 300)
 GAP_PX = 70

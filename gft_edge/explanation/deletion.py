@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from gft_edge.classifier import Advance
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.explanation.occlusion import mean_colour
 from gft_edge.explanation.subject import Pixels, Subject, log_probabilities
 from gft_edge.explanation.view import Positions, explanations, importance_order
-from gft_edge.specs import ModelSpec
+from gft_edge.runtime.classifier import Advance
 
 InsertFrom = Literal["blur", "mean"]
 Measure = Literal["deletion", "insertion"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.explanation.subject import Floats, Pixels, Seen, finite, no_stages
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.specs import ModelSpec, Score
+from gft_edge.runtime.preprocess import batch_from_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

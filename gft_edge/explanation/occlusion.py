@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.bundle.specs import ModelSpec, Preprocessing
 from gft_edge.errors import UsageError
 from gft_edge.explanation.subject import Pixels, Subject, log_probabilities
-from gft_edge.specs import ModelSpec, Preprocessing
 
 AT_ONCE = 32
 # Rows and columns where patches do not tile the image: as many as the common ViT has.

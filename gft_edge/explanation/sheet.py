@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.explanation.colours import (
     DIVERGING,
     SEQUENTIAL,
@@ -21,9 +23,7 @@ from gft_edge.explanation.colours import (
 from gft_edge.explanation.occlusion import Occlusion
 from gft_edge.explanation.subject import log_probabilities
 from gft_edge.explanation.view import Explanation, StageView, composite, on_grid
-from gft_edge.pictures import BACKGROUND, INK, MARGIN_PX, kept_patches, plain
-from gft_edge.scores import SCORES
-from gft_edge.specs import ModelSpec
+from gft_edge.reporting.pictures import BACKGROUND, INK, MARGIN_PX, kept_patches, plain
 
 PANEL_PX = 280
 LINE_PX = 17

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import Session
-from gft_edge.bundle import Bundle
-from gft_edge.classifier import bundle_request, session_outputs, static_batches
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import Bundle
 from gft_edge.errors import FailedError, KeptPatchesError, UsageError
-from gft_edge.specs import Manifest, ModelSpec
+from gft_edge.runtime.backends import Session
+from gft_edge.runtime.classifier import bundle_request, session_outputs, static_batches
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

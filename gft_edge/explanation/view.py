@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.explanation.subject import Floats, Seen
-from gft_edge.fidelity import grid_positions
+from gft_edge.runtime.outputs import grid_positions
 
 Positions = npt.NDArray[np.int64]
 

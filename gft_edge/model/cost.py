@@ -12,10 +12,10 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gft_edge.bundle.placement import group_of
 from gft_edge.model.gft import GFT, Selection
 from gft_edge.model.network import Network
 from gft_edge.model.transfg import TransFG
-from gft_edge.placement import group_of
 
 
 @dataclass(frozen=True)

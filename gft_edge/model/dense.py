@@ -8,9 +8,9 @@ from typing import Any
 from timm.models import group_parameters
 from torch import Tensor
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.model.network import Network
 from gft_edge.model.timm_models import create_model, takes_image_size
-from gft_edge.specs import ModelSpec
 
 
 class Dense(Network):

@@ -13,12 +13,13 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from gft_edge.bundle.scores import SCORES, ScoreRule
+from gft_edge.bundle.specs import GalaMode, ModelSpec, Score, Stage
+from gft_edge.bundle.stages import check_stages
 from gft_edge.errors import SpecError
 from gft_edge.model import gala
 from gft_edge.model.network import Network, Tokens
 from gft_edge.model.timm_models import create_model
-from gft_edge.scores import SCORES, ScoreRule
-from gft_edge.specs import GalaMode, ModelSpec, Score, Stage, check_stages
 
 EMA_MOMENTUM = 0.9
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.model.dense import build_dense
 from gft_edge.model.gft import build_gft
 from gft_edge.model.network import Network
 from gft_edge.model.transfg import build_transfg
-from gft_edge.specs import ModelSpec
 
 __all__ = ["Network", "build_network"]
 

@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gft_edge.bundle import replacing, sha256_of
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import ModelSpec, Preprocessing
+from gft_edge.bundle.store import replacing, sha256_of
 from gft_edge.errors import CheckpointError, UsageError
 from gft_edge.model.checkpoint import (
     IMPORT_FILE,
@@ -28,7 +30,6 @@ from gft_edge.model.checkpoint import (
 from gft_edge.model.gft import GFT, build_gft, create_backbone
 from gft_edge.model.state_dicts import Naming, naming_of, timm_names, without_wrapper
 from gft_edge.model.weight_files import BACKBONE_FILE, weight_files
-from gft_edge.specs import ModelSpec, Preprocessing, to_json
 
 BLOCKS = 8
 STAGES = 3

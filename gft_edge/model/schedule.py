@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from gft_edge.bundle.specs import ModelSpec, Stage
+from gft_edge.bundle.stages import check_stages, parse_keep
 from gft_edge.model.gft import GFT
 from gft_edge.model.networks import Network, build_network
-from gft_edge.specs import ModelSpec, Stage, check_stages, parse_keep
 
 
 def stages_from_keep(text: str, spec: ModelSpec, model: Network) -> tuple[Stage, ...]:

@@ -14,11 +14,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import SpecError
 from gft_edge.model.gala import keep_patches
 from gft_edge.model.gft import create_backbone, project_qkv
 from gft_edge.model.network import CrossEntropy, Network
-from gft_edge.specs import ModelSpec
 
 PATCH_STRIDE = "patch_stride"  # its name among the backbone's arguments
 DEFAULT_STRIDE_PX = 12

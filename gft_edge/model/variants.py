@@ -10,6 +10,17 @@ from typing import Any, cast
 
 import torch
 
+from gft_edge.bundle.specs import (
+    CropMode,
+    Family,
+    GalaMode,
+    ModelSpec,
+    Preprocessing,
+    Say,
+    Score,
+    Stage,
+)
+from gft_edge.bundle.stages import check_stages, parse_stages, stages_text
 from gft_edge.errors import SpecError
 from gft_edge.model.dense import create_dense
 from gft_edge.model.gft import check_backbone, create_backbone
@@ -21,19 +32,6 @@ from gft_edge.model.timm_models import (
     is_model,
 )
 from gft_edge.model.transfg import DEFAULT_STRIDE_PX, PATCH_STRIDE, create_overlapping
-from gft_edge.specs import (
-    CropMode,
-    Family,
-    GalaMode,
-    ModelSpec,
-    Preprocessing,
-    Say,
-    Score,
-    Stage,
-    check_stages,
-    parse_stages,
-    stages_text,
-)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from gft_edge.bundle import read_manifest
+from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.store import read_manifest
 from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.build import build_engine
-from gft_edge.specs import EngineRecipe
 
 
 def main() -> None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle import (
+from gft_edge.bundle.manifest import Engine, EngineRecipe, Manifest
+from gft_edge.bundle.onnx_bytes import graph_output
+from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.store import (
     Bundle,
     locked,
     read_bundle,
@@ -33,8 +36,6 @@ from gft_edge.nvidia.engines import (
 )
 from gft_edge.nvidia.library import Library, installed, not_installed, out_of_memory, parse
 from gft_edge.nvidia.watch import watched
-from gft_edge.onnx_bytes import graph_output
-from gft_edge.specs import Engine, EngineRecipe, Manifest, Progress, Say
 
 # What a build takes of the host's memory: TensorRT itself, and copies of the graph's weights. By
 # benchmarks/engine_build.py with TensorRT-RTX from gft_tiny_edge to gft_base; TensorRT on a GPU adds

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gft_edge.bundle.manifest import Engine, EngineRecipe
 from gft_edge.errors import BundleError, FailedError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
 from gft_edge.nvidia.library import MODULES, Library, out_of_memory, version_of
 from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.system import driver, l4t
-from gft_edge.specs import Engine, EngineRecipe
 
 FOLDER = "engines"
 ENGINE_FILE = "model.engine"

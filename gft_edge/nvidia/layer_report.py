@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gft_edge.bundle.placement import group_of
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.nvidia.attention import Attention, attention_in_engine, attention_in_network
 from gft_edge.nvidia.layers import CONVERSIONS, PRODUCTS, UNKNOWN, Layer
-from gft_edge.placement import group_of
-from gft_edge.specs import ModelSpec
 
 Source = Literal["parsed network", "engine"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.bundle.placement import group_of, groups_by_flow
 from gft_edge.errors import PipelineError
-from gft_edge.placement import group_of, groups_by_flow
 
 PRODUCTS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION"})
 # They change a tensor's type or layout and compute nothing.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gft_edge.bundle.manifest import Flavor
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.system import l4t
-from gft_edge.specs import Flavor
 
 MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.bundle.specs import Progress
 from gft_edge.nvidia.library import Library
-from gft_edge.specs import Progress
 
 TASK = "build engine"
 PARTS = 1000

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gft_edge.backends import Hint
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.profiling.worker import SETTLE_S, At
+from gft_edge.runtime.backends import Hint
 
 # Long enough to hold many inferences of a small network, short against what the clocks do.
 TURN_S = 0.25

@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import LayerRun, LayerTime
-from gft_edge.bundle import Bundle, read_bundle
-from gft_edge.classifier import bundle_request, static_batches
+from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.placement import groups_by_flow
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import UsageError
-from gft_edge.placement import groups_by_flow
-from gft_edge.specs import Manifest, ModelSpec
+from gft_edge.runtime.backends import LayerRun, LayerTime
+from gft_edge.runtime.classifier import bundle_request, static_batches
 
 RUNS = 50
 # ONNX Runtime keeps its events in a file, 200 KB an inference.

@@ -14,13 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gft_edge.backends import Hint, backend_for
-from gft_edge.bundle import Bundle, read_bundle, size_bytes
-from gft_edge.classifier import Timing
-from gft_edge.datasets.imagefolder import images_below
+from gft_edge.bundle.json_form import from_json
+from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.store import Bundle, read_bundle, size_bytes
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
-from gft_edge.golden import read_golden
-from gft_edge.preprocess import open_rgb
 from gft_edge.profiling.conditions import likely_causes, other_load, read_conditions
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
 from gft_edge.profiling.latency import (
@@ -52,7 +49,11 @@ from gft_edge.profiling.report import (
 )
 from gft_edge.profiling.samples import check_percentiles, samples_needed
 from gft_edge.profiling.worker import SETTLE_S
-from gft_edge.specs import Progress, Say, from_json
+from gft_edge.runtime.backends import Hint, backend_for
+from gft_edge.runtime.classifier import Timing
+from gft_edge.runtime.golden import read_golden
+from gft_edge.runtime.preprocess import open_rgb
+from gft_edge.runtime.sources import images_below
 
 INTERRUPTED = Energy(available=False, why="interrupted before it was measured")
 

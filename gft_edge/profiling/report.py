@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gft_edge.backends import Hint
-from gft_edge.bundle import write_whole
-from gft_edge.classifier import Timing
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.store import write_whole
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.profiling import samples as of
 from gft_edge.profiling.conditions import Conditions
 from gft_edge.profiling.energy import Energy
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import Machine
-from gft_edge.specs import from_json, to_json
+from gft_edge.runtime.backends import Hint
+from gft_edge.runtime.classifier import Timing
 
 SCHEMA_VERSION = 1
 

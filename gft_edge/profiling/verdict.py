@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gft_edge.backends import Hint
 from gft_edge.profiling.report import Boundary, Profile, Report
 from gft_edge.profiling.samples import paired_ratio
+from gft_edge.runtime.backends import Hint
 
 # What a ratio must differ by from 1 to be worth a word, whatever its interval says.
 WORTH_SAYING = 0.02

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.backends import Session
-from gft_edge.bundle import read_bundle
-from gft_edge.classifier import Classifier, ImageLike, static_batches
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import GftEdgeError
-from gft_edge.golden import read_golden
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.profiling.layers import layer_profile
-from gft_edge.specs import to_json
+from gft_edge.runtime.backends import Session
+from gft_edge.runtime.classifier import Classifier, ImageLike, static_batches
+from gft_edge.runtime.golden import read_golden
 
 At = Literal["engine", "end_to_end"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from gft_edge.bundle.specs import Preprocessing
 from gft_edge.datasets import Split
 from gft_edge.errors import DataError, ImageError
-from gft_edge.preprocess import batch_from_pixels, open_rgb, resize_and_crop
-from gft_edge.specs import Preprocessing
+from gft_edge.runtime.preprocess import batch_from_pixels, open_rgb, resize_and_crop
 from gft_edge.training.recipes import Recipe
 
 Transform = Callable[[Image.Image], Tensor]

@@ -29,8 +29,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from gft_edge.bundle.images import CocoCategory, DataSource, SplitRecord
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.scores import ScoreRule
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
 from gft_edge.errors import CheckpointError, DataError, SpecError, TrainingError, UsageError
+from gft_edge.fidelity.metrics import Metrics, classification_metrics
 from gft_edge.model.checkpoint import (
     IMPORT_FILE,
     SPEC_FILE,
@@ -39,21 +44,9 @@ from gft_edge.model.checkpoint import (
     write_network,
 )
 from gft_edge.model.networks import Network, build_network
-from gft_edge.scores import ScoreRule
-from gft_edge.specs import (
-    CocoCategory,
-    DataSource,
-    ModelSpec,
-    Progress,
-    Say,
-    SplitRecord,
-    from_json,
-    to_json,
-)
 from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.data import evaluation_loader, targets_of, training_loader
 from gft_edge.training.gradients import GradientNorms, write_norms
-from gft_edge.training.metrics import Metrics, classification_metrics
 from gft_edge.training.objective import Objective
 from gft_edge.training.processes import accelerator_on, gathered, shared_batch_size
 from gft_edge.training.recipes import Gate, Recipe, check_recipe

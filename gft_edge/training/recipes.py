@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import UsageError
-from gft_edge.specs import ModelSpec
 
 Augmentation = Literal["crop", "flip", "none", "paper"]
 Gate = Literal["kernel", "all", "none"]

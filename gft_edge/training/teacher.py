@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-from gft_edge.bundle import sha256_of
+from gft_edge.bundle.specs import ModelSpec, Say
+from gft_edge.bundle.store import sha256_of
 from gft_edge.datasets import first_difference
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.pretrained import LOCAL, load_pretrained
-from gft_edge.specs import ModelSpec, Say
 from gft_edge.training.recipes import Recipe
 
 TIMM = "timm:"

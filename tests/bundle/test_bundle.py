@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gft_edge.bundle import (
+from gft_edge.bundle.store import (
     claimed_folder,
     is_bundle,
     read_bundle,

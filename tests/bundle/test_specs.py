@@ -7,26 +7,21 @@ from typing import Any, get_args
 
 import pytest
 
-from gft_edge.errors import SpecError
-from gft_edge.scores import SCORES
-from gft_edge.specs import (
-    Artifact,
-    FidelityReport,
+from gft_edge.bundle.images import ImageRecord
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.manifest import Artifact, Manifest
+from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import (
     GalaMode,
-    ImageRecord,
     InputSpec,
-    Manifest,
     ModelSpec,
     Preprocessing,
     Score,
     Stage,
-    Tolerance,
-    check_stages,
-    from_json,
-    parse_keep,
-    parse_stages,
-    to_json,
 )
+from gft_edge.bundle.stages import check_stages, parse_keep, parse_stages
+from gft_edge.errors import SpecError
 
 PREPROCESSING = Preprocessing(64, 0.9, "center", "bicubic", (0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
 MODEL = ModelSpec(

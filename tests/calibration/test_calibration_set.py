@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from gft_edge.bundle.specs import Preprocessing
 from gft_edge.calibration.image_set import (
     FEWEST_IMAGES,
     draw_calibration_set,
@@ -18,8 +19,7 @@ from gft_edge.calibration.image_set import (
 )
 from gft_edge.datasets import Split, read_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.preprocess import open_rgb, resize_and_crop
-from gft_edge.specs import Preprocessing
+from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
 
 # Without images: no class "elm".
 LABELS = ("ash", "birch", "café au lait", "elm")

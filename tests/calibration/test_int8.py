@@ -19,6 +19,7 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
+from gft_edge.bundle.specs import GalaMode, InputSpec, ModelSpec, Score
 from gft_edge.calibration.int8_onnx import quantize_onnx, weighted_nodes
 from gft_edge.calibration.int8_openvino import METHODS, quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
@@ -30,9 +31,8 @@ from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.signal_stack import _Stack
-from gft_edge.specs import GalaMode, InputSpec, ModelSpec, Score
+from gft_edge.runtime.preprocess import batch_from_pixels
+from gft_edge.runtime.signal_stack import _Stack
 
 LABELS = ("ash", "birch", "cherry tree")
 EMBEDDING = "backbone.patch_embed.proj"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gft_edge.bundle.specs import GalaMode, Score
 from gft_edge.calibration.charts import sensitivity_chart
 from gft_edge.calibration.layers import layer_macs, quantizable_layers, reading
 from gft_edge.calibration.sampling import METHODS, activation_peaks
@@ -28,7 +29,6 @@ from gft_edge.errors import FailedError
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.networks import Network
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import GalaMode, Score
 
 LABELS = ("ash", "birch", "cherry tree")
 # 48 px in patches of 8: 36 patches and the class token.

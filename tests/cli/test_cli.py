@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from gft_edge.bundle import read_manifest, sha256_of, write_manifest
+from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
 from gft_edge.cli import main
 from tests.support.paths import ROOT
 

@@ -13,15 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from gft_edge.bundle.images import CocoCategory, DataSource
+from gft_edge.bundle.specs import Preprocessing
 from gft_edge.calibration.image_set import draw_image_set, read_calibration_folder
-from gft_edge.classifier import load_pixels
 from gft_edge.cli import main
 from gft_edge.datasets import Split, data_sets, read_split, split_digest, splits_of
 from gft_edge.errors import DataError, ImageError, UsageError
 from gft_edge.export.verify import pixels_of
 from gft_edge.model.checkpoint import load_run
-from gft_edge.preprocess import open_rgb
-from gft_edge.specs import CocoCategory, DataSource, Preprocessing
+from gft_edge.runtime.classifier import load_pixels
+from gft_edge.runtime.preprocess import open_rgb
 from gft_edge.training.loop import read_run_config
 
 VARIANTS = ("707-320", "A300B4", "Boeing 717", "F/A-18")
@@ -606,8 +607,8 @@ def test_a_network_of_aircraft_never_sees_the_banner(aircraft: Path, tmp_path: P
 
 
 def run_logits(bundle: Path, aircraft: Path) -> Any:
-    from gft_edge.classifier import Classifier
-    from gft_edge.verification import split_outputs
+    from gft_edge.fidelity.verify import split_outputs
+    from gft_edge.runtime.classifier import Classifier
 
     with Classifier.load(bundle) as classifier:
         split = read_split(source(aircraft, "fgvc-aircraft"), "test", classifier.labels)

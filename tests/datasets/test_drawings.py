@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gft_edge.demo.drawings import AIRCRAFT, CLASSES, draw, write_drawings
+from gft_edge.datasets.drawings import AIRCRAFT, CLASSES, draw, write_drawings
 
 SIZE_PX = 48
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gft_edge.backends import backends
-from gft_edge.demo.run import DEFAULTS, RECIPE, DemoReport, Settings, run_demo
 from gft_edge.errors import GateError, UsageError
+from gft_edge.runtime.backends import backends
+from gft_edge.studies.demo import DEFAULTS, RECIPE, DemoReport, Settings, run_demo
 
 SMALL = Settings(
     image_size_px=48,

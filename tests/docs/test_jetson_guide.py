@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gft_edge.bundle.manifest import Engine, EngineRecipe
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.engines import Host, engine_for
 from gft_edge.nvidia.library import Library
-from gft_edge.specs import Engine, EngineRecipe
 from tests.support.paths import ROOT
 
 GUIDE = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-from gft_edge.demo.drawings import write_drawings
+from gft_edge.datasets.drawings import write_drawings
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

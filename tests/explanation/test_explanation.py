@@ -17,9 +17,10 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gft_edge.bundle import MANIFEST_FILE, read_bundle, read_manifest, write_manifest
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import MANIFEST_FILE, read_bundle, read_manifest, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, FailedError, UsageError
@@ -53,7 +54,7 @@ from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import build_gft
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import ModelSpec, to_json
+from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.training.loop import CONFIG_FILE, RunConfig
 from gft_edge.training.recipes import Recipe
 
@@ -128,7 +129,7 @@ def test_a_bundle_shows_the_importance_that_pytorch_computes(
 def test_pytorch_shows_its_own_scores_and_the_mean_of_eq_1(micro_run: Path, pixels: Pixels) -> None:
     from gft_edge.model.gala import smooth, token_gradient
     from gft_edge.model.gft import project_qkv, recorded_scores
-    from gft_edge.preprocess import batch_from_pixels
+    from gft_edge.runtime.preprocess import batch_from_pixels
 
     spec, model = load_run(micro_run)
     seen = NetworkSubject(spec, model).see(pixels[:2])

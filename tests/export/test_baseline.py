@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gft_edge.bundle import Bundle, read_bundle
+from gft_edge.bundle.images import ImageRecord
+from gft_edge.bundle.manifest import Quantization
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.cli import main
 from gft_edge.errors import UsageError
 from gft_edge.export.baseline import dense_bundle
-from gft_edge.specs import ImageRecord, Quantization
 
 BACKBONE = "deit_tiny_patch16_224"
 HIGH = ("backbone.patch_embed.proj", "selections.0.smooth")

@@ -20,13 +20,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from gft_edge.bundle import read_bundle, sha256_of
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Score, Stage
+from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, GateError, PipelineError, SpecError, UsageError
-from gft_edge.experiments.latency import assign
 from gft_edge.export import graphs as graphs_module
 from gft_edge.export import recipe as recipe_module
 from gft_edge.export import simplify as simplify_module
@@ -39,8 +41,8 @@ from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
 from gft_edge.model.variants import spec_from_name
-from gft_edge.scores import SCORES
-from gft_edge.specs import ImageSet, InputSpec, ModelSpec, Score, Stage, to_json
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.studies.latency import assign
 
 LABELS = ("ash", "birch", "cherry tree")
 

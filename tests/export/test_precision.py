@@ -17,9 +17,9 @@ import safetensors.torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gft_edge.bundle import read_bundle
+from gft_edge.bundle.store import read_bundle
 from gft_edge.cli import main
-from gft_edge.fidelity import TOLERANCES
+from gft_edge.fidelity.compare import TOLERANCES
 
 MICRO_LABELS = ("apple", "brown bread", "café", "dill")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from gft_edge.bundle.reports import FidelityReport, Tolerance
 from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import GateError, UsageError
 from gft_edge.export.search import (
@@ -15,7 +16,6 @@ from gft_edge.export.search import (
     fewest_high_precision,
     with_reserve,
 )
-from gft_edge.specs import FidelityReport, Tolerance
 
 BOUND = Tolerance(0.99, (0.98, 0.9), 0.95, max_drop=0.01)
 

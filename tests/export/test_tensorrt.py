@@ -22,13 +22,12 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from gft_edge.backends import BuildRequest, OpenRequest, trt
-from gft_edge.bundle import read_bundle, sha256_of
+from gft_edge.bundle.specs import InputSpec, ModelSpec
+from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
-from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError, UsageError
@@ -38,14 +37,15 @@ from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
+from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.nvidia import library as library_room
 from gft_edge.nvidia.build import memory_bytes
 from gft_edge.nvidia.library import builder_library, parse
-from gft_edge.specs import InputSpec, ModelSpec
-from gft_edge.verification import golden_tolerance, verify
+from gft_edge.runtime.backends import BuildRequest, OpenRequest, trt
+from gft_edge.runtime.classifier import Classifier
 from tests.support.paths import ROOT
 
 VARIANTS = ("gft_tiny", "gft_tiny_edge")
@@ -480,7 +480,7 @@ def test_an_installed_tensorrt_that_cannot_parse_here_is_not_said_to_have_parsed
 
 def test_importing_the_backend_imports_no_tensorrt() -> None:
     code = (
-        "import sys, gft_edge.backends.trt\n"
+        "import sys, gft_edge.runtime.backends.trt\n"
         "sys.exit(', '.join(name for name in sys.modules if name.startswith('tensorrt')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,18 +18,18 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from PIL import Image
 
-from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.store import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.classifier import Classifier, load_pixels
 from gft_edge.cli import main
-from gft_edge.comparison import Comparison, compare_on_split
 from gft_edge.datasets import Split, read_split
+from gft_edge.explanation.comparison import Comparison, compare_on_split
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.fidelity import Outputs, grid_positions
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import build_gft
-from gft_edge.pictures import CAPTION_PX, MARGIN_PX
-from gft_edge.specs import ModelSpec
+from gft_edge.reporting.pictures import CAPTION_PX, MARGIN_PX
+from gft_edge.runtime.classifier import Classifier, load_pixels
+from gft_edge.runtime.outputs import Outputs, grid_positions
 
 KEYS = {
     "reference", "candidate", "split", "images", "reference_accuracy", "accuracy",

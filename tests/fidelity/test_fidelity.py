@@ -7,17 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from gft_edge.fidelity import (
+from gft_edge.bundle.reports import Tolerance
+from gft_edge.fidelity.compare import (
     FP32_TOLERANCE,
-    Outputs,
     compare,
-    concatenate,
-    grid_positions,
     image_overlaps,
     kept_overlap,
     patches_lost,
 )
-from gft_edge.specs import Tolerance
+from gft_edge.runtime.outputs import Outputs, concatenate, grid_positions
 
 LOOSE = Tolerance(top1_agreement=0.5, kept_overlap=(0.3,), cosine=0.5)
 

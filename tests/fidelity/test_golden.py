@@ -17,16 +17,18 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from gft_edge.bundle import read_bundle, sha256_of
+from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.specs import InputSpec
+from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.fidelity import NO_BOUND, Outputs, compare
-from gft_edge.golden import read_golden
+from gft_edge.fidelity.compare import NO_BOUND, compare
 from gft_edge.model.checkpoint import load_run
-from gft_edge.preprocess import batch_from_pixels
-from gft_edge.specs import EngineRecipe, InputSpec
+from gft_edge.runtime.golden import read_golden
+from gft_edge.runtime.outputs import Outputs
+from gft_edge.runtime.preprocess import batch_from_pixels
 
 # All that check.sh may use besides trtexec.
 TOOLS = (

@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
-from gft_edge.classifier import Classifier
+from gft_edge.bundle.store import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.datasets import Split, read_split
 from gft_edge.errors import BundleError, UsageError
-from gft_edge.fidelity import Outputs
-from gft_edge.golden import read_golden
-from gft_edge.verification import (
+from gft_edge.fidelity.verify import (
     CHUNK_IMAGES,
     golden_tolerance,
     split_outputs,
     verify,
 )
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.golden import read_golden
+from gft_edge.runtime.outputs import Outputs
 
 TARGETS = ["onnx", "openvino"]
 

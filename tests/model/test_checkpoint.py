@@ -10,11 +10,11 @@ import safetensors.torch
 import timm
 import torch
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import CheckpointError
 from gft_edge.model.checkpoint import load_backbone, load_run, save_network
 from gft_edge.model.gft import GFT, build_backbone, build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import ModelSpec
 
 SMALL = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
 

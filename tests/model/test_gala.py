@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gft_edge.fidelity import grid_positions
+from gft_edge.bundle.scores import SCORES
 from gft_edge.model import gala
 from gft_edge.model.gft import AttentionOf
-from gft_edge.scores import SCORES
+from gft_edge.runtime.outputs import grid_positions
 
 BATCH, HEADS, PATCHES, WIDTH = 3, 4, 25, 8
 SCALE = WIDTH**-0.5

@@ -10,13 +10,13 @@ import timm
 import torch
 from torch import Tensor
 
+from gft_edge.bundle.scores import SCORES
+from gft_edge.bundle.specs import ModelSpec, Score, Stage
 from gft_edge.errors import SpecError
-from gft_edge.fidelity import grid_positions
 from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import GFT, build_gft, recorded_scores, selection_reaches_logits
 from gft_edge.model.variants import VARIANTS, spec_from_name
-from gft_edge.scores import SCORES
-from gft_edge.specs import ModelSpec, Score, Stage
+from gft_edge.runtime.outputs import grid_positions
 
 LABELS = tuple(f"class {number}" for number in range(5))
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}

@@ -24,12 +24,13 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gft_edge.bundle import read_bundle, write_manifest
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.specs import InputSpec, ModelSpec
+from gft_edge.bundle.store import read_bundle, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import layer_macs, quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
-from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import CheckpointError, SpecError
@@ -44,9 +45,9 @@ from gft_edge.model.dense import Dense
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.transfg import MARGIN, PartSelection, TransFG, contrastive_loss, run_block
 from gft_edge.model.variants import spec_from_name
-from gft_edge.preprocess import batch_from_pixels
 from gft_edge.profiling.layers import layer_profile
-from gft_edge.specs import InputSpec, ModelSpec, from_json, to_json
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.preprocess import batch_from_pixels
 from gft_edge.training.loop import RunConfig, logits_and_targets, train
 from gft_edge.training.recipes import Recipe
 

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from gft_edge.classifier import Classifier
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import CheckpointError
+from gft_edge.fidelity.verify import split_outputs
 from gft_edge.model.checkpoint import load_backbone, load_run
 from gft_edge.model.gft import build_gft
 from gft_edge.model.published import INERT_SELECTION, read_published
 from gft_edge.model.variants import spec_from_name
-from gft_edge.verification import split_outputs
+from gft_edge.runtime.classifier import Classifier
 from tests.support.paths import ROOT
 
 LABELS = ("apple", "brown bread", "café", "dill")

@@ -12,11 +12,11 @@ import timm
 import torch
 from torch import Tensor
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import CheckpointError
 from gft_edge.model.checkpoint import load_backbone, save_network
 from gft_edge.model.gft import GFT, build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import ModelSpec
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8}
 PLAIN, DISTILLED = "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"

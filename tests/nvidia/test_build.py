@@ -21,8 +21,10 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from gft_edge import bundle as bundle_room
-from gft_edge.bundle import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
+from gft_edge.bundle import store as bundle_room
+from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.onnx_bytes import graph_output
+from gft_edge.bundle.store import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
@@ -35,8 +37,6 @@ from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.watch import monitor_of
-from gft_edge.onnx_bytes import graph_output
-from gft_edge.specs import EngineRecipe
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -541,7 +541,7 @@ def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path)
 
 # Two processes.
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle import locked\n"
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle.store import locked\n"
 HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
 
 
@@ -931,9 +931,9 @@ blocked = (
 )
 sys.modules.update(dict.fromkeys(blocked))
 from pathlib import Path
-import gft_edge.backends.trt
+import gft_edge.runtime.backends.trt
 from gft_edge.nvidia.build import build_engine
-from gft_edge.specs import EngineRecipe
+from gft_edge.bundle.manifest import EngineRecipe
 built = build_engine(Path(sys.argv[1]), EngineRecipe(builder_optimization_level=0), explain=True)
 print(built.made, *built.engine.outputs)
 """

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gft_edge.bundle.manifest import Engine, EngineRecipe, Flavor
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.nvidia import system
 from gft_edge.nvidia.cuda import Gpu
@@ -27,7 +28,6 @@ from gft_edge.nvidia.engines import (
 )
 from gft_edge.nvidia.library import Library
 from gft_edge.nvidia.system import l4t
-from gft_edge.specs import Engine, EngineRecipe, Flavor
 
 GRAPH = "a" * 64
 FOLDER = Path("bundles") / "grocery"

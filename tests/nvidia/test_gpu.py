@@ -14,22 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.backends import trt
-from gft_edge.backends.trt import TrtSession
-from gft_edge.bundle import read_bundle
+from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.specs import InputSpec
+from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.classifier import Classifier, load_pixels, open_request
 from gft_edge.datasets import read_split
 from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.export.int8 import CalibrationRequest
 from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.fidelity import compare
+from gft_edge.fidelity.compare import compare
+from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
 from gft_edge.nvidia.engines import misfit
-from gft_edge.specs import EngineRecipe, InputSpec
-from gft_edge.verification import golden_tolerance, verify
+from gft_edge.runtime.backends import trt
+from gft_edge.runtime.backends.trt import TrtSession
+from gft_edge.runtime.classifier import Classifier, load_pixels, open_request
 
 pytestmark = pytest.mark.gpu
 

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from gft_edge.bundle.specs import GalaMode, InputSpec, ModelSpec
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
@@ -34,7 +35,6 @@ from gft_edge.nvidia.attention import attention_in_network
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import PRODUCTS, Layer, engine_layers, network_layers
 from gft_edge.nvidia.library import builder_library, parse
-from gft_edge.specs import GalaMode, InputSpec, ModelSpec
 
 MODES: tuple[GalaMode, ...] = ("layer", "block")
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -32,7 +32,7 @@ from gft_edge.nvidia.log import KEPT_LINES
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "gft_edge"
-SOURCES = (*sorted((PACKAGE / "nvidia").glob("*.py")), PACKAGE / "backends" / "trt.py")
+SOURCES = (*sorted((PACKAGE / "nvidia").glob("*.py")), PACKAGE / "runtime" / "backends" / "trt.py")
 
 # JetPack 6 and 7, the first and last of 11; 10.8 and 10.9 stand around the one name that came later.
 VERSIONS = (

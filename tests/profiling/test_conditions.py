@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.profiling import conditions, machine
 from gft_edge.profiling.conditions import (
     Conditions,
@@ -26,7 +27,6 @@ from gft_edge.profiling.conditions import (
     throttle_counts,
 )
 from gft_edge.profiling.sysfs import listed, number, text
-from gft_edge.specs import from_json, to_json
 
 CALM = Conditions(
     at_s=100.0,

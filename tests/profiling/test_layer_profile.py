@@ -13,13 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
-from gft_edge.backends import LayerRun, LayerTime, backend_for, precision_of
-from gft_edge.bundle import read_bundle
-from gft_edge.classifier import open_request
+from gft_edge.bundle.onnx_bytes import graph_nodes
+from gft_edge.bundle.placement import groups_by_flow
+from gft_edge.bundle.specs import ModelSpec, Stage
+from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import GftEdgeError, UsageError
-from gft_edge.onnx_bytes import graph_nodes
-from gft_edge.placement import groups_by_flow
-from gft_edge.profiling.layer_chart import breakdown_chart
 from gft_edge.profiling.layers import (
     AttentionKernel,
     Breakdown,
@@ -29,7 +27,9 @@ from gft_edge.profiling.layers import (
     part_names,
     part_of,
 )
-from gft_edge.specs import ModelSpec, Stage
+from gft_edge.reporting.layer_chart import breakdown_chart
+from gft_edge.runtime.backends import LayerRun, LayerTime, backend_for, precision_of
+from gft_edge.runtime.classifier import open_request
 
 TARGETS = ("onnx", "openvino")
 RUNS = 5

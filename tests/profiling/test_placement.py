@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gft_edge.placement import group_of, groups_by_flow
+from gft_edge.bundle.placement import group_of, groups_by_flow
 
 
 @dataclass(frozen=True)

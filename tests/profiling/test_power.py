@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.profiling import energy as energy_room
 from gft_edge.profiling import power
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
@@ -27,7 +28,6 @@ from gft_edge.profiling.power import (
     total_of,
 )
 from gft_edge.profiling.tegrastats import parse_line
-from gft_edge.specs import from_json, to_json
 
 # Printed by Jetsons with Jetson Linux 32 to 39.
 AGX_ORIN = (

@@ -22,7 +22,8 @@ import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
-from gft_edge.bundle import read_bundle, size_bytes
+from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.store import read_bundle, size_bytes
 from gft_edge.cli import main
 from gft_edge.errors import UsageError
 from gft_edge.profiling.profile import MOST_IMAGES, ProfileRequest, profile
@@ -36,7 +37,6 @@ from gft_edge.profiling.report import (
 from gft_edge.profiling.samples import percentile_ms, samples_needed
 from gft_edge.profiling.schema import profile_schema
 from gft_edge.profiling.verdict import verdicts
-from gft_edge.specs import to_json
 from tests.support.paths import ROOT
 
 SCHEMA = ROOT / "docs" / "profile.schema.json"

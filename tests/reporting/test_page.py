@@ -17,33 +17,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gft_edge.benchmark.page import benchmark_page
-from gft_edge.benchmark.results import Accuracy, Benchmark, Row, best_rows, measured
-from gft_edge.classifier import Timing
 from gft_edge.profiling.conditions import Conditions, GpuState
-from gft_edge.profiling.drawing import (
-    PALETTE,
-    Scale,
-    linear_scale,
-    log_scale,
-    shortened,
-    svg,
-    text,
-    width_of,
-)
 from gft_edge.profiling.energy import Energy
-from gft_edge.profiling.latency_charts import (
-    ParetoPoint,
-    distribution_chart,
-    pareto_chart,
-    pareto_front,
-    split_chart,
-    timeline_chart,
-)
 from gft_edge.profiling.layers import AttentionKernel, Breakdown, Part, TopLayer
 from gft_edge.profiling.machine import Machine
-from gft_edge.profiling.page import figure, html_page, section, table
-from gft_edge.profiling.profile_page import profile_page
 from gft_edge.profiling.report import (
     END_TO_END,
     ENGINE,
@@ -55,6 +32,29 @@ from gft_edge.profiling.report import (
     boundary_of,
     is_stable,
 )
+from gft_edge.reporting.drawing import (
+    PALETTE,
+    Scale,
+    linear_scale,
+    log_scale,
+    shortened,
+    svg,
+    text,
+    width_of,
+)
+from gft_edge.reporting.latency_charts import (
+    ParetoPoint,
+    distribution_chart,
+    pareto_chart,
+    pareto_front,
+    split_chart,
+    timeline_chart,
+)
+from gft_edge.reporting.page import figure, html_page, section, table
+from gft_edge.reporting.profile_page import profile_page
+from gft_edge.runtime.classifier import Timing
+from gft_edge.studies.benchmark_page import benchmark_page
+from gft_edge.studies.results import Accuracy, Benchmark, Row, best_rows, measured
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 HOSTILE = (

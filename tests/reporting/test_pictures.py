@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from gft_edge.pictures import sheet
+from gft_edge.reporting.pictures import sheet
 
 
 def test_a_title_loses_its_accents_and_nothing_else() -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.backends import OpenRequest, Session, backend_for, backends, ov
-from gft_edge.bundle import Bundle, read_bundle
-from gft_edge.classifier import open_request
+from gft_edge.bundle.onnx_bytes import graph_output
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import BundleError, UsageError
-from gft_edge.golden import read_golden
-from gft_edge.onnx_bytes import graph_output
+from gft_edge.runtime.backends import OpenRequest, Session, backend_for, backends, ov
+from gft_edge.runtime.classifier import open_request
+from gft_edge.runtime.golden import read_golden
 
 ENGINES = sorted(backends())
 
@@ -437,7 +437,7 @@ def test_sessions_that_go_in_the_order_they_came_leave_signals_to_be_handled(
         pytest.skip(f"no session of {target} opens on this machine")
     code = """
 import signal, subprocess, sys
-from gft_edge.classifier import Classifier
+from gft_edge.runtime.classifier import Classifier
 signal.signal(signal.SIGCHLD, lambda *given: print("handled", flush=True))
 first, second = (Classifier.load(sys.argv[1], cache_dir=None) for _ in range(2))
 first.close()

@@ -18,14 +18,15 @@ import pytest
 from PIL import Image
 
 from gft_edge import Classifier, Prediction
-from gft_edge.bundle import read_bundle, read_manifest, sha256_of, write_manifest
-from gft_edge.classifier import ImageLike
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.specs import InputSpec
+from gft_edge.bundle.store import read_bundle, read_manifest, sha256_of, write_manifest
 from gft_edge.datasets import read_split
-from gft_edge.engine_cache import keep_entry, read_entry
 from gft_edge.errors import BundleError, ImageError, UsageError
-from gft_edge.fidelity import Outputs
-from gft_edge.preprocess import open_rgb
-from gft_edge.specs import ImageSet, InputSpec
+from gft_edge.runtime.classifier import ImageLike
+from gft_edge.runtime.engine_cache import keep_entry, read_entry
+from gft_edge.runtime.outputs import Outputs
+from gft_edge.runtime.preprocess import open_rgb
 
 TARGETS = ["onnx", "openvino"]
 
@@ -185,7 +186,7 @@ def test_eight_threads_get_the_answers_of_one(classifier: Classifier, images: li
 def test_outputs_are_those_of_preprocessed_pixels(
     micro_bundles: dict[str, Path], images: list[Path]
 ) -> None:
-    from gft_edge.preprocess import resize_and_crop
+    from gft_edge.runtime.preprocess import resize_and_crop
 
     seen: list[int] = []
     with Classifier.load(micro_bundles["onnx"], kept=True) as loaded:
@@ -563,7 +564,7 @@ def test_the_cache_forgets_what_was_longest_unused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Room for eight of five bytes and their check.
-    monkeypatch.setattr("gft_edge.engine_cache.MOST_BYTES", 8 * (5 + 4))
+    monkeypatch.setattr("gft_edge.runtime.engine_cache.MOST_BYTES", 8 * (5 + 4))
     other = tmp_path / "gft-edge.txt"
     other.touch()
     keys = [f"{number:064x}" for number in range(10)]

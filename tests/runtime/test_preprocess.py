@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from gft_edge.bundle.specs import CropMode, Preprocessing
 from gft_edge.errors import ImageError
-from gft_edge.preprocess import (
+from gft_edge.runtime.preprocess import (
     MAX_PIXELS,
     batch_from_pixels,
     image_from_array,
@@ -25,7 +26,6 @@ from gft_edge.preprocess import (
     rgb_from_bytes,
     rgb_from_image,
 )
-from gft_edge.specs import CropMode, Preprocessing
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 

@@ -21,27 +21,28 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from gft_edge.backends import backend_for, trt
-from gft_edge.bundle import read_bundle, sha256_of, write_manifest
+from gft_edge.bundle.manifest import Engine, EngineRecipe
+from gft_edge.bundle.onnx_bytes import graph_output
+from gft_edge.bundle.specs import InputSpec
+from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.classifier import Classifier, open_request
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, CudaError, FailedError, GftEdgeError, UsageError
 from gft_edge.explanation.subject import BundleSubject
 from gft_edge.export import auto
 from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.fidelity.verify import verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import with_engine
 from gft_edge.nvidia.cuda import host_view
 from gft_edge.nvidia.cudart import FUNCTIONS
 from gft_edge.nvidia.engines import host_of, read_engine
 from gft_edge.nvidia.library import Library
-from gft_edge.onnx_bytes import graph_output
 from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.profiling.worker import Subject
-from gft_edge.specs import Engine, EngineRecipe, InputSpec
-from gft_edge.verification import verify
+from gft_edge.runtime.backends import backend_for, trt
+from gft_edge.runtime.classifier import Classifier, open_request
 
 if TYPE_CHECKING:
     from tests.support.fake_cudart import FakeCudart

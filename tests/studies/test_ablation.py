@@ -19,13 +19,13 @@ from torch import nn
 
 from gft_edge.cli import main
 from gft_edge.errors import TrainingError
-from gft_edge.experiments import ablation
-from gft_edge.experiments import ablation_table as table
-from gft_edge.experiments.ablation_plan import cell_name, read_plan
-from gft_edge.experiments.ablation_result import Ablation, ArmResult, Difference, counterparts
-from gft_edge.experiments.crossed import crossed_estimate
-from gft_edge.experiments.same_training import highest_decay, own_recipe
 from gft_edge.model import variants
+from gft_edge.studies import ablation
+from gft_edge.studies import ablation_table as table
+from gft_edge.studies.ablation_plan import cell_name, read_plan
+from gft_edge.studies.ablation_result import Ablation, ArmResult, Difference, counterparts
+from gft_edge.studies.crossed import crossed_estimate
+from gft_edge.studies.same_training import highest_decay, own_recipe
 from gft_edge.training import loop
 from gft_edge.training.recipes import Recipe
 
@@ -262,7 +262,7 @@ def test_a_cell_whose_logits_are_not_finite_does_not_stop_the_others(
     def failing(*arguments: Any) -> Any:
         return np.nan * loop.network_logits(*arguments)
 
-    monkeypatch.setattr("gft_edge.experiments.evaluation.network_logits", failing)
+    monkeypatch.setattr("gft_edge.studies.evaluation.network_logits", failing)
     for command in ("--report",), (*settings(data), *GRID):
         result = ablate(*command, "--out", copy)
         assert result.exit_code == (0 if "--report" in command else 1), result.output

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from gft_edge.backends import backend_for
-from gft_edge.benchmark.bench import BenchmarkRequest, benchmark
-from gft_edge.benchmark.grid import grid
-from gft_edge.benchmark.images import calibration_images
-from gft_edge.benchmark.kept import MARKER_FILE, Owner, claimed, read_kept
-from gft_edge.benchmark.results import Accuracy, Benchmark, Row, best_rows
-from gft_edge.benchmark.table import COLUMNS
-from gft_edge.bundle import read_manifest
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.store import read_manifest
 from gft_edge.cli import main
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.profiling.report import read_profile
-from gft_edge.specs import DataSource, from_json, to_json
+from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
+from gft_edge.studies.benchmark_table import COLUMNS
+from gft_edge.studies.grid import grid
+from gft_edge.studies.images import calibration_images
+from gft_edge.studies.memory import MARKER_FILE, Owner, claimed, read_kept
+from gft_edge.studies.results import Accuracy, Benchmark, Row, best_rows
 
 FILES = {"benchmark.csv", "benchmark.json", "benchmark.md", "benchmark.html", "profile.json"}
 QUICK = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gft_edge.errors import UsageError
-from gft_edge.experiments.crossed import crossed_estimate
+from gft_edge.studies.crossed import crossed_estimate
 
 
 def test_the_estimate_is_that_worked_by_hand() -> None:

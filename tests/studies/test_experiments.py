@@ -20,21 +20,21 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from gft_edge.bundle.json_form import to_json
 from gft_edge.cli import main
-from gft_edge.experiments import formats
-from gft_edge.experiments.confusion import confusion_of
-from gft_edge.experiments.figures import draw_confusion, draw_curves, draw_gradients, draw_hardest
-from gft_edge.experiments.history import History
-from gft_edge.experiments.latency import Conditions, Latency
-from gft_edge.experiments.table import Row, Table, type_of
+from gft_edge.fidelity.metrics import Metrics
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import to_json
+from gft_edge.studies import formats
+from gft_edge.studies.confusion import confusion_of
+from gft_edge.studies.figures import draw_confusion, draw_curves, draw_gradients, draw_hardest
+from gft_edge.studies.history import History
+from gft_edge.studies.latency import Conditions, Latency
+from gft_edge.studies.table import Row, Table, type_of
 from gft_edge.training.gradients import write_norms
 from gft_edge.training.loop import RunConfig, network_logits
-from gft_edge.training.metrics import Metrics
 from gft_edge.training.recipes import Recipe
 
 MICRO_LABELS = ("apple", "brown bread", "café", "dill")  # conftest.py's
@@ -270,7 +270,7 @@ def test_a_table_opens_a_run_once_that_keeps_its_evaluation(
     calls: list[str] = []
     for module in ("evaluation", "table"):
         for name in ("load_run", "sha256_of", "split_digest"):
-            place = f"gft_edge.experiments.{module}.{name}"
+            place = f"gft_edge.studies.{module}.{name}"
             real = pydoc.locate(place)
 
             def counted(*given: Any, name: str = name, real: Any = real) -> Any:
@@ -346,7 +346,7 @@ def test_an_evaluation_is_kept_until_weights_network_or_images_change(
         calls += 1
         return network_logits(*arguments, **options)
 
-    monkeypatch.setattr("gft_edge.experiments.evaluation.network_logits", counted)
+    monkeypatch.setattr("gft_edge.studies.evaluation.network_logits", counted)
     first = run("evaluate", gft)
     assert (calls, "as evaluated before" in first.stderr) == (1, False)
     second = run("evaluate", gft)
@@ -397,7 +397,7 @@ def test_an_evaluation_says_its_device_and_serves_another(
         given.append((on.device.type, workers))
         return network_logits(network, spec, split, workers, progress, on)
 
-    monkeypatch.setattr("gft_edge.experiments.evaluation.network_logits", noted)
+    monkeypatch.setattr("gft_edge.studies.evaluation.network_logits", noted)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     assert run("evaluate", gft).exit_code == 0
     # A batch is decoded sooner than a process starts.

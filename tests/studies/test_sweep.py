@@ -14,25 +14,25 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gft_edge.backends import backend_for
-from gft_edge.bundle import read_bundle, sha256_of, write_manifest
+from gft_edge.bundle.specs import Stage
+from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
 from gft_edge.cli import main
 from gft_edge.cli.sweep_command import _next
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError
-from gft_edge.experiments import evaluation
-from gft_edge.experiments import sweep as sweep_module
-from gft_edge.experiments.figures import draw_sweep
-from gft_edge.experiments.keep_counts import scaled
-from gft_edge.experiments.latency import Conditions, Latency
-from gft_edge.experiments.sweep_results import Point, Sweep, conditions, to_csv
 from gft_edge.export.structure import top_k_constant
 from gft_edge.export.verify import torch_outputs
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.cost import cost_of
 from gft_edge.model.schedule import at_stages, stages_from_keep
-from gft_edge.preprocess import open_rgb, resize_and_crop
-from gft_edge.specs import Stage
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
+from gft_edge.studies import evaluation
+from gft_edge.studies import sweep as sweep_module
+from gft_edge.studies.figures import draw_sweep
+from gft_edge.studies.keep_counts import scaled
+from gft_edge.studies.latency import Conditions, Latency
+from gft_edge.studies.sweep_results import Point, Sweep, conditions, to_csv
 from gft_edge.training.loop import network_logits
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle import read_manifest, sha256_of, write_manifest
+from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
 
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 

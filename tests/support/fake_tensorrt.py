@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.onnx_bytes import GraphNode, graph_nodes
+from gft_edge.bundle.onnx_bytes import GraphNode, graph_nodes
 
 if TYPE_CHECKING:
     from tests.support.fake_cudart import FakeCudart

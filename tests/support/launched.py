@@ -12,10 +12,10 @@ from typing import Any
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.datasets import read_split
 from gft_edge.model import checkpoint
 from gft_edge.model.variants import spec_from_name
-from gft_edge.specs import ModelSpec
 from gft_edge.training import data, loop, processes
 from gft_edge.training.recipes import Recipe
 

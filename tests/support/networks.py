@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.specs import ModelSpec
+from gft_edge.bundle.specs import ModelSpec
 from tests.support.pictures import MICRO_LABELS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def save_micro_network(
     from gft_edge.datasets import read_split
     from gft_edge.model.checkpoint import save_network
     from gft_edge.model.gft import build_gft
-    from gft_edge.preprocess import open_rgb, resize_and_crop
+    from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
 
     spec = micro_spec()
     with torch.random.fork_rng(devices=[]):

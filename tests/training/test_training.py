@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.datasets import read_split
 from gft_edge.errors import (
     CheckpointError,
@@ -30,18 +31,17 @@ from gft_edge.errors import (
     TrainingError,
     UsageError,
 )
+from gft_edge.fidelity.metrics import classification_metrics
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.network import Network
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
-from gft_edge.specs import ModelSpec
 from gft_edge.training import loop, processes
 from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.attention import ProductAttention
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import RunConfig, logits_and_targets, resume, train
-from gft_edge.training.metrics import classification_metrics
 from gft_edge.training.objective import Objective, classification_loss, token_loss
 from gft_edge.training.recipes import DEFAULT, PAPER, Recipe, check_recipe
 from gft_edge.training.teacher import Teacher, load_teacher, taught_recipe, teacher_of

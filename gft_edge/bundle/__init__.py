@@ -1,0 +1,1 @@
+"""What passes between rooms and what lies in a bundle. Needs NumPy alone."""

@@ -1,0 +1,96 @@
+"""Frozen dataclasses as plain JSON and back, with errors that name the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from gft_edge.errors import SpecError
+
+T = TypeVar("T")
+
+
+# Metadata of a field that stands in the JSON only where it differs from its default: what was
+# written, and sealed, before the field came reads as it did.
+LEFT_OUT_BY_DEFAULT = "left_out_by_default"
+
+
+def to_json(spec: Any) -> Any:
+    """The plain dict, list and scalar form of a spec."""
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        return {
+            f.name: to_json(getattr(spec, f.name))
+            for f in dataclasses.fields(spec)
+            if not (f.metadata.get(LEFT_OUT_BY_DEFAULT) and getattr(spec, f.name) == f.default)
+        }
+    if isinstance(spec, Mapping):
+        return {key: to_json(value) for key, value in spec.items()}
+    if isinstance(spec, (tuple, list)):
+        return [to_json(item) for item in spec]
+    return spec
+
+
+def from_json(kind: type[T], data: Any, where: str) -> T:
+    """Rebuild a spec of type `kind`; `where` names the file in errors.
+
+    Raises SpecError that names the field when one is missing, unknown or of another type.
+    """
+    return typing.cast(T, _decode(kind, data, where))
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(typing.cast(type, kind), data, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if data not in arguments:
+            raise SpecError(
+                f"{where} is {reprlib.repr(data)}, expected one of {', '.join(arguments)}"
+            )
+        return data
+    if origin in (typing.Union, types.UnionType):
+        return None if data is None else _decode(arguments[0], data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise SpecError(f"{where} is not a list")
+        if arguments[-1] is not ... and len(data) != len(arguments):
+            raise SpecError(f"{where} has {len(data)} entries, expected {len(arguments)}")
+        return tuple(
+            _decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data)
+        )
+    if origin is Mapping:
+        if not isinstance(data, dict):
+            raise SpecError(f"{where} is not an object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        try:
+            return float(data)
+        except OverflowError:
+            raise SpecError(f"{where} is {reprlib.repr(data)}, too large a number") from None
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise SpecError(f"{where} is {reprlib.repr(data)}, expected {kind.__name__}")
+    return data
+
+
+def _decode_fields(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise SpecError(f"{where} is not an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise SpecError(
+            f"{where} has unknown fields ({', '.join(unknown)}), written by a newer gft-edge: "
+            "upgrade it here"
+        )
+    values = {}
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _decode(hints[name], data[name], f"{where}: {name}")
+        elif spec.default is dataclasses.MISSING:
+            raise SpecError(f"{where} lacks the field {name!r}")
+    return kind(**values)

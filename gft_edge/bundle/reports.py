@@ -1,0 +1,56 @@
+"""How far a graph is from its reference, with the bounds that it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["pass", "fail"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The bounds a FidelityReport is judged by. Fractions of 1.
+
+    `kept_overlap` has one bound a stage, the last of which holds for every further one. `max_drop`
+    is how much accuracy may be lost; None where decisions have to agree anyway.
+    """
+
+    top1_agreement: float
+    kept_overlap: tuple[float, ...]
+    cosine: float
+    max_drop: float | None = None
+
+    def overlap_bound(self, stage: int) -> float:
+        """The bound of a stage, counted from 0."""
+        return self.kept_overlap[min(stage, len(self.kept_overlap) - 1)]
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """How far a graph's outputs are from its reference on the same images.
+
+    `cosine` is the mean over images of the cosine between logit vectors. `kept_overlap` has one
+    number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
+    of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
+    of these the reference itself all but dropped (see fidelity.BORDER); empty where the reference
+    has no ranks. The accuracies are None where no classes were given. Fractions of 1.
+    """
+
+    stage: str
+    max_abs: float
+    cosine: float
+    top1_agreement: float
+    kept_overlap: tuple[float, ...]
+    images: int
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    patches_lost: tuple[float, ...] = ()
+    lost_near_border: tuple[float, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """`pass` when no bound was missed."""
+        return "fail" if self.failures else "pass"

@@ -1,1 +1,0 @@
-"""Everything the download-free demo needs: its drawings and its training."""

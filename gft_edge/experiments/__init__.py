@@ -1,1 +1,0 @@
-"""What finished runs say side by side: the paper's tables and figures."""

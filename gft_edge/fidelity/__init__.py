@@ -1,0 +1,1 @@
+"""How far one artifact is from another: outputs compared, bundles verified, classifiers measured."""

@@ -1,0 +1,1 @@
+"""What people look at: tables, charts, pages and pictures."""

@@ -1,0 +1,209 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy.typing as npt
+
+from gft_edge.bundle.manifest import Artifact
+from gft_edge.bundle.onnx_bytes import FLOAT, GraphNode, graph_nodes, graph_output
+from gft_edge.bundle.store import sha256_of
+from gft_edge.errors import BundleError, MissingDependencyError, UsageError
+from gft_edge.runtime.backends import (
+    BuildRequest,
+    Finished,
+    InTurn,
+    LayerRun,
+    LayerTime,
+    OpenRequest,
+    Split,
+    check_images,
+    check_signature,
+    ordered_outputs,
+    precision_of,
+    run_in_turn,
+    run_on_host,
+    samples_in_turn,
+    warmed_up,
+)
+
+TARGET = "onnx"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+_OPTIMIZED_FILE = "optimized.onnx"
+_TIMED = "_kernel_time"  # behind a node's name in the profiler's events
+
+
+def missing() -> str | None:
+    """The install line when onnxruntime is not here."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return str(MissingDependencyError("ONNX Runtime", "onnx"))
+    return None
+
+
+def unsupported(precision: str) -> str | None:
+    """Nothing: what the CPU has no kernel for, ONNX Runtime computes in FP32."""
+    return None
+
+
+def runtime_precision(precision: str) -> str:
+    """The graph says it, node by node."""
+    return "f32" if precision == "fp32" else "typed"
+
+
+def version() -> str:
+    """Of onnxruntime."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """ONNX Runtime loads the ONNX file itself: build copies it."""
+    path = folder / "model.onnx"
+    shutil.copyfile(graph, path)
+    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
+
+
+def open_session(path: Path, request: OpenRequest) -> OrtSession:
+    """Raises BundleError when ONNX Runtime refuses the file or its input is not as requested."""
+    if missing():
+        raise MissingDependencyError("ONNX Runtime", "onnx")
+    return OrtSession(path, request)
+
+
+def layer_times(
+    path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+) -> LayerRun:
+    """By its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
+    if missing():
+        raise MissingDependencyError("ONNX Runtime", "onnx")
+    with TemporaryDirectory() as folder:
+        session = OrtSession(path, request, Path(folder))
+        warmed_up(lambda: session.run(images))
+        samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
+        events = json.loads(Path(session._session.end_profiling()).read_bytes())
+        session.close()
+        graph = (Path(folder) / _OPTIMIZED_FILE).read_bytes()
+    return LayerRun(_layers(graph, events, runs), samples_ms)
+
+
+def _layers(graph: bytes, events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
+    """The nodes of the graph that ONNX Runtime made, with their time in the last `runs` inferences."""
+    timed = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith(_TIMED):
+            timed[event["name"].removesuffix(_TIMED)].append(event)
+    nodes = graph_nodes(graph)
+    named = {node.name for node in nodes}
+    # What it makes of a function (Softmax and Gelu in FP16) has no name in the graph and a made up
+    # one in the events: they are in the same order.
+    unnamed = defaultdict(list)
+    for name, inferences in timed.items():
+        if name not in named:
+            unnamed[inferences[0]["args"]["op_name"]].append(name)
+    layers = []
+    for node in nodes:
+        if not node.name and unnamed[node.operator]:
+            node = dataclasses.replace(node, name=unnamed[node.operator].pop(0))
+        layers.append(_layer(node, timed[node.name][-runs:]))
+    left = ((name, operator) for operator, names in unnamed.items() for name in names)
+    layers += [_layer(GraphNode(*one, (), ()), timed[one[0]][-runs:]) for one in left]
+    return tuple(layers)
+
+
+def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
+    """One without events was folded away and takes no time."""
+    said = events[-1]["args"] if events else {"provider": ""}
+    types = [
+        name
+        for side in ("output", "input")
+        for t in said.get(f"{side}_type_shape", ())
+        for name in t
+    ]
+    return LayerTime(
+        name=node.name,
+        kind=node.operator,
+        kernel=said["provider"],
+        precision=precision_of(node.operator, types),
+        nodes=(node.name,),
+        reads=node.reads,
+        writes=node.writes,
+        mean_ms=sum(event["dur"] for event in events) / max(len(events), 1) / 1000,
+    )
+
+
+class OrtSession:
+    """One InferenceSession; its `run` may be called from several threads.
+
+    With `profile`, a folder, it times its nodes and writes the graph that it runs there.
+    """
+
+    def __init__(self, path: Path, request: OpenRequest, profile: Path | None = None):
+        import onnxruntime
+
+        if path.suffix != ".onnx":
+            raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if not request.spin:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if request.threads is not None:
+            options.intra_op_num_threads = request.threads
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "times")
+            options.optimized_model_filepath = str(profile / _OPTIMIZED_FILE)
+        model = path.read_bytes() + b"".join(
+            [graph_output(name) for name in request.kept_outputs]
+            + [graph_output(name, FLOAT) for name in request.score_outputs]
+        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        # onnxruntime raises its own classes, which share only Exception.
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from error
+        shapes = [
+            tuple(v.shape) for v in (*self._session.get_inputs(), self._session.get_outputs()[0])
+        ]
+        check_signature(path, request, *shapes)
+        self._shape = request.input_shape
+        self._outputs = ["logits", *request.inner_outputs]
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See Session."""
+        check_images(images, self._shape)
+        return ordered_outputs(self._session.run(self._outputs, {"images": images}))
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """See Session."""
+        return run_on_host(self.run, images)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; one after another."""
+        return run_in_turn(self.run, batches)
+
+    def flags(self) -> tuple[str, ...]:
+        """See Session; 0 threads are one a core."""
+        options = self._session.get_session_options()
+        return (
+            f"providers={','.join(self._session.get_providers())}",
+            f"intra_op_num_threads={options.intra_op_num_threads}",
+        )
+
+    def close(self) -> None:
+        """Drop the engine."""
+        del self._session

@@ -1,0 +1,362 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.bundle.manifest import Artifact
+from gft_edge.bundle.store import sha256_of
+from gft_edge.errors import BundleError, MissingDependencyError
+from gft_edge.runtime.backends import (
+    BuildRequest,
+    Finished,
+    InTurn,
+    LayerRun,
+    LayerTime,
+    OpenRequest,
+    Split,
+    check_images,
+    check_signature,
+    ordered_outputs,
+    precision_of,
+    run_on_host,
+    samples_in_turn,
+    warmed_up,
+)
+from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
+from gft_edge.runtime.signal_stack import kept_signal_stack
+
+TARGET = "openvino"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+# Said aloud to the engine: where a CPU has AMX or AVX512_BF16 its default is bf16, ranking included.
+# What INT8 leaves in high precision is computed in f32.
+_HINTS = {"fp16": "f16", "bf16": "bf16"}
+# The engine's names of what a CPU computes in natively.
+_CAPABILITIES = {"fp16": "FP16", "bf16": "BF16"}
+
+# One request may be held up while the others go on: so many batches a request are run ahead of it.
+_AHEAD = 4
+
+# What decides the speed of a compiled model.
+_FLAGS = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
+
+
+def missing() -> str | None:
+    """The install line when openvino is not here."""
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return str(MissingDependencyError("OpenVINO", "openvino"))
+    return None
+
+
+def unsupported(precision: str) -> str | None:
+    """Says so where the CPU has no instructions for it: the engine would silently compute in f32."""
+    import openvino
+
+    with kept_signal_stack():
+        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
+        return None
+    native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
+    return f"this CPU has no {precision}, so it cannot be verified here: choose from {', '.join(native)}"
+
+
+def runtime_precision(precision: str) -> str:
+    """f32 unless a lower one was asked for."""
+    return _HINTS.get(precision, "f32")
+
+
+def version() -> str:
+    """Of openvino."""
+    import openvino
+
+    return f"openvino {openvino.__version__.split('-')[0]}"
+
+
+def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """Write IR: model.xml and model.bin, weights in FP16 when `compress_weights`.
+
+    `graph` is ONNX, or IR already when it is quantized. In fp16 and bf16 only matrix products are
+    computed in fewer bits.
+    """
+    if missing():
+        raise MissingDependencyError("OpenVINO", "openvino")
+    import openvino
+
+    ir = graph.suffix == ".xml"
+    model = openvino.Core().read_model(graph) if ir else openvino.convert_model(graph)
+    for key, value in request.metadata.items():
+        model.set_rt_info(value, ["model_info", key])
+    # OpenVINO names what it makes itself by a counter of the process (MVN_34): two conversions
+    # would differ in those names alone.
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(r"[A-Za-z]+(_\d+)+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}.{number}")
+    path = folder / "model.xml"
+    openvino.save_model(model, path, compress_to_fp16=request.compress_weights)
+    if request.precision in _HINTS:
+        _hold_in_f32(path)
+    return Artifact(
+        path.name,
+        "openvino-ir",
+        request.precision,
+        sha256_of(path),
+        request.parent_sha256,
+        ("model.bin",),
+    )
+
+
+def _hold_in_f32(path: Path) -> None:
+    """Mark every operation but the matrix products to stay in f32 under a lower precision hint.
+
+    The score branch, LayerNorms, residual sums and softmax then keep 24 bits. OpenVINO reads the mark
+    as DisableFP16Compression (src/common/transformations, rt_info), which its CPU plugin obeys in bf16
+    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost.
+    """
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        if layer.get("type") in ("MatMul", "Const", "Parameter", "Result", "Convert"):
+            continue
+        info = layer.find("rt_info")
+        if info is None:
+            info = ElementTree.Element("rt_info")
+            # In IR it stands after <data>, before <input> and <output>.
+            layer.insert(1 if layer.find("data") is not None else 0, info)
+        ElementTree.SubElement(info, "attribute", name="precise", version="0")
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
+    """Raises BundleError when OpenVINO refuses the file or its input is not as requested."""
+    if missing():
+        raise MissingDependencyError("OpenVINO", "openvino")
+    return OpenVinoSession(path, request)
+
+
+def layer_times(
+    path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+) -> LayerRun:
+    """By its performance counters. Raises as `open_session`.
+
+    They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers, as
+    a selection, comes out some microseconds a layer too low.
+    """
+    if missing():
+        raise MissingDependencyError("OpenVINO", "openvino")
+    session = OpenVinoSession(path, request, counted=True)
+    # Few, as the counters' rounding grows with their number.
+    cold_runs = warmed_up(lambda: session.run(images), warm_up_ms=0)
+    cold_us = {told["name"]: _mean_us(told) for told in session.runtime_graph()}
+    samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
+    layers = []
+    for told in session.runtime_graph():
+        # A counter is the mean of all inferences: without the cold ones it is this.
+        total_us = _mean_us(told) * (cold_runs + runs) - cold_us[told["name"]] * cold_runs
+        layers.append(_layer(told, max(total_us, 0) / runs / 1000))
+    session.close()
+    return LayerRun(tuple(layers), samples_ms)
+
+
+def _mean_us(told: dict[str, Any]) -> int:
+    return 0 if told["execTimeMcs"] == "not_executed" else int(told["execTimeMcs"])
+
+
+def _layer(told: dict[str, Any], mean_ms: float) -> LayerTime:
+    # runtimePrecision alone may be that of stored weights; of integers it alone tells the sign.
+    computed = told["primitiveType"].rpartition("_")[2]
+    floating = computed in ("f32", "f16", "bf16")
+    return LayerTime(
+        name=told["name"],
+        kind=told["layerType"],
+        kernel=told["primitiveType"],
+        precision=precision_of(
+            told["layerType"], [computed if floating else told["runtimePrecision"]]
+        ),
+        nodes=tuple(filter(None, told["originalLayersNames"].split(","))),
+        reads=told["reads"],
+        writes=(told["name"],),
+        mean_ms=mean_ms,
+    )
+
+
+class OpenVinoSession:
+    """One compiled model with an inference request for each calling thread.
+
+    `counted` makes it count the time of each layer, which slows it down.
+    """
+
+    def __init__(self, path: Path, request: OpenRequest, counted: bool = False):
+        import openvino
+
+        core = openvino.Core()
+        options: dict[str, Any] = {
+            # A graph typed for another engine is computed as it stands, not lowered further.
+            "INFERENCE_PRECISION_HINT": request.runtime_precision.replace("typed", "f32"),
+            "PERFORMANCE_HINT": request.hint.upper(),
+            "PERF_COUNT": counted,
+        }
+        if request.threads is not None:
+            options["INFERENCE_NUM_THREADS"] = request.threads
+        try:
+            # A model from the cache computes from the file's mapping, which lives as long as this
+            # session does: an iterator of run_many outlives its close.
+            with kept_signal_stack():
+                self._compiled, self._mapping = _compiled(core, path, options, request)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
+        check_signature(
+            path,
+            request,
+            tuple(self._compiled.inputs[0].shape),
+            tuple(self._compiled.outputs[0].shape),
+        )
+        self._shape = request.input_shape
+        self._outputs = [self._compiled.output(n) for n in ("logits", *request.inner_outputs)]
+        self._local = threading.local()
+        self._idle_queues: list[Any] = []
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See Session."""
+        check_images(images, self._shape)
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        results = request.infer({0: images})
+        return ordered_outputs([results[output] for output in self._outputs])
+
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+        """See Session."""
+        return run_on_host(self.run, images)
+
+    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
+        """See Session; OpenVINO says how many at once: one for the hint latency."""
+        import openvino
+
+        # A queue serves one iterator at a time: its requests hold that one's outputs. The session may
+        # be closed before the iterator is.
+        idle_queues = self._idle_queues
+        try:
+            queue = idle_queues.pop()
+        except IndexError:
+            queue = openvino.AsyncInferQueue(self._compiled)
+        running: dict[int, int] = {}  # number of the request -> number of its batch
+        finished: dict[int, Finished] = {}
+        wanted = 0
+
+        # Not in a callback of the queue: its thread may then be the last to hold the model, and ends
+        # the process as it waits for itself.
+        def collect(requests: list[int]) -> None:
+            finished.update({running.pop(r): self._finished(queue[r]) for r in requests})
+
+        try:
+            for number, images in enumerate(batches):
+                check_images(images, self._shape)
+                if number - wanted >= _AHEAD * len(queue):
+                    queue.wait_all()
+                    collect(list(running))
+                idle = queue.get_idle_request_id()
+                if idle in running:
+                    collect([idle])
+                running[idle] = number
+                queue.start_async({0: images})
+                while wanted in finished:
+                    yield finished.pop(wanted)
+                    wanted += 1
+            queue.wait_all()
+            collect(list(running))
+            yield from (finished[number] for number in sorted(finished))
+        finally:
+            queue.wait_all()
+            idle_queues.append(queue)
+
+    def _finished(self, request: Any) -> Finished:
+        # Copies: the request's own memory is written again by the next batch.
+        outputs = [np.array(request.get_tensor(output).data) for output in self._outputs]
+        return Finished(ordered_outputs(outputs), request.latency)
+
+    def flags(self) -> tuple[str, ...]:
+        """See Session; threads and streams as OpenVINO chose them."""
+        return tuple(f"{name}={_plain(self._compiled.get_property(name))}" for name in _FLAGS)
+
+    def runtime_graph(self) -> Iterator[dict[str, Any]]:
+        """What the engine tells of each layer that it made, behind those that it reads.
+
+        Constants are left out, with what converts them once when the model is loaded: a counter of
+        that is no time of an inference.
+        """
+        constants: set[str] = set()
+        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+            told = {name: value.astype(str) for name, value in operation.rt_info.items()}
+            name = operation.get_friendly_name()
+            sources = (given.get_source_output().get_node() for given in operation.inputs())
+            reads = tuple(source.get_friendly_name() for source in sources)
+            if told["layerType"] == "Const" or (reads and constants.issuperset(reads)):
+                constants.add(name)
+            else:
+                yield {**told, "name": name, "reads": reads}
+
+    def close(self) -> None:
+        """Drop the engine."""
+        del self._compiled, self._outputs, self._local, self._idle_queues
+
+
+def _compiled(
+    core: Any, path: Path, options: dict[str, Any], request: OpenRequest
+) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+    """The model at `path`, and the memory it computes from when the cache in the request holds it.
+
+    OpenVINO's own CACHE_DIR knows a model by its path, time and size, and ran the one that had been at
+    the path before.
+    """
+    import openvino
+
+    folder = request.cache_dir
+    if folder is None or not usable(folder):
+        return _compile(core, path, options, request), None
+    key = key_of(
+        openvino.__version__,
+        core.get_property("CPU", "FULL_DEVICE_NAME"),
+        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        options,
+        request.inner_outputs,
+        [sha256 for _, sha256 in request.files],
+    )
+    kept = read_entry(folder, key)
+    if kept is not None:
+        with suppress(RuntimeError):
+            tensor = openvino.Tensor(kept, shared_memory=True)
+            return core.import_model(tensor, "CPU", options), kept
+    compiled = _compile(core, path, options, request)
+    # The files may have been replaced since their sha256 were taken.
+    if all(sha256_of(file) == sha256 for file, sha256 in request.files):
+        stream = io.BytesIO()
+        # A model that cannot be exported is compiled every time.
+        with suppress(RuntimeError):
+            compiled.export_model(stream)
+            keep_entry(folder, key, stream.getbuffer())
+    return compiled, None
+
+
+def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
+    model = core.read_model(path)
+    if request.inner_outputs:
+        model.add_outputs(list(request.inner_outputs))
+    return core.compile_model(model, "CPU", options)
+
+
+def _plain(value: Any) -> str:
+    """A property as text: OpenVINO's types print as <Type: 'float32'> and PerformanceMode.LATENCY."""
+    return re.sub(r"<Type: '(.*)'>", r"\1", str(value)).rpartition(".")[2]

@@ -1,0 +1,344 @@
+"""The device API: Classifier.load(bundle).predict(image) -> predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Prediction, Preprocessing
+from gft_edge.bundle.store import Bundle, read_bundle
+from gft_edge.errors import FailedError, UsageError
+from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backend_for
+from gft_edge.runtime.outputs import Outputs, concatenate
+from gft_edge.runtime.preprocess import (
+    batch_from_pixels,
+    image_from_array,
+    open_rgb,
+    resize_and_crop,
+    rgb_from_bytes,
+    rgb_from_image,
+    without_bottom,
+)
+
+ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one `predict` went; the parts sum to `total_ms`.
+
+    `compute_ms` holds the launch and the wait for the engine too. Frames are decoded already.
+    """
+
+    decode_ms: float
+    preprocess_ms: float
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+    postprocess_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the encoded images or frames to the predictions."""
+        return float(sum(dataclasses.astuple(self)))
+
+
+class Classifier:
+    """A bundle loaded into an engine.
+
+    `predict` may be called from several threads at once. Close it, or use it as a context manager,
+    to release the engine.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session):
+        self.bundle = bundle
+        self._session: Session | None = session
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        backend: str | None = None,
+        threads: int | None = None,
+        *,
+        kept: bool = False,
+        cuda_graph: bool = False,
+        hint: Hint = "latency",
+        cache_dir: str | Path | None = None,
+    ) -> Classifier:
+        """Open a bundle folder.
+
+        `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
+        `threads` is a CPU engine's, all cores unless given. With `kept`, `outputs` also returns the
+        kept patches. With `cuda_graph` TensorRT replays its launches from one recording. With the
+        `hint` throughput OpenVINO runs several images of a list at once, each more slowly. In
+        `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on
+        without. Raises BundleError, MissingDependencyError and UsageError.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        engine, request = bundle_request(opened, backend, threads)
+        if cuda_graph and engine.TARGET != "tensorrt":
+            raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
+        if hint not in get_args(Hint):
+            raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
+        if hint == "throughput" and engine.TARGET != "openvino":
+            raise UsageError(f"hint throughput is OpenVINO's: leave it out for {engine.TARGET}")
+        if cache_dir is not None and engine.TARGET != "openvino":
+            raise UsageError(f"cache_dir is OpenVINO's: leave it out for {engine.TARGET}")
+        request = dataclasses.replace(
+            request,
+            kept_outputs=opened.manifest.kept_outputs if kept else (),
+            cuda_graph=cuda_graph,
+            hint=hint,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+        )
+        return cls(opened, engine.open_session(opened.artifact_path, request))
+
+    @property
+    def session(self) -> Session:
+        """The engine itself. Raises UsageError when closed."""
+        if self._session is None:
+            raise UsageError("this Classifier is closed: load the bundle again")
+        return self._session
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.bundle.manifest.model.labels
+
+    # A str is a sequence of str as well; it means one path, and the first overload takes it.
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, images: ImageLike, top_k: int = 5
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: Sequence[ImageLike], top_k: int = 5) -> list[list[Prediction]]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], top_k: int = 5
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """The `top_k` likeliest classes, best first; one such list an image when given several.
+
+        An image is a path, the bytes of an image file, a PIL image, or a uint8 array (H,W,3) RGB or
+        (H,W) grey. Raises ImageError for one that cannot be decoded, UsageError when closed or
+        top_k < 1.
+        """
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}: give 1 or more")
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self._predictions(self.logits([images]), top_k)[0]
+        if not len(images):
+            return []
+        return self._predictions(self.logits(images), top_k)
+
+    def predict_pixels(
+        self, pixels: npt.NDArray[np.uint8], top_k: int = 5
+    ) -> list[list[Prediction]]:
+        """As `predict`, for images that `prepare` has made ready: uint8 (images,S,S,3)."""
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}: give 1 or more")
+        return self._predictions(self.outputs(pixels).logits, top_k)
+
+    def prepare(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """Decode, resize and crop an image: uint8 (S,S,3). Raises ImageError."""
+        return load_pixels(image, self.bundle.manifest.model.preprocessing)
+
+    def predict_timed(
+        self, images: Sequence[ImageLike], top_k: int = 5
+    ) -> tuple[list[list[Prediction]], Timing]:
+        """As `predict` for one engine run: as many images as the static batch, and where the time went."""
+        manifest = self.bundle.manifest
+        if len(images) != manifest.input.batch:
+            raise UsageError(
+                f"{len(images)} images for one run of a static batch of {manifest.input.batch}"
+            )
+        started = time.perf_counter()
+        decoded = [decoded_rgb(image) for image in images]
+        at_preprocess = time.perf_counter()
+        spec = manifest.model.preprocessing
+        pixels = np.stack([resize_and_crop(image, spec) for image in decoded])
+        batch = batch_from_pixels(pixels, spec, manifest.input.dtype)
+        at_run = time.perf_counter()
+        outputs, split = self.session.run_split(batch)
+        at_postprocess = time.perf_counter()
+        predictions = self._predictions(outputs[0], top_k)
+        ended = time.perf_counter()
+        copies_ms = split.host_to_device_ms + split.device_to_host_ms
+        return predictions, Timing(
+            decode_ms=(at_preprocess - started) * 1000,
+            preprocess_ms=(at_run - at_preprocess) * 1000,
+            host_to_device_ms=split.host_to_device_ms,
+            compute_ms=(at_postprocess - at_run) * 1000 - copies_ms,
+            device_to_host_ms=split.device_to_host_ms,
+            postprocess_ms=(ended - at_postprocess) * 1000,
+        )
+
+    def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
+        """Float32 (images, classes), for one image or more."""
+        if not len(images):
+            raise UsageError("logits of no image: give one or more")
+        pixels = np.stack([self.prepare(image) for image in images])
+        return self.outputs(pixels).logits
+
+    def outputs(self, pixels: npt.NDArray[np.uint8], advance: Advance | None = None) -> Outputs:
+        """Everything the engine returns for preprocessed uint8 (images,S,S,3)."""
+        session, manifest = self.session, self.bundle.manifest
+        size = manifest.model.preprocessing.image_size_px
+        if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (size, size, 3):
+            raise UsageError(
+                f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, {size}, {size}, 3)"
+            )
+        return session_outputs(
+            session, pixels, manifest.input, manifest.model.preprocessing, advance
+        )
+
+    def close(self) -> None:
+        """Release the engine. Closing twice is harmless."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
+        return [self._likeliest(row, top_k) for row in logits.tolist()]
+
+    def _likeliest(self, logits: list[float], top_k: int) -> list[Prediction]:
+        # Plain Python: behind an inference, whose data fill the caches, each NumPy function takes ten
+        # microseconds or more to come back, and 81 classes half as long this way.
+        largest = max(logits)
+        total = sum([math.exp(logit - largest) for logit in logits])
+        if not math.isfinite(total) or -math.inf in logits:
+            raise FailedError("the logits hold NaN or infinity: run gft-edge verify on this bundle")
+        labels = self.labels
+        return [
+            Prediction(labels[i], i, math.exp(logits[i] - largest) / total)
+            for i in heapq.nlargest(top_k, range(len(logits)), key=logits.__getitem__)
+        ]
+
+
+def load_pixels(
+    image: ImageLike, spec: Preprocessing, crop_bottom_px: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Any supported image, less rows at its bottom -> uint8 (S,S,3). Raises ImageError."""
+    if isinstance(image, (str, Path)):
+        return resize_and_crop(open_rgb(image, crop_bottom_px), spec)
+    return resize_and_crop(without_bottom(decoded_rgb(image), crop_bottom_px), spec)
+
+
+def decoded_rgb(image: ImageLike) -> Image.Image:
+    """Any supported image -> upright RGB. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        return image_from_array(image)
+    if isinstance(image, Image.Image):
+        return rgb_from_image(image)
+    if isinstance(image, bytes):
+        return rgb_from_bytes(image)
+    return open_rgb(image)
+
+
+def bundle_request(
+    bundle: Bundle, backend: str | None, threads: int | None
+) -> tuple[Backend, OpenRequest]:
+    """The engine that runs a bundle, and what it needs to open it for its logits. Raises UsageError."""
+    manifest = bundle.manifest
+    engine = backend_for(backend or manifest.target)
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
+    if threads is not None and engine.TARGET == "tensorrt":
+        raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
+    request = open_request(
+        manifest.model, manifest.input, manifest.runtime_precision, threads=threads
+    )
+    return engine, dataclasses.replace(
+        request,
+        graph_sha256=manifest.artifact.sha256,
+        engines=manifest.engines,
+        files=tuple(
+            (bundle.folder / name, manifest.files[name])
+            for name in (manifest.artifact.path, *manifest.artifact.companions)
+        ),
+    )
+
+
+def open_request(
+    model: ModelSpec,
+    given: InputSpec,
+    runtime_precision: str,
+    kept_outputs: tuple[str, ...] = (),
+    threads: int | None = None,
+) -> OpenRequest:
+    """What a backend needs to open an artifact of this network."""
+    return OpenRequest(
+        given.shape(model.preprocessing.image_size_px),
+        len(model.labels),
+        runtime_precision,
+        threads,
+        kept_outputs,
+    )
+
+
+def session_outputs(
+    session: Session,
+    pixels: npt.NDArray[np.uint8],
+    given: InputSpec,
+    preprocessing: Preprocessing,
+    advance: Advance | None = None,
+) -> Outputs:
+    """Run uint8 (images,S,S,3) through a session in its static batch."""
+    if len(pixels) <= given.batch:
+        # One batch has no other to be in flight with: the plain call takes a tenth of a millisecond less.
+        ((batch, count),) = static_batches(pixels, given, preprocessing)
+        outputs = session.run(batch)
+        if advance is not None:
+            advance(count)
+        return Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:]))
+    results: list[Outputs] = []
+    batches = (batch for batch, _ in static_batches(pixels, given, preprocessing))
+    starts = range(0, len(pixels), given.batch)
+    for start, finished in zip(starts, session.run_many(batches), strict=True):
+        count, outputs = min(given.batch, len(pixels) - start), finished.outputs
+        results.append(Outputs(outputs[0][:count], tuple(kept[:count] for kept in outputs[1:])))
+        if advance is not None:
+            advance(count)
+    return concatenate(results)
+
+
+def static_batches(
+    pixels: npt.NDArray[np.uint8], given: InputSpec, preprocessing: Preprocessing
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """uint8 (images,S,S,3) -> what the graph takes, and how many images each batch holds.
+
+    The last batch is padded with its last image.
+    """
+    for start in range(0, len(pixels), given.batch):
+        part = pixels[start : start + given.batch]
+        batch: npt.NDArray[Any] = batch_from_pixels(part, preprocessing, given.dtype)
+        short = given.batch - len(part)
+        if short:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)])
+        yield batch, len(part)

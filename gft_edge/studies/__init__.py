@@ -1,0 +1,1 @@
+"""Many variants of one run: exported, judged, measured and remembered."""

@@ -1,0 +1,228 @@
+"""A run's logits and metrics on a split, kept in the run for as long as weights and images are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.store import sha256_of, write_whole
+from gft_edge.datasets import Split, read_split, split_digest
+from gft_edge.errors import BundleError, CheckpointError, DataError, SpecError
+from gft_edge.fidelity.metrics import Metrics, classification_metrics
+from gft_edge.model.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_run
+from gft_edge.model.networks import Network
+from gft_edge.training.data import targets_of
+from gft_edge.training.loop import EVALUATION_BATCH, network_logits, quiet, silent
+from gft_edge.training.processes import accelerator_on
+
+FOLDER = "evaluation"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """evaluation/SPLIT.json of a run: what was evaluated, and what came out.
+
+    The digests are of the weights, of model.json and of the split (datasets.split_digest);
+    `logits_sha256` is of the file beside it, SPLIT.npz with `logits` (images, classes) float32 and
+    `targets` (images,) int64 in the split's order. `device` is where the logits were computed; what
+    another device kept is used all the same.
+    """
+
+    schema_version: int
+    split: str
+    weights_sha256: str
+    model_sha256: str
+    split_digest: str
+    logits_sha256: str
+    metrics: Metrics
+    # Records of before it was kept are all of the CPU.
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run and the split to evaluate it on, with what says whether a kept evaluation is of these."""
+
+    run: Path
+    spec: ModelSpec
+    split: Split
+    weights_sha256: str
+    split_digest: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run on a split. `reused` where it was kept from an earlier time."""
+
+    spec: ModelSpec
+    split: Split
+    record: Record
+    logits: npt.NDArray[np.float32]
+    reused: bool
+
+    @property
+    def metrics(self) -> Metrics:
+        """Fractions of 1."""
+        return self.record.metrics
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """(images,) class indices."""
+        return targets_of(self.split)
+
+
+def check_run(run: Path) -> None:
+    """Raise CheckpointError for a folder that is no run, or a run that has no finished epoch yet."""
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such run, give a folder that gft-edge train wrote")
+    if not (run / SPEC_FILE).is_file():
+        raise CheckpointError(f"{run} is no run: it has no {SPEC_FILE} (gft-edge train writes one)")
+    if not (run / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{run} has no finished epoch: continue it with gft-edge train --resume {run}"
+        )
+
+
+def run_split(source: DataSource, split: str, labels: tuple[str, ...]) -> Split:
+    """A split as a run with these classes sees it. Raises DataError."""
+    # It becomes the name of a file in the run.
+    if Path(split).name != split:
+        raise DataError(f"--split {split} is no name of a split: give train, val or test")
+    return read_split(source, split, labels)
+
+
+def evaluate_run(
+    run: Path,
+    source: DataSource,
+    split: str,
+    fresh: bool = False,
+    progress: Progress = quiet,
+    say: Say = silent,
+    device: str = "auto",
+    workers: int = 2,
+) -> Evaluation:
+    """Take what the run keeps of the split where weights and images still fit, else evaluate and keep it.
+
+    What the data set's files list and the split lacks is said. The other arguments and the errors
+    are evaluate_case's.
+    """
+    check_run(run)
+    spec, model = load_run(run)
+    images = run_split(source, split, spec.labels)
+    for remark in images.remarks:
+        say(remark)
+    case = Case(run, spec, images, sha256_of(run / WEIGHTS_FILE), split_digest(images))
+    return evaluate_case(case, fresh, progress, say, device, workers, model)
+
+
+def evaluate_case(
+    case: Case,
+    fresh: bool = False,
+    progress: Progress = quiet,
+    say: Say = silent,
+    device: str = "auto",
+    workers: int = 2,
+    model: Network | None = None,
+) -> Evaluation:
+    """evaluate_run of what is open already; without `model` the network is loaded where it is needed.
+
+    `fresh` evaluates in any case, as do processes that were launched together, whose first one keeps
+    it. A run that cannot be written to is evaluated and nothing kept. `device` is cpu, cuda, or auto
+    for a GPU where there is one; `workers` are processes that decode images.
+    Raises CheckpointError, DataError, UsageError without the GPU that was asked for, and FailedError
+    for logits that are not finite.
+    """
+    run, spec, images, split = case.run, case.spec, case.split, case.split.name
+    asked = {
+        "schema_version": SCHEMA_VERSION,
+        "split": split,
+        "weights_sha256": case.weights_sha256,
+        "model_sha256": spec_digest(spec),
+        "split_digest": case.split_digest,
+    }
+    # On several machines each has a disk of its own: who found nothing would wait for the others.
+    if not fresh and not launched_together():
+        kept = _kept(run, split, asked, (len(images.paths), len(spec.labels)))
+        if kept is not None:
+            say(f"{run} on {split}: as evaluated before, weights and images are the same")
+            return Evaluation(spec, images, *kept, reused=True)
+    if model is None:
+        _, model = load_run(run)
+    accelerator = accelerator_on(chosen_device(device))
+    # Of a single batch all is decoded before the processes have started.
+    workers = workers if len(images.paths) > EVALUATION_BATCH else 0
+    logits = network_logits(
+        model.to(accelerator.device), spec, images, workers, progress, accelerator
+    )
+    metrics = classification_metrics(logits, targets_of(images))
+    content = io.BytesIO()
+    np.savez(content, logits=logits, targets=targets_of(images))
+    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
+    record = Record(**asked, logits_sha256=sha256, metrics=metrics, device=accelerator.device.type)  # type: ignore[arg-type]
+    if not accelerator.is_main_process:
+        return Evaluation(spec, images, record, logits, reused=False)
+    try:
+        (run / FOLDER).mkdir(exist_ok=True)
+        write_whole(_logits_file(run, split), content.getvalue())
+        text = json.dumps(to_json(record), indent=2) + "\n"
+        write_whole(_record_file(run, split), text.encode())
+    except (BundleError, OSError) as error:
+        say(f"the evaluation of {run} is not kept: {error}")
+    return Evaluation(spec, images, record, logits, reused=False)
+
+
+def launched_together() -> bool:
+    """Whether this is one of several processes that `accelerate launch` started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def chosen_device(device: str) -> str:
+    """cpu or cuda, of an option that may also be auto: a GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def spec_digest(spec: ModelSpec) -> str:
+    """Of everything in model.json: the same weights keep other patches under another one."""
+    return hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _kept(
+    run: Path, split: str, asked: dict[str, object], shape: tuple[int, int]
+) -> tuple[Record, npt.NDArray[np.float32]] | None:
+    """The record and its logits, None where there is none, or one of anything else than `asked`."""
+    try:
+        path = _record_file(run, split)
+        record = from_json(Record, json.loads(path.read_bytes()), path.name)
+        if any(getattr(record, name) != value for name, value in asked.items()):
+            return None
+        content = _logits_file(run, split).read_bytes()
+        if hashlib.sha256(content).hexdigest() != record.logits_sha256:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            logits = file["logits"]
+    except (OSError, ValueError, KeyError, RecursionError, SpecError, zipfile.BadZipFile):
+        return None
+    return (record, logits) if logits.shape == shape else None
+
+
+def _record_file(run: Path, split: str) -> Path:
+    return run / FOLDER / f"{split}.json"
+
+
+def _logits_file(run: Path, split: str) -> Path:
+    return run / FOLDER / f"{split}.npz"

@@ -1,0 +1,322 @@
+"""Histories, gradients, confusions, ablations and sweeps drawn as PNG files."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.studies.ablation_result import Ablation, ArmResult
+from gft_edge.studies.confusion import ClassResult, Confusion, Pair
+from gft_edge.studies.history import ACCURACY, LOSS, History
+from gft_edge.studies.sweep_results import Sweep
+
+DPI = 120
+# More counts than that are too small to be read inside a matrix.
+MOST_COUNTED = 20
+# A tick label needs this much room, and a matrix is never wider than MOST_INCHES.
+LABEL_INCHES = 0.15
+CHARACTER_INCHES = 0.065
+MOST_INCHES = 22.0
+LISTED = 15
+LONGEST_LABEL = 40
+MOST_LAYER_TICKS = 40
+LINE_CHARACTERS = 90
+
+
+def draw_curves(histories: Mapping[str, History], path: Path) -> None:
+    """Loss on the left, accuracy on the right, over the epochs; a colour a run."""
+    figure = _figure(11, 4.4)
+    loss, accuracy = figure.subplots(1, 2)
+    several = len(histories) > 1
+    for number, (name, history) in enumerate(histories.items()):
+        colour = f"C{number}" if several else None
+        for axes, column, label, style, factor in (
+            (loss, LOSS, "training", "-", 1),
+            (loss, "val_loss", "validation", "--", 1),
+            (accuracy, ACCURACY, "top-1", "-", 100),
+            (accuracy, "val_top5", "top-5", "--", 100),
+        ):
+            if column not in history.columns or (several and style == "--"):
+                continue
+            axes.plot(
+                history.epochs,
+                [_finite(factor * value) for value in history.columns[column]],
+                style,
+                color=colour,
+                # The only epoch, or one between two gaps, is no line.
+                marker="o",
+                markersize=3.5,
+                label=_literal(name) if several else label,
+            )
+    loss.set_ylabel("training loss" if several else "loss")
+    accuracy.set_ylabel("validation accuracy, %")
+    last = max(history.epochs[-1] for history in histories.values())
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0.5, last + 0.5)
+        axes.set_xticks(range(math.ceil(last / 12), last + 1, math.ceil(last / 12)))
+        axes.legend(fontsize=8)
+    if not several:
+        figure.suptitle(_literal(next(iter(histories))), fontsize=11)
+    _save(figure, path)
+
+
+def draw_gradients(name: str, norms: Mapping[int, Mapping[str, float]], path: Path) -> None:
+    """The paper's figure 5: the gradient norm over the layers, a line an epoch."""
+    from matplotlib import colormaps
+
+    layers = list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
+    longest = max(len(_short(layer)) for layer in layers)
+    width = max(7.0, min(14.0, 2.5 + 0.34 * len(layers)))
+    figure = _figure(width, 4.2 + CHARACTER_INCHES * longest)
+    axes = figure.subplots()
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(norms)))
+    labelled = len(norms) <= 12
+    for shade, (epoch, by_layer) in zip(shades, sorted(norms.items()), strict=True):
+        values = [_finite(by_layer.get(layer, math.nan)) for layer in layers]
+        # A logarithmic axis has no place for zero.
+        values = [value if value > 0 else math.nan for value in values]
+        axes.plot(
+            range(len(layers)), values, color=shade, marker="o", markersize=3.5,
+            label=f"epoch {epoch}" if labelled or epoch in (min(norms), max(norms)) else None,
+        )  # fmt: skip
+    axes.set_yscale("log")
+    step = math.ceil(len(layers) / MOST_LAYER_TICKS)
+    places = range(0, len(layers), step)
+    axes.set_xticks(places, [_short(layers[place]) for place in places], fontsize=8, rotation=90)
+    axes.set_ylabel("L2 norm of the gradient, mean of steps")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    axes.set_title(_literal(f"{name}: gradient norm a layer"), fontsize=11)
+    _save(figure, path)
+
+
+def draw_confusion(title: str, confusion: Confusion, path: Path) -> None:
+    """A row a class, shaded by what share of its images each label was given."""
+    from matplotlib.colors import PowerNorm
+
+    classes = len(confusion.labels)
+    inches = min(
+        MOST_INCHES, max(4.5, classes * (0.6 if classes <= MOST_COUNTED else LABEL_INCHES))
+    )
+    room = CHARACTER_INCHES * max(len(_short(label)) for label in confusion.labels)
+    figure = _figure(inches + room + 1.2, inches + room)
+    axes = figure.subplots()
+    images = confusion.counts.sum(axis=1, keepdims=True)
+    shares = np.divide(
+        confusion.counts, images, out=np.zeros(confusion.counts.shape), where=images > 0
+    )
+    # Brighter than linear: one image in twenty has to be seen.
+    shade = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    if classes <= MOST_COUNTED:
+        for i, j in np.argwhere(confusion.counts):
+            colour = "white" if shares[i, j] > 0.35 else "black"
+            axes.text(
+                j,
+                i,
+                str(confusion.counts[i, j]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=9,
+            )
+    step = math.ceil(classes * LABEL_INCHES / inches)
+    places = range(0, classes, step)
+    names = [_short(confusion.labels[place]) for place in places]
+    size = 9 if classes <= MOST_COUNTED else 7
+    axes.set_xticks(places, names, rotation=90, fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
+    axes.set_xlabel("label given")
+    axes.set_ylabel("true label")
+    axes.set_title(_literal(title), fontsize=11)
+    bar = figure.colorbar(shade, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("of the true label's images", fontsize=9)
+    _save(figure, path)
+
+
+def draw_hardest(
+    title: str, hardest: Sequence[ClassResult], pairs: Sequence[Pair], path: Path
+) -> None:
+    """Bars: the classes of lowest recall, and the pairs that are confused most."""
+    hardest, pairs = hardest[:LISTED], pairs[:LISTED]
+    rows = max(len(hardest), len(pairs), 3)
+    figure = _figure(13, 1.4 + 0.3 * rows)
+    left, right = figure.subplots(1, 2)
+    left.barh(range(len(hardest)), [100 * one.recall for one in hardest], color="#7a8aa0")
+    for place, one in enumerate(hardest):
+        found = round(one.recall * one.images)
+        left.text(100 * one.recall + 1, place, f"{found} of {one.images}", va="center", fontsize=8)
+    left.set_yticks(range(len(hardest)), [_short(one.label) for one in hardest], fontsize=8)
+    left.set_xlim(0, 118)
+    left.set_xticks([0, 20, 40, 60, 80, 100])
+    left.set_xlabel("recall, %")
+    left.set_title("lowest recall", fontsize=10)
+    right.barh(range(len(pairs)), [pair.count for pair in pairs], color="#d9822b")
+    for place, pair in enumerate(pairs):
+        right.text(pair.count, place, f" {pair.count} ({pair.share:.0%})", va="center", fontsize=8)
+    names = [
+        f"{_short(pair.label)} \N{RIGHTWARDS ARROW} {_short(pair.predicted)}" for pair in pairs
+    ]
+    right.set_yticks(range(len(pairs)), names, fontsize=8)
+    right.set_xlim(0, 1.25 * max((pair.count for pair in pairs), default=1))
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.set_xlabel("images (share of the true label's)")
+    right.set_title("taken for another" if pairs else "none was taken for another", fontsize=10)
+    for axes in (left, right):
+        axes.set_ylim(rows - 0.5, -0.5)
+    figure.suptitle(_literal(title), fontsize=11)
+    _save(figure, path)
+
+
+def draw_sweep(found: Sweep, path: Path) -> None:
+    """Accuracy over latency, or over GFLOPs without any: every point, the front as a line."""
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    places = [
+        (cost, 100 * point.top1, point)
+        for point in found.points
+        if (cost := found.cost(point)) is not None
+    ]
+    front = sorted((x, y) for x, y, point in places if point.front)
+    axes.plot(*zip(*front, strict=True), "-", color="#7a8aa0", linewidth=1, label="Pareto front")
+    for role, marker, size, colour, label in (
+        ("other", "o", 6, "C0", "other keep counts, not retrained"),
+        ("trained", "*", 14, "#d9822b", "as trained"),
+        ("dense", "s", 7, "black", "nothing dropped"),
+    ):
+        of_role = [(x, y) for x, y, point in places if point.role == role]
+        if of_role:
+            xs, ys = zip(*of_role, strict=True)
+            axes.plot(xs, ys, marker, markersize=size, color=colour, label=label)
+    for x, y, point in places:
+        # A grid often has a point beside the trained one.
+        trained = point.role == "trained"
+        axes.annotate(
+            point.name.replace(",", "/"),
+            (x, y),
+            xytext=(-6, 7) if trained else (5, -11),
+            textcoords="offset points",
+            horizontalalignment="right" if trained else "left",
+            fontsize=8,
+        )
+    axes.margins(x=0.15, y=0.12)
+    axes.set_ylabel(f"top-1 on {_literal(found.split)}, %")
+    measured = found.measured
+    if measured is None:
+        axes.set_xlabel("GFLOPs an image")
+    else:
+        doubt = "" if measured.stable else ", UNSTABLE"
+        axes.set_xlabel(
+            f"{found.target} {found.precision}, median ms at batch {measured.batch}{doubt}\n"
+            f"{textwrap.fill(_literal(measured.machine), LINE_CHARACTERS)}",
+            fontsize=9,
+        )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title(_literal(f"{found.network}: {found.images} images"), fontsize=11)
+    _save(figure, path)
+
+
+def draw_ablation(ablation: Ablation, path: Path) -> None:
+    """The mean of each arm with its interval, a dot a seed, grouped by stages; dense as a line."""
+    groups: dict[str, list[ArmResult]] = {}
+    for arm in ablation.arms:
+        groups.setdefault(arm.stages, []).append(arm)
+    # A heading a group, and a line of room below it.
+    rows = sum(len(arms) + 1.6 for arms in groups.values())
+    names = {id(arm): _arm_name(arm) for arm in ablation.arms}
+    room = CHARACTER_INCHES * max(len(name) for name in (*names.values(), *groups))
+    figure = _figure(7.0 + room, 1.3 + 0.27 * rows)
+    axes = figure.subplots()
+    places, labels, place = [], [], 0.0
+    for stages, arms in groups.items():
+        heading = "dense" if stages == "none" else f"stages {stages}"
+        axes.text(
+            0, place, f" {heading}", transform=axes.get_yaxis_transform(), va="center", fontsize=8,
+            color="#555555", style="italic",
+        )  # fmt: skip
+        axes.axhline(place - 0.7, color="#cccccc", linewidth=0.8)
+        for arm in arms:
+            place += 1
+            colour = "#333333" if stages == "none" else "#2f6fb0"
+            if arm.estimate is not None:
+                ends = (100 * arm.estimate.low, 100 * arm.estimate.high)
+                axes.plot(ends, (place, place), color=colour, linewidth=1.5, alpha=0.6)
+            axes.plot(
+                [100 * rate for rate in arm.top1], [place] * len(arm.top1), "o", color=colour,
+                markersize=4, alpha=0.5, markeredgewidth=0,
+            )  # fmt: skip
+            axes.plot(100 * arm.mean, place, "D", color="#d9822b", markersize=5.5)
+            if stages == "none" and len(arms) == 1 and len(groups) > 1:
+                axes.axvline(100 * arm.mean, color=colour, linewidth=0.8, linestyle="--", zorder=0)
+            places.append(place)
+            labels.append(_literal(names[id(arm)]))
+        place += 1.6
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.set_ylim(place - 0.7, -0.7)
+    axes.set_xlabel(f"top-1 on {_literal(ablation.split)}, %")
+    axes.grid(alpha=0.3, axis="x")
+    interval = ", line: 95 % interval over seeds and images" if ablation.intervals else ""
+    axes.set_title(
+        _literal(f"{ablation.model}; diamond: mean, dots: seeds{interval}"), fontsize=10, loc="left"
+    )
+    _save(figure, path)
+
+
+def _arm_name(arm: ArmResult) -> str:
+    """The score, and the settings that vary."""
+    settings = ", ".join(f"{name}={value}" for name, value in arm.settings.items())
+    score = "dense" if arm.stages == "none" else arm.score
+    return f"{score}, {settings}" if settings else score
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure that no window belongs to. Raises MissingDependencyError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("Matplotlib", "export") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            # A class named in a script that the font lacks is drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+            figure.savefig(path, dpi=DPI, format="png")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): choose another --out"
+        ) from error
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for the picture."""
+    shown = (
+        label
+        if len(label) <= LONGEST_LABEL
+        else f"{label[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+    return _literal(shown)
+
+
+def _literal(text: str) -> str:
+    """On one line, and a dollar sign begins no formula."""
+    return "".join(sign if sign.isprintable() else " " for sign in text).replace("$", r"\$")

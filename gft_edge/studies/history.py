@@ -1,0 +1,74 @@
+"""How a run's loss and accuracy went, epoch by epoch, as its history.csv has it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from gft_edge.errors import UsageError
+from gft_edge.studies.evaluation import check_run
+from gft_edge.training.loop import HISTORY_FILE
+
+LOSS, ACCURACY = "train_loss", "val_top1"
+# Drawn where the history has them: runs of older versions have no val_loss, at least at their start.
+FURTHER = ("val_loss", "val_top5")
+
+
+@dataclass(frozen=True)
+class History:
+    """`epochs` ascending, and under each column's name a number an epoch; NaN where there is none."""
+
+    epochs: tuple[int, ...]
+    columns: dict[str, tuple[float, ...]]
+
+    def gaps(self) -> list[str]:
+        """What is not finite, a line a column."""
+        lines = []
+        for name, values in self.columns.items():
+            missing = [
+                str(epoch)
+                for epoch, value in zip(self.epochs, values, strict=True)
+                if not math.isfinite(value)
+            ]
+            if missing:
+                lines.append(f"{name} is missing, NaN or infinite in epoch {', '.join(missing)}")
+        return lines
+
+
+def read_history(run: Path) -> History:
+    """The history of a run with at least one finished epoch.
+
+    Raises CheckpointError for what is no such run, UsageError for a history that is missing, empty
+    or damaged.
+    """
+    check_run(run)
+    path = run / HISTORY_FILE
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            lines = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{run} has no {HISTORY_FILE}: only a run that gft-edge train trained can be drawn"
+        ) from None
+    if not lines:
+        raise UsageError(f"{path} is empty: the run has no finished epoch to draw")
+    rows: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            known = [name for name in FURTHER if line.get(name)]
+            rows[int(float(line["epoch"]))] = {
+                name: float(line[name]) for name in (LOSS, ACCURACY, *known)
+            }
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{path}, line {number}: expected numbers for epoch, {LOSS} and {ACCURACY}: the file "
+                "is damaged, take it from a copy of the run"
+            ) from None
+    epochs = tuple(sorted(rows))
+    names = [n for n in (LOSS, ACCURACY, *FURTHER) if any(n in row for row in rows.values())]
+    nothing = float("nan")
+    return History(
+        epochs, {n: tuple(rows[epoch].get(n, nothing) for epoch in epochs) for n in names}
+    )

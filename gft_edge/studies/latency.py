@@ -1,0 +1,159 @@
+"""What the bundles of a table's runs take on this machine, measured in turn in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.store import MANIFEST_FILE, Bundle, is_bundle, read_bundle
+from gft_edge.errors import UsageError
+from gft_edge.profiling.machine import summary
+from gft_edge.profiling.profile import ProfileRequest, profile
+from gft_edge.profiling.report import Report
+from gft_edge.profiling.samples import paired_ratio
+from gft_edge.runtime.backends import backend_for
+
+MIN_SAMPLES = 64
+
+# (row of the table, target, precision)
+Place = tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A bundle's engine: median milliseconds of a call, and its ratio to the first row that has one.
+
+    The ratio is the median over turns of the time by the other's in the same turn.
+    """
+
+    target: str
+    precision: str
+    bundle: str
+    p50_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where the latencies of a table come from. `batch` is images a call."""
+
+    machine: str
+    batch: int
+    stable: bool
+    causes: tuple[str, ...]
+
+
+def find_bundles(folders: Sequence[Path]) -> tuple[list[Bundle], list[Bundle]]:
+    """The bundles among `folders`, and those somewhere below them. Raises UsageError, BundleError."""
+    given = [folder for folder in folders if is_bundle(folder)]
+    below: list[Path] = []
+    for folder in folders:
+        if folder in given:
+            continue
+        found = [
+            path.parent
+            for path in sorted(folder.rglob(MANIFEST_FILE))
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        if not found:
+            raise UsageError(f"{folder} holds no bundle: give a folder that gft-edge export wrote")
+        below += found
+    seen: set[Path] = set()
+    sorted_out: tuple[list[Bundle], list[Bundle]] = ([], [])
+    for bundles, paths in zip(sorted_out, (given, below), strict=True):
+        for path in paths:
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                bundles.append(read_bundle(path))
+    return sorted_out
+
+
+def assign(
+    folders: Sequence[Path],
+    runs: Sequence[tuple[Path, str, object]],
+    say: Say,
+) -> dict[Place, Bundle]:
+    """Each bundle to the run that it was exported from, known by the weights that open its lineage.
+
+    `runs` are (folder, sha256 of the weights, ModelSpec), row by row. A bundle of no row is refused
+    where it was given itself, and left out with a remark where it lay in a folder; so is one at
+    other keep counts than its run's. One that no engine runs here is left out. Raises UsageError
+    for two bundles of one run, target and precision.
+    """
+    given, below = find_bundles(folders)
+    assigned: dict[Place, Bundle] = {}
+    for bundle in (*given, *below):
+        manifest = bundle.manifest
+        weights = manifest.lineage[0].sha256 if manifest.lineage else ""
+        rows = [row for row, (_, sha256, _) in enumerate(runs) if sha256 == weights]
+        if len(rows) > 1:
+            trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
+            rows = [row for row in rows if runs[row][2] == trained]
+        if not rows:
+            if bundle in given:
+                raise UsageError(
+                    f"{bundle.folder} was exported from none of the runs (other weights): "
+                    "export the run again, or leave it out"
+                )
+            say(f"{bundle.folder} was exported from none of the runs: left out")
+            continue
+        if manifest.rescheduled is not None:
+            reason = (
+                f"{bundle.folder} keeps other numbers of patches than {runs[rows[0]][0]} was trained "
+                "to: its latency does not belong beside that accuracy"
+            )
+            if bundle in given:
+                raise UsageError(f"{reason}; gft-edge sweep shows both")
+            say(f"{reason}: left out")
+            continue
+        missing = backend_for(manifest.target).missing()
+        if missing is not None:
+            say(f"{bundle.folder} is not measured: {missing}")
+            continue
+        place = (rows[0], manifest.target, manifest.precision)
+        if place in assigned:
+            raise UsageError(
+                f"{assigned[place].folder} and {bundle.folder} are both {runs[rows[0]][0]} for "
+                f"{manifest.target} in {manifest.precision}: give one of them"
+            )
+        assigned[place] = bundle
+    return assigned
+
+
+def measure(
+    assigned: Mapping[Place, Bundle],
+    duration_s: float,
+    progress: Progress,
+    say: Say,
+) -> tuple[dict[int, tuple[Latency, ...]], Conditions]:
+    """Row -> its latencies. An interrupt is raised: half a measurement is no column of a table.
+
+    Raises UsageError for bundles of different batches, FailedError where an engine dies.
+    """
+    places = sorted(assigned)
+    folders = tuple(assigned[place].folder for place in places)
+    request = ProfileRequest(
+        folders, duration_s=duration_s, min_samples=MIN_SAMPLES, percentiles=(50.0,)
+    )
+    found = profile(request, progress, say)
+    if not found.complete:
+        raise KeyboardInterrupt
+    reports = dict(zip(places, found.reports, strict=True))
+    rows: dict[int, tuple[Latency, ...]] = {}
+    for (row, *column), report in reports.items():
+        first = next(other for (_, *of), other in reports.items() if of == column)
+        rows[row] = (*rows.get(row, ()), _latency(report, first))
+    conditions = Conditions(
+        summary(found.machine), found.settings.batch, found.stable, found.causes
+    )
+    return rows, conditions
+
+
+def _latency(report: Report, first: Report) -> Latency:
+    engine = report.boundaries.engine
+    assert engine.p50_ms is not None
+    ratio, _ = paired_ratio(engine.by_turn(), first.boundaries.engine.by_turn())
+    return Latency(report.target, report.precision, report.bundle, engine.p50_ms, ratio)

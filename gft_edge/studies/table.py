@@ -1,0 +1,260 @@
+"""Runs of one data set as the rows of the paper's tables 1-3."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.store import sha256_of
+from gft_edge.datasets import Split, split_digest
+from gft_edge.errors import UsageError
+from gft_edge.fidelity.metrics import Metrics
+from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
+from gft_edge.model.cost import cost_of
+from gft_edge.studies.evaluation import (
+    Case,
+    check_run,
+    evaluate_case,
+    launched_together,
+    run_split,
+    spec_digest,
+)
+from gft_edge.studies.latency import Conditions, Latency, assign, measure
+from gft_edge.training.loop import quiet, silent
+
+Average = Literal["weighted", "macro"]
+
+# timm's classes. Other names in Attn weigh the channels of a CNN (SplitAttn), or sit in one's last
+# stage (BottleneckAttn).
+_ATTENDS = re.compile(r"Attention|(Class|TalkingHead|SubSample)Attn|^(GPSA|MHSA|FactorAttn.*)$")
+_EMBEDS = re.compile(r"(^|\.)(patch_embed|stem)(\.|$)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run. `model` tells the rows apart, `type` is ViT, CNN or MLP; `gflops` is of one image."""
+
+    run: str
+    model: str
+    type: str
+    parameters: int
+    gflops: float
+    weights_sha256: str
+    metrics: Metrics
+    latency: tuple[Latency, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in the order that was asked for. `measured` is None where no bundle was."""
+
+    data: str
+    split: str
+    split_digest: str
+    images: int
+    classes: int
+    average: Average
+    measured: Conditions | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """What to put side by side; `sources` has the images of each run.
+
+    `bundles` are folders of bundles, or bundles; `duration_s` is how long each is measured. `device`
+    and `workers` are evaluate_case's.
+    """
+
+    runs: tuple[Path, ...]
+    sources: tuple[DataSource, ...]
+    split: str = "test"
+    average: Average = "weighted"
+    bundles: tuple[Path, ...] = ()
+    duration_s: float = 5.0
+    fresh: bool = False
+    device: str = "auto"
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A run before it is evaluated."""
+
+    folder: Path
+    source: DataSource
+    spec: ModelSpec
+    weights_sha256: str
+    type: str
+    parameters: int
+    gflops: float
+
+
+def build_table(request: TableRequest, progress: Progress = quiet, say: Say = silent) -> Table:
+    """Evaluate every run on the split, unless it has kept that, and measure the bundles there are.
+
+    Raises CheckpointError for what is no finished run, DataError for images that are not here,
+    UsageError for a run given twice, runs of different data sets, and bundles that fit no row or
+    the same one.
+    """
+    if request.bundles and launched_together():
+        raise UsageError(
+            "--bundles measures latencies, and processes launched together would measure each other: "
+            "start gft-edge table alone, or leave --bundles out"
+        )
+    subjects: list[_Subject] = []
+    for run, source in zip(request.runs, request.sources, strict=True):
+        subject = _opened(run, source)
+        for other in subjects:
+            _check_comparable(other, subject)
+        subjects.append(subject)
+    splits = [run_split(subject.source, request.split, subject.spec.labels) for subject in subjects]
+    for remark in dict.fromkeys(remark for split in splits for remark in split.remarks):
+        say(remark)
+    digests = [split_digest(split) for split in splits]
+    for subject, split, digest in zip(subjects, splits, digests, strict=True):
+        if digest != digests[0]:
+            raise _other_images(subjects[0], splits[0], subject, split)
+    known = [(s.folder, s.weights_sha256, s.spec) for s in subjects]
+    assigned = assign(request.bundles, known, say) if request.bundles else {}
+    # A network is loaded again where it has to be evaluated: all of them at once may be too many.
+    found = [
+        evaluate_case(
+            Case(subject.folder, subject.spec, split, subject.weights_sha256, digest),
+            request.fresh,
+            progress,
+            say,
+            request.device,
+            request.workers,
+        ).metrics
+        for subject, split, digest in zip(subjects, splits, digests, strict=True)
+    ]
+    latencies, measured = (
+        measure(assigned, request.duration_s, progress, say) if assigned else ({}, None)
+    )
+    return Table(
+        data=_data_name(request.sources[0]),
+        split=request.split,
+        split_digest=digests[0],
+        images=len(splits[0].paths),
+        classes=len(splits[0].labels),
+        average=request.average,
+        measured=measured,
+        rows=tuple(
+            Row(
+                run=str(subject.folder),
+                model=name,
+                type=subject.type,
+                parameters=subject.parameters,
+                gflops=subject.gflops,
+                weights_sha256=subject.weights_sha256,
+                metrics=metrics,
+                latency=latencies.get(number, ()),
+            )
+            for number, (subject, name, metrics) in enumerate(
+                zip(subjects, _names(subjects), found, strict=True)
+            )
+        ),
+    )
+
+
+def _data_name(source: DataSource) -> str:
+    """The data set's own name; of class folders, which have none, the folder's."""
+    if source.dataset != "imagefolder":
+        return source.dataset
+    return source.folder.resolve().name
+
+
+def _opened(run: Path, source: DataSource) -> _Subject:
+    check_run(run)
+    spec, model = load_run(run)
+    return _Subject(
+        folder=run,
+        source=source,
+        spec=spec,
+        weights_sha256=sha256_of(run / WEIGHTS_FILE),
+        type=type_of(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        gflops=cost_of(model).gflops,
+    )
+
+
+def type_of(model: nn.Module) -> str:
+    """The paper's word for a network: a ViT attends, a CNN convolves; an MLP does neither.
+
+    Attention that only pools is none, nor is the convolution that only cuts an image into patches.
+    """
+    kinds = [type(module).__name__ for module in model.modules()]
+    if any(_ATTENDS.search(kind) and "Pool" not in kind for kind in kinds):
+        return "ViT"
+    convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    return "MLP" if all(_EMBEDS.search(name) for name in convolutions) else "CNN"
+
+
+def _check_comparable(a: _Subject, b: _Subject) -> None:
+    if a.folder.resolve() == b.folder.resolve():
+        raise UsageError(f"{b.folder} is given twice: a run is one row")
+    same = spec_digest(a.spec) == spec_digest(b.spec)
+    if same and a.weights_sha256 == b.weights_sha256:
+        raise UsageError(
+            f"{b.folder} has the weights of {a.folder}: a run is one row, give it once"
+        )
+    both, ours, theirs = f"{a.folder} and {b.folder}", a.source, b.source
+    same_classes = set(a.spec.labels) == set(b.spec.labels)
+    if not same_classes or ours.dataset != theirs.dataset:
+        if ours.dataset != theirs.dataset:
+            difference = f"{ours.dataset} and {theirs.dataset}"
+        else:
+            difference = _other_labels(a, b)
+        mend = "give --data FOLDER and --dataset NAME to evaluate all runs on the same"
+        raise UsageError(
+            f"{both} are of different data sets: {difference}; "
+            f"{mend if same_classes else 'a table compares runs of one data set'}"
+        )
+    if a.spec.labels != b.spec.labels:
+        raise UsageError(
+            f"{both} have the same classes in another order: {_other_labels(a, b)}; a table compares "
+            "runs that number them alike, train or import one of them again"
+        )
+    if ours.coco_category != theirs.coco_category:
+        raise UsageError(
+            f"{both} take different boxes for an image's category, the {ours.coco_category} and the "
+            f"{theirs.coco_category}: give --coco-category {ours.coco_category} or "
+            f"{theirs.coco_category} to evaluate all runs alike"
+        )
+
+
+def _other_labels(a: _Subject, b: _Subject) -> str:
+    ours, theirs = a.spec.labels, b.spec.labels
+    if len(ours) != len(theirs):
+        return f"{len(ours)} and {len(theirs)} classes"
+    index = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return f"class {index} is {ours[index]!r} in one and {theirs[index]!r} in the other"
+
+
+def _other_images(a: _Subject, in_a: Split, b: _Subject, in_b: Split) -> UsageError:
+    ours, theirs = (f"{len(s.paths)} below {s.root}" for s in (in_a, in_b))
+    return UsageError(
+        f"{a.folder} and {b.folder} have different images in {in_a.name} ({ours}; {theirs}): "
+        "give --data FOLDER to evaluate all runs on the same"
+    )
+
+
+def _names(subjects: Sequence[_Subject]) -> list[str]:
+    """The network, with the run's folder where several rows have the same."""
+    names = [subject.spec.name for subject in subjects]
+    for part in (lambda folder: folder.resolve().name, str):
+        count = Counter(names)
+        names = [
+            name if count[name] == 1 else f"{subject.spec.name} ({part(subject.folder)})"
+            for name, subject in zip(names, subjects, strict=True)
+        ]
+    return names
