@@ -22,7 +22,7 @@ def sensitivity_chart(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("Matplotlib", "export") from error
+        raise MissingDependencyError("Matplotlib", "report") from error
     stages = len(ranking[0].score_noise)
     figure = Figure(figsize=(9, 1.5 + 0.19 * len(ranking)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

@@ -66,7 +66,7 @@ def command(out: Path | None, report: bool, as_json: bool, **options: Any) -> No
         from gft_edge.studies.ablation_plan import read_plan
         from gft_edge.studies.ablation_result import check_against, compare, shows_intervals
     except ImportError as error:
-        extra = "export" if (error.name or "").startswith("matplotlib") else "train"
+        extra = "report" if (error.name or "").startswith("matplotlib") else "train"
         raise MissingDependencyError(error.name or "torch", extra) from error
     if out is None:
         raise UsageError("give --out DIR: the folder of all runs, the table and the picture")

@@ -20,7 +20,9 @@ HOST_PACKAGES = {
     "onnxscript": "export",
     "onnxsim": "export",
     "nncf": "export",
-    "matplotlib": "export",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "tabulate": "report",
 }
 
 

@@ -15,14 +15,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
 from gft_edge.bundle.manifest import Engine, Manifest, Quantization
 from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import Progress
 from gft_edge.bundle.stages import stages_text
 from gft_edge.nvidia.engines import bound_to_gpu
+from gft_edge.reporting.table import Table, terminal
 
 
 def speaks() -> bool:
@@ -44,19 +43,18 @@ def print_json(content: Any, lines: bool = False) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; a column of numbers aligns right."""
+    show(Table(title, columns, [[str(cell) for cell in row] for row in rows]))
+
+
+def show(table: Table) -> None:
+    """A table on stdout, and its notes below it."""
     if not speaks():
         return
-    # Text, not markup: 'gft-edge[openvino]' would lose its bracket.
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
-    cells = [[str(cell) for cell in row] for row in rows]
-    for number, column in enumerate(columns):
-        numeric = all(row[number][:1] in {*"0123456789-", ""} for row in cells)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(Text, row))
     console = Console()
     # Piped output keeps whole rows: a table folded at 80 columns cannot be read or searched.
-    Console(width=None if console.is_terminal else 160).print(table)
+    Console(width=None if console.is_terminal else 160).print(terminal(table))
+    for note in table.notes:
+        click.echo(note)
 
 
 def finite(content: Any) -> Any:

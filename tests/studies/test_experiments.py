@@ -715,7 +715,7 @@ def test_without_matplotlib_the_line_that_installs_it_is_printed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert_refused(
-        run("plot", gft), "Matplotlib is not installed here: pip install 'gft-edge[export]'"
+        run("plot", gft), "Matplotlib is not installed here: pip install 'gft-edge[report]'"
     )
 
 
