@@ -11,7 +11,7 @@ from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.manifest import Candidate
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, read_bundle, replacing, write_manifest
-from gft_edge.errors import FailedError, UsageError
+from gft_edge.errors import FailedError, GateError, UsageError
 from gft_edge.export.recipe import ExportRequest, check_request, export
 from gft_edge.model.networks import Network
 from gft_edge.nvidia.build import build_engine
@@ -70,7 +70,9 @@ def export_fastest(
                 except FailedError as error:
                     if precision == "fp32":
                         raise
-                    left_out[precision] = str(error).partition(" Nothing was written")[0]
+                    left_out[precision] = (
+                        error.reason if isinstance(error, GateError) else str(error)
+                    )
         medians_ms = engine_medians_ms({name: bundle.folder for name, bundle in built.items()})
         kept = _fastest(medians_ms)
         candidates = _candidates(backend.PRECISIONS, built, left_out, medians_ms, kept)

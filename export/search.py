@@ -61,8 +61,9 @@ def fewest_high_precision(
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(
         f"INT8 does not hold its bounds with {len(always) + max(tried)} of {len(ranking)} layers in "
-        f"high precision (tried: {lines}). Nothing was written: calibrate on more images, allow "
-        "more with --max-drop, or use another --precision"
+        f"high precision (tried: {lines})",
+        "Nothing was written: calibrate on more images, allow more with --max-drop, or use another "
+        "--precision",
     )
 
 

@@ -89,6 +89,7 @@ def gate(report: FidelityReport) -> FidelityReport:
     if report.failures:
         raise GateError(
             f"stage {report.stage!r} differs from PyTorch on {report.images} images: "
-            f"{'; '.join(report.failures)}. Nothing was written"
+            f"{'; '.join(report.failures)}",
+            "Nothing was written",
         )
     return report

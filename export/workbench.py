@@ -166,7 +166,7 @@ class Workbench:
         try:
             yield
         except PipelineError as error:
-            raise self._failure(name, str(error)) from error
+            raise PipelineError(str(error), step=name, finished=self.done) from error
         except GftEdgeError:
             raise
         # An OSError is the folder's (disk full, read-only), not the stage's: `replacing` words it.
@@ -174,7 +174,7 @@ class Workbench:
             raise
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise self._failure(name, lines[0]) from error
+            raise PipelineError(lines[0], step=name, finished=self.done) from error
         self.done.append(name)
 
     def _refuse_constant_decisions(self) -> None:
@@ -185,10 +185,6 @@ class Workbench:
                 f"the FP32 network calls all {len(decisions)} images {self.spec.labels[decisions[0]]!r}: "
                 "agreement with it would mean nothing; train it, or take an earlier checkpoint"
             )
-
-    def _failure(self, name: str, reason: str) -> PipelineError:
-        ran = ", ".join(self.done) or "none"
-        return PipelineError(f"stage {name!r} failed (finished before it: {ran}): {reason}")
 
 
 def tool_versions() -> dict[str, str]:

@@ -12,18 +12,29 @@ GftEdgeError
 │   └── MissingDependencyError     a package this machine lacks, with the line that installs it
 └── FailedError           exit 1   the request was right and the work did not succeed
     ├── GateError                  a measured result missed its bound
-    ├── PipelineError              an export stage failed; names it and the stages that ran before
+    ├── PipelineError              a step of an export failed; names it and those finished before
     ├── CudaError                  a call that the CUDA runtime refused, with its code
     └── TrainingError              training cannot go on
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class GftEdgeError(Exception):
-    """Any failure that is the user's to mend. `exit_code` is what the command line returns."""
+    """Any failure that is the user's to mend.
+
+    `exit_code` is what the command line returns. `bundle` is the folder of the bundle that the error
+    is about, where a caller works on several; else None.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, bundle: Path | None = None) -> None:
+        super().__init__(message)
+        self.bundle = bundle
 
 
 class UsageError(GftEdgeError):
@@ -72,11 +83,26 @@ class FailedError(GftEdgeError):
 
 
 class GateError(FailedError):
-    """A measured result missed its bound."""
+    """A measured result missed its bound: `reason` says by how much, `advice` what to do about it."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}. {advice}" if advice else reason)
+        self.reason = reason
 
 
 class PipelineError(FailedError):
-    """An export stage failed."""
+    """Work on a graph failed for `reason`, in an export during `step`, after the steps `finished`.
+
+    `step` is None outside of an export.
+    """
+
+    def __init__(
+        self, reason: str, *, step: str | None = None, finished: Sequence[str] = ()
+    ) -> None:
+        before = f"finished before it: {', '.join(finished) or 'none'}"
+        super().__init__(reason if step is None else f"stage {step!r} failed ({before}): {reason}")
+        self.reason = reason
+        self.step = step
 
 
 class CudaError(FailedError):

@@ -46,7 +46,7 @@ main()
 
 
 class Worker:
-    """The process that holds a bundle. Use it as a context manager."""
+    """The process that holds the bundle in the folder `name`. Use it as a context manager."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,11 +74,12 @@ class Worker:
         except BrokenPipeError:
             reply = None
         if reply is None:
-            raise FailedError(self._how_it_died())
+            raise FailedError(self._how_it_died(), bundle=Path(self.name))
         if "error" in reply:
             kind: type[GftEdgeError] = UsageError if reply["exit_code"] == 2 else FailedError
             named = reply["error"].startswith(self.name)
-            raise kind(reply["error"] if named else f"{self.name}: {reply['error']}")
+            message = reply["error"] if named else f"{self.name}: {reply['error']}"
+            raise kind(message, bundle=Path(self.name))
         return reply
 
     def _reply(self, asked: int) -> dict[str, Any] | None:
@@ -164,7 +165,8 @@ class Series:
         if not reply["parts"]:
             raise FailedError(
                 f"{self.worker.name}: the clock of this machine stands still or goes backwards: "
-                "nothing can be timed on it"
+                "nothing can be timed on it",
+                bundle=Path(self.worker.name),
             )
         self.turns.append(reply["parts"])
         self.elapsed_s.append(reply["elapsed_s"])

@@ -229,9 +229,8 @@ def _exported(work: _Work, cell: Cell, place: str) -> Kept:
     except GateError as error:
         # A bound missed is a result: it would be missed again, and an older bundle is of no use.
         shutil.rmtree(folder, ignore_errors=True)
-        missed = str(error).partition(". Nothing was written")[0]
-        kept = Kept(asked, None, missed, time.perf_counter() - started)
-        work.say(f"{place}: failed: {missed}")
+        kept = Kept(asked, None, error.reason, time.perf_counter() - started)
+        work.say(f"{place}: failed: {error.reason}")
     else:
         kept = Kept(asked, bundle.manifest.seal, None, time.perf_counter() - started)
     write_kept(folder, kept)
@@ -312,9 +311,9 @@ def _measured(work: _Work, rows: list[Row]) -> tuple[list[Row], Profile | None]:
                 _profile_request(work.request, folders, work.split), work.progress, work.say
             )
         except GftEdgeError as error:
-            failed = _named_in(str(error), competing, folders)
-            if failed is None:
+            if error.bundle not in folders:
                 raise
+            failed = competing[folders.index(error.bundle)]
             work.say(f"{failed.name}: failed: {error}")
             rows = [
                 dataclasses.replace(row, status="failed", reason=str(error))
@@ -326,12 +325,6 @@ def _measured(work: _Work, rows: list[Row]) -> tuple[list[Row], Profile | None]:
         reports = {report.digest: measured(report) for report in found.reports}
         return [dataclasses.replace(r, measured=reports.get(r.digest or "")) for r in rows], found
     return rows, None
-
-
-def _named_in(message: str, rows: Sequence[Row], folders: Sequence[Path]) -> Row | None:
-    """The row whose bundle an error is about."""
-    named = [row for row, folder in zip(rows, folders, strict=True) if str(folder) in message]
-    return named[0] if len(named) == 1 else None
 
 
 def _profile_request(

@@ -314,7 +314,7 @@ def _bundles(
             # The others are measured relative to it.
             if point.role == "trained":
                 raise
-            reasons[number] = str(error).partition(". Nothing was written")[0]
+            reasons[number] = error.reason
             work.say(f"{point.name}: no latency: {reasons[number]}")
     return bundles, reasons
 
@@ -341,7 +341,7 @@ def _bundle(work: _Work, exports: _Exports, point: KeepCounts, place: str) -> Bu
             _export(work, exports, point, folder)
         except GateError as error:
             missed.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(missed, json.dumps(to_json(_Missed(origin, str(error)))).encode())
+            write_whole(missed, json.dumps(to_json(_Missed(origin, error.reason))).encode())
             raise
     if target == "tensorrt":
         # Of an earlier sweep's bundle too: its build was interrupted, or made on another machine.

@@ -262,7 +262,7 @@ def test_a_point_that_misses_its_bounds_has_no_latency(
     def refusing(*arguments: Any) -> None:
         exported.append(arguments[4].name)
         if arguments[3].stages is not None:
-            raise GateError("stage 'x' differs from PyTorch. Nothing was written")
+            raise GateError("stage 'x' differs from PyTorch", "Nothing was written")
         shutil.copytree(micro_bundles["onnx"], arguments[4], dirs_exist_ok=True)
 
     def measured(places: Any, *_: Any) -> Any:
