@@ -88,6 +88,18 @@ def calm_run(tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path) -> 
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, coloured: Path) -> Path:
+    """A run trained on the coloured pictures for three epochs: history, last state and gradients."""
+    from gft_edge.training.loop import train
+    from tests.support import training
+
+    run = tmp_path_factory.mktemp("trained_run") / "run"
+    settings = training.config(coloured, log_gradients=(1, 3))
+    train(run, training.coloured_spec(), settings, None)
+    return run
+
+
 # Bundles.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ MICRO_STAGES = "1:48,2:32,3:16"
 MICRO_BACKBONE = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 
 
+@functools.cache  # timm builds two networks for a spec, a third of a second
 def micro_spec(
     labels: tuple[str, ...] = MICRO_LABELS,
     stages: str = MICRO_STAGES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from torch import nn
 
 from gft_edge.errors import UsageError
 from gft_edge.model.gft import GFT, build_gft
-from gft_edge.model.variants import spec_from_name
 from gft_edge.training.gradients import (
     GRADIENTS_FILE,
     GradientNorms,
@@ -20,21 +21,13 @@ from gft_edge.training.gradients import (
     read_norms,
     write_norms,
 )
+from tests.support.networks import micro_spec
+from tests.support.refusals import refusal_of
 
-MICRO = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
 
-
-def network(stages: str = "1:20,2:15,3:10", gala: str = "layer") -> GFT:
+def network(stages: str = "1:20,2:15,3:10") -> GFT:
     torch.manual_seed(0)
-    spec = spec_from_name(
-        "vit_tiny_patch16_224",
-        ("a", "b", "c"),
-        image_size_px=48,
-        stages=stages,
-        gala=gala,  # type: ignore[arg-type]
-        backbone_args=MICRO,
-    )
-    return build_gft(spec)
+    return build_gft(micro_spec(("a", "b", "c"), stages, 48))
 
 
 def step(model: nn.Module, amp: bool = False, seed: int = 1, size: int = 48) -> None:
@@ -83,7 +76,8 @@ def test_layers_stand_in_the_order_of_the_forward_pass() -> None:
         "patch embedding", "block 0", "GALA layer 1", "block 1", "GALA layer 2", "block 2",
         "GALA layer 3", "block 3", "norm", "head",
     )  # fmt: skip
-    assert GradientNorms(network("1:20,2:15", "block")).layers == (
+    spec = dataclasses.replace(micro_spec(("a", "b", "c"), "1:20,2:15", 48), gala="block")
+    assert GradientNorms(build_gft(spec)).layers == (
         "patch embedding", "block 0", "block 1", "selection 1", "block 2", "selection 2",
         "block 3", "norm", "head",
     )  # fmt: skip
@@ -148,18 +142,9 @@ def test_epochs_are_five_from_first_to_last_or_those_asked_for() -> None:
     assert chosen_epochs("41, 1,11,21,31", 50) == (1, 11, 21, 31, 41)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("0,1", "has epoch 0: the run has 1 to 6"),
-        ("1,7", "has epoch 7: the run has 1 to 6"),
-        ("first", "first is no list of epochs: write 1,11,21,31,41 or all"),
-        ("", "is no list of epochs"),
-    ],
-)
-def test_epochs_that_are_none_are_refused(text: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        chosen_epochs(text, 6)
+def test_epochs_that_are_none_are_refused() -> None:
+    for text, word in (("0,1", "epoch 0:"), ("1,7", "epoch 7:"), ("first", "first"), ("", "all")):
+        refusal_of(UsageError, partial(chosen_epochs, text, 6), word)
 
 
 def test_norms_are_appended_and_an_epoch_trained_again_is_replaced(tmp_path: Path) -> None:
@@ -178,5 +163,4 @@ def test_norms_are_appended_and_an_epoch_trained_again_is_replaced(tmp_path: Pat
 
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / GRADIENTS_FILE).write_text("epoch,layer,norm\n1,head,0.5\n2,head,much\n")
-    with pytest.raises(UsageError, match=r"gradients.csv, line 3: expected epoch,layer,norm"):
-        read_norms(tmp_path / GRADIENTS_FILE)
+    refusal_of(UsageError, partial(read_norms, tmp_path / GRADIENTS_FILE), "gradients.csv, line 3")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gft_edge.cli import main
 from gft_edge.errors import UsageError
 from gft_edge.training.loop import resume, train
 from gft_edge.training.processes import shared_batch_size
 from tests.support import launched
+from tests.support.cli import refused, run
 from tests.support.paths import ROOT
+from tests.support.refusals import refusal_of
 
 IMAGES = {"train": 10, "val": 3}  # a class: 20 images in batches of 6 leave two out
 
@@ -94,6 +95,7 @@ def logged(run: Path, what: str, rank: int) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_two_processes_see_each_image_once_write_once_and_train_what_one_trains(
     data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_two_processes_see_each_image_once_write_once_and_train_what_one_trains(
     assert max((seen[0] + seen[1]).values()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_died_goes_on_with_another_number_of_processes(
     data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_run_whose_process_died_goes_on_with_another_number_of_processes(
     assert_same_run(run, alone)
 
 
+@pytest.mark.slow
 def test_fsdp_trains_what_one_process_trains_and_its_checkpoint_is_whole(
     data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +140,7 @@ def test_fsdp_trains_what_one_process_trains_and_its_checkpoint_is_whole(
     assert saved["optimizer"]["state"].keys() == reference["optimizer"]["state"].keys()
 
 
+@pytest.mark.slow
 def test_the_command_line_is_the_same_program_under_the_launcher(
     data: Path, tmp_path: Path
 ) -> None:
@@ -168,45 +173,34 @@ def test_the_command_line_is_the_same_program_under_the_launcher(
 
 
 def test_of_several_processes_the_first_alone_writes(
-    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(alone, run)
+    copy, out = tmp_path / "run", tmp_path / "t.md"
+    shutil.copytree(trained_run, copy)
     # The second of two, whose result is what the first one has too.
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
-    given = [str(run), "--split", "val", "--device", "cpu"]
-    table = CliRunner().invoke(main, ["table", *given, "--out", str(tmp_path / "t.md")])
-    plot = CliRunner().invoke(main, ["plot", *given])
-    assert (table.exit_code, plot.exit_code) == (0, 0), table.stderr + plot.stderr
-    assert table.stdout + plot.stdout == ""
-    assert not (tmp_path / "t.md").exists()
-    assert not (run / "evaluation").exists()
-    assert [*(run / "plots").iterdir()] == []
+    given = (copy, "--split", "val", "--device", "cpu")
+    for result in (run("table", *given, "--out", out), run("plot", *given)):
+        assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    assert not out.exists()
+    assert not (copy / "evaluation").exists()
+    assert [*(copy / "plots").iterdir()] == []
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused = CliRunner().invoke(main, ["table", *given, "--bundles", str(run)])
-    assert refused.exit_code == 2
-    assert "would measure each other: start gft-edge table alone" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    refused(run("table", *given, "--bundles", copy), "gft-edge table")
 
 
-@pytest.mark.parametrize(
-    ("asked", "images", "processes", "choice"),
-    [
-        (30, 500, 4, "give --batch-size 28 or 32, or start"),
-        (3, 500, 4, "give --batch-size 4, or start"),
-        (32, 7, 2, "give --batch-size 6, or start"),
-        (32, 3, 4, "among 4 processes: start"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_is_refused(
-    asked: int, images: int, processes: int, choice: str
-) -> None:
-    accelerator: Any = SimpleNamespace(num_processes=processes)
-    with pytest.raises(UsageError, match=f"{choice} another number of processes"):
-        shared_batch_size(asked, images, accelerator)
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    for asked, images, processes, words in (
+        (30, 500, 4, ("--batch-size 28 or 32",)),
+        (3, 500, 4, ("--batch-size 4",)),
+        (32, 7, 2, ("--batch-size 6",)),
+        (32, 3, 4, ("4 processes",)),
+    ):
+        accelerator: Any = SimpleNamespace(num_processes=processes)
+        refusal_of(UsageError, partial(shared_batch_size, asked, images, accelerator), *words)
 
 
 def test_a_batch_is_no_larger_than_the_data() -> None:

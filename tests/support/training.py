@@ -1,0 +1,40 @@
+"""A training of seconds: a four-block GFT on the coloured pictures, and one that is interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gft_edge.bundle.specs import ModelSpec
+from gft_edge.training.loop import RunConfig
+from gft_edge.training.recipes import Recipe
+from tests.support.networks import micro_spec
+
+QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
+ONE_EPOCH = dataclasses.replace(QUICK, epochs=1)
+
+
+def coloured_spec(stages: str = "1:20,2:15,3:10", **backbone_args: int) -> ModelSpec:
+    """Return the spec of a GFT for the coloured pictures: 36 patches at 48 px."""
+    return micro_spec(("b", "g", "r"), stages, 48, **backbone_args)
+
+
+def config(data: Path, recipe: Recipe = QUICK, **changes: Any) -> RunConfig:
+    """Return the settings of a training on the CPU, in FP32, without workers."""
+    given = RunConfig(str(data), recipe, amp=False, workers=0, device="cpu")
+    return dataclasses.replace(given, **changes)
+
+
+def interrupt(at: str, work: Callable[..., object], *given: object) -> None:
+    """Call `train` or `resume` with what is given, and interrupt it two steps into the epoch `at`."""
+
+    def progress(text: str, done: int, total: int) -> None:
+        if text.startswith(at) and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(*given, progress=progress)
