@@ -50,9 +50,9 @@ def dense_bundle(
         bundle = export(
             model, spec, images, _request(like.manifest, model, images), out, progress, say
         )
-    if like.manifest.recipe is not None:
+    if like.manifest.engine_settings is not None:
         try:
-            builder_here(like.manifest.recipe)
+            builder_here(like.manifest.engine_settings)
         except UsageError as error:
             say(f"no engine of the baseline is built here: {error}")
         else:
@@ -96,6 +96,6 @@ def _request(like: Manifest, model: Network, images: ImageSet) -> ExportRequest:
         like.input,
         compress_weights=like.precision.endswith(HALF_WEIGHTS),
         calibration=calibration,
-        recipe=like.recipe,
+        engine_settings=like.engine_settings,
         judged=False,
     )

@@ -13,7 +13,7 @@
 #   trtexec --onnx=../@MODEL@ --saveEngine=model.engine --noTF32 --skipInference
 #   trtexec --loadEngine=model.engine --loadInputs=images:images_N.bin --exportOutput=outputs_N.json --iterations=1 --warmUp=0 --duration=0 --noCudaGraph --includeDataTransfers
 #
-# Where the bundle's recipe asks for version-compatible engines, all four lines end with
+# Where the bundle's settings ask for version-compatible engines, all four lines end with
 # --versionCompatible: such an engine carries code of its own, which trtexec runs when told to.
 #
 # --noTF32: the scores that rank the patches are computed in FP32, which TF32 would round to 11 bits.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.manifest import Artifact, EngineRecipe
+from gft_edge.bundle.manifest import Artifact, EngineSettings
 from gft_edge.bundle.store import GOLDEN_FILE, GOLDEN_IMAGES, sha256_of
 from gft_edge.export.workbench import Workbench
 from gft_edge.runtime.classifier import static_batches
@@ -39,7 +39,7 @@ def write_golden(
 
 
 def write_check(
-    work: Workbench, artifact: Artifact, recipe: EngineRecipe, folder: Path
+    work: Workbench, artifact: Artifact, settings: EngineSettings, folder: Path
 ) -> tuple[str, ...]:
     """Write check.sh and the files it feeds to trtexec, of the images in golden.npz. Returns the names.
 
@@ -66,7 +66,7 @@ batch={work.given.batch}
 classes={len(work.spec.labels)}
 agreement_bound={tolerance.top1_agreement:g}
 cosine_bound={tolerance.cosine:g}
-version_compatible={"--versionCompatible" if recipe.version_compatible else ""}
+version_compatible={"--versionCompatible" if settings.version_compatible else ""}
 model=../{artifact.path}
 model_sum='{artifact.sha256}  ../{artifact.path}'
 sums='{sums}'"""

@@ -13,7 +13,7 @@ import numpy as np
 from gft_edge.bundle.images import ImageRecord, ImageSet
 from gft_edge.bundle.manifest import (
     Artifact,
-    EngineRecipe,
+    EngineSettings,
     Manifest,
     Quantization,
     Rescheduled,
@@ -43,7 +43,7 @@ from gft_edge.export.workbench import Workbench, tool_versions
 from gft_edge.fidelity.compare import MAX_DROP, NO_BOUND, TOLERANCES
 from gft_edge.model.networks import Network
 from gft_edge.model.schedule import at_stages
-from gft_edge.nvidia.build import check_recipe
+from gft_edge.nvidia.build import check_settings
 from gft_edge.nvidia.library import builder_library
 from gft_edge.runtime.backends import BuildRequest, backend_for, backends
 
@@ -72,7 +72,7 @@ class ExportRequest:
     compress_weights: bool = False
     max_drop: float = MAX_DROP
     calibration: CalibrationRequest | None = None
-    recipe: EngineRecipe | None = None
+    engine_settings: EngineSettings | None = None
     judged: bool = True
     stages: tuple[Stage, ...] | None = None
     keeps_all: bool = False
@@ -111,13 +111,13 @@ def check_request(request: ExportRequest) -> None:
         raise UsageError(f"--batch is {request.input.batch}: give 1 or more")
     if not 0 <= request.max_drop < 1:
         raise UsageError(f"--max-drop is {request.max_drop:g}: give a fraction from 0 up to 1")
-    if request.recipe is not None:
+    if request.engine_settings is not None:
         if backend.TARGET != "tensorrt":
             raise UsageError(
                 f"{backend.TARGET} builds no engine: leave --flavor, --workspace and the other "
                 "options of an engine out"
             )
-        check_recipe(request.recipe)
+        check_settings(request.engine_settings)
     check_opset(request.opset)
     typed = request.precision != "fp32" and backend.TARGET != "openvino"
     if typed and request.opset < TYPED_OPSET:
@@ -150,7 +150,7 @@ def export(
     say: Say = lambda text: None,
     weights: Path | None = None,
 ) -> Bundle:
-    """Export, verify every stage against PyTorch on `images`, and replace the bundle at `out`.
+    """Export, verify every step against PyTorch on `images`, and replace the bundle at `out`.
 
     `weights` is the file that `model` was read from: the first entry of the bundle's lineage.
     Raises UsageError, GateError when a stage misses its bound and PipelineError when one fails; the
@@ -271,7 +271,7 @@ def _write_rest(
     golden = write_golden(folder, work.pixels, work.kept, work.shipped)
     names = (artifact.path, *artifact.companions, LABELS_FILE, *golden)
     if backend.TARGET == "tensorrt":
-        names += write_check(work, artifact, request.recipe or EngineRecipe(), folder)
+        names += write_check(work, artifact, request.engine_settings or EngineSettings(), folder)
     images = work.images
     parsed = {"tensorrt parser": _parser()} if backend.TARGET == "tensorrt" else {}
     write_manifest(
@@ -294,6 +294,8 @@ def _write_rest(
             tools=tool_versions() | parsed,
             reports=tuple(work.reports),
             quantization=quantization,
-            recipe=(request.recipe or EngineRecipe()) if backend.TARGET == "tensorrt" else None,
+            engine_settings=(request.engine_settings or EngineSettings())
+            if backend.TARGET == "tensorrt"
+            else None,
         ),
     )

@@ -88,7 +88,7 @@ def gate(report: FidelityReport) -> FidelityReport:
     """The report itself, or GateError naming the stage and every bound it missed."""
     if report.failures:
         raise GateError(
-            f"stage {report.stage!r} differs from PyTorch on {report.images} images: "
+            f"step {report.step!r} differs from PyTorch on {report.images} images: "
             f"{'; '.join(report.failures)}",
             "Nothing was written",
         )

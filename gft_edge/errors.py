@@ -100,7 +100,7 @@ class PipelineError(FailedError):
         self, reason: str, *, step: str | None = None, finished: Sequence[str] = ()
     ) -> None:
         before = f"finished before it: {', '.join(finished) or 'none'}"
-        super().__init__(reason if step is None else f"stage {step!r} failed ({before}): {reason}")
+        super().__init__(reason if step is None else f"step {step!r} failed ({before}): {reason}")
         self.reason = reason
         self.step = step
 

@@ -19,7 +19,7 @@ HardwareCompatibility = Literal["none", "ampere+", "sameComputeCapability"]
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that a pipeline stage wrote, and the sha256 of the file it was made from.
+    """A file that a step of the export wrote, and the sha256 of the file it was made from.
 
     `path` is relative to its bundle; in a lineage it is the name the file had while the bundle was
     made. `companions` are files that it cannot be loaded without (the
@@ -81,7 +81,7 @@ class Rescheduled:
 
 
 @dataclass(frozen=True)
-class EngineRecipe:
+class EngineSettings:
     """How an engine is built from a bundle's graph, in trtexec's terms.
 
     `flavor` None takes what the machine has. `workspace_gib` bounds the scratch memory of builder and
@@ -111,7 +111,7 @@ class Engine:
     sha256: str
     graph_sha256: str
     outputs: tuple[str, ...]
-    recipe: EngineRecipe
+    settings: EngineSettings
     flags: tuple[str, ...]
     flavor: Flavor
     version: str
@@ -135,7 +135,7 @@ class Manifest:
     `gala` network; bundles of before name neither of these. `files` maps every other file of the
     bundle to its sha256, `seal` is the manifest's own, taken with an empty seal. `runtime_precision`
     is what the engine is told to compute in. `rescheduled` is None at the keep counts of the
-    training. `recipe` and `engines` are of bundles for TensorRT,
+    training. `engine_settings` and `engines` are of bundles for TensorRT,
     whose artifact is the graph that engines are built from.
     """
 
@@ -154,7 +154,7 @@ class Manifest:
     reports: tuple[FidelityReport, ...] = ()
     quantization: Quantization | None = None
     candidates: tuple[Candidate, ...] = ()
-    recipe: EngineRecipe | None = None
+    engine_settings: EngineSettings | None = None
     engines: tuple[Engine, ...] = ()
     score_outputs: tuple[str, ...] = field(default=(), metadata={LEFT_OUT_BY_DEFAULT: True})
     attention_outputs: tuple[str, ...] = field(default=(), metadata={LEFT_OUT_BY_DEFAULT: True})

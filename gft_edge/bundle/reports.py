@@ -30,6 +30,8 @@ class Tolerance:
 class FidelityReport:
     """How far a graph's outputs are from its reference on the same images.
 
+    `step` names the step of the export that made the graph.
+
     `cosine` is the mean over images of the cosine between logit vectors. `kept_overlap` has one
     number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
     of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
@@ -37,7 +39,7 @@ class FidelityReport:
     has no ranks. The accuracies are None where no classes were given. Fractions of 1.
     """
 
-    stage: str
+    step: str
     max_abs: float
     cosine: float
     top1_agreement: float

@@ -20,7 +20,7 @@ from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import check_preprocessing
 from gft_edge.errors import BundleError, SpecError, UsageError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 LABELS_FILE = "labels.txt"

@@ -9,7 +9,7 @@ import click
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.store import read_manifest
-from gft_edge.cli.options import PATH, engine_recipe, json_option, recipe_options
+from gft_edge.cli.options import PATH, engine_options, engine_settings, json_option
 from gft_edge.cli.output import next_line, print_engine, print_json, progress, say
 from gft_edge.nvidia.build import build_engine
 
@@ -19,7 +19,7 @@ from gft_edge.nvidia.build import build_engine
 @click.option("--explain", is_flag=True,
               help="Build the engine that also returns the kept patches, which verify compares.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Build although a fresh engine is there.")
-@recipe_options
+@engine_options
 @json_option
 def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: Any) -> None:
     """Build the TensorRT engine of a bundle on the machine that runs it.
@@ -28,11 +28,11 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     the options or the machine changed. Options replace those of the export; without any, an engine
     that is there is kept, whatever its options were.
     """
-    recipe = engine_recipe(options, read_manifest(bundle).recipe)
+    settings = engine_settings(options, read_manifest(bundle).engine_settings)
     try:
         with progress() as report:
             built = build_engine(
-                bundle, recipe, explain, options["timing_cache"], force, report, say
+                bundle, settings, explain, options["timing_cache"], force, report, say
             )
     except KeyboardInterrupt:
         say(f"interrupted: {bundle} is as it was")

@@ -15,9 +15,9 @@ from gft_edge.calibration.image_set import CALIBRATION_IMAGES
 from gft_edge.cli.options import (
     PATH,
     data_option,
-    engine_recipe,
+    engine_options,
+    engine_settings,
     json_option,
-    recipe_options,
     split_option,
 )
 from gft_edge.cli.output import (
@@ -57,7 +57,7 @@ from gft_edge.runtime.backends import backend_for, backends
               help="Keep other numbers of patches than in training, one a stage: 120,80,40 or "
               "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
-              help="Real images that every stage is verified on.")  # fmt: skip
+              help="Real images that every step is verified on.")  # fmt: skip
 @click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
               help="Accuracy that a precision under fp32 may cost on those images.")  # fmt: skip
 @click.option("--calibration-data", type=PATH,
@@ -69,7 +69,7 @@ from gft_edge.runtime.backends import backend_for, backends
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
               help="int8: layers to leave alone; sensitivity suggests them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
-@recipe_options
+@engine_options
 @click.option("--out", type=PATH, required=True, help="Bundle folder to write.")
 @json_option
 def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -103,7 +103,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         options["compress_weights"],
         options["max_drop"],
         _calibration(run, spec, options),
-        engine_recipe(options),
+        engine_settings(options),
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
         keeps_all=keep is not None,
@@ -125,7 +125,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                 "fidelity": {
                     **to_json(manifest.reports[-1]),
                     "verdict": manifest.reports[-1].verdict,
-                    "stages": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
+                    "steps": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
                 },
                 "quantization": to_json(manifest.quantization),
                 "candidates": to_json(manifest.candidates),
@@ -135,7 +135,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         )
         return
     print_fidelity(
-        f"{out}: every stage against PyTorch on {len(images.paths)} images", manifest.reports
+        f"{out}: every step against PyTorch on {len(images.paths)} images", manifest.reports
     )
     if manifest.rescheduled is not None:
         print_rescheduled(manifest)
@@ -152,11 +152,11 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
 
 def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progress) -> Built | None:
     """The engine, where this machine can build one; elsewhere the reason is said."""
-    recipe = bundle.manifest.recipe
-    if recipe is None:
+    settings = bundle.manifest.engine_settings
+    if settings is None:
         return None
     try:
-        builder_here(recipe, timing_cache)
+        builder_here(settings, timing_cache)
     except UsageError as error:
         say(f"{out} is ready for the device; no engine is built here: {error}")
         return None

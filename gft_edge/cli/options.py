@@ -11,9 +11,9 @@ from typing import Any, TypeVar, get_args
 import click
 
 from gft_edge.bundle.images import CocoCategory
-from gft_edge.bundle.manifest import EngineRecipe, Flavor, HardwareCompatibility
+from gft_edge.bundle.manifest import EngineSettings, Flavor, HardwareCompatibility
 from gft_edge.errors import UsageError
-from gft_edge.nvidia.build import check_recipe
+from gft_edge.nvidia.build import check_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,7 +108,7 @@ def cache_folder(given: str | None, target: str) -> Path | None:
     return Path(home, "gft-edge", "openvino")
 
 
-def recipe_options(command: F) -> F:
+def engine_options(command: F) -> F:
     """How an engine is built, in trtexec's names: --flavor, --workspace and their like."""
     options = (
         click.option("--flavor", type=click.Choice(["auto", *get_args(Flavor)]),
@@ -130,8 +130,10 @@ def recipe_options(command: F) -> F:
     return command
 
 
-def engine_recipe(options: dict[str, Any], base: EngineRecipe | None = None) -> EngineRecipe | None:
-    """`base` with what was asked for of recipe_options, None when nothing was. Raises UsageError."""
+def engine_settings(
+    options: dict[str, Any], base: EngineSettings | None = None
+) -> EngineSettings | None:
+    """`base` with what was asked for of engine_options, None when nothing was. Raises UsageError."""
     given = {
         "workspace_gib": options["workspace"],
         "builder_optimization_level": options["builder_optimization_level"],
@@ -141,9 +143,9 @@ def engine_recipe(options: dict[str, Any], base: EngineRecipe | None = None) -> 
     changes = {name: value for name, value in given.items() if value is not None}
     if options["flavor"] is not None:
         changes["flavor"] = None if options["flavor"] == "auto" else options["flavor"]
-    recipe = dataclasses.replace(base or EngineRecipe(), **changes)
-    check_recipe(recipe, options["timing_cache"])
-    return recipe if changes else None
+    settings = dataclasses.replace(base or EngineSettings(), **changes)
+    check_settings(settings, options["timing_cache"])
+    return settings if changes else None
 
 
 def measuring_options(command: F) -> F:

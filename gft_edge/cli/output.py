@@ -72,10 +72,10 @@ def print_fidelity(title: str, reports: Sequence[FidelityReport]) -> None:
     """One row a report; what is not known is a dash."""
     print_table(
         title,
-        ("stage", "images", "accuracy", "reference", "agreement", "kept patches",
+        ("step", "images", "accuracy", "reference", "agreement", "kept patches",
          "lost (near border)", "cosine", "verdict"),
         [
-            (r.stage, r.images, percent(r.accuracy), percent(r.reference_accuracy),
+            (r.step, r.images, percent(r.accuracy), percent(r.reference_accuracy),
              percent(r.top1_agreement), overlaps(r.kept_overlap), lost_patches(r),
              f"{r.cosine:.6f}", r.verdict)
             for r in reports

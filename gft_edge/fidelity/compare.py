@@ -69,7 +69,7 @@ def patches_lost(reference: Outputs, candidate: Outputs, stage: int) -> tuple[fl
 
 
 def compare(
-    stage: str,
+    step: str,
     reference: Outputs,
     candidate: Outputs,
     tolerance: Tolerance,
@@ -120,7 +120,7 @@ def compare(
         if not overlap >= tolerance.overlap_bound(number)
     ]
     return FidelityReport(
-        stage=stage,
+        step=step,
         max_abs=max_abs,
         cosine=cosine,
         top1_agreement=agreement,

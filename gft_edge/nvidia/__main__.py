@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.store import read_manifest
 from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.build import build_engine
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=float, metavar="GIB", help="scratch memory")
     given = parser.parse_args()
     try:
-        recipe = read_manifest(given.bundle).recipe or EngineRecipe()
-        changed = dataclasses.replace(recipe, workspace_gib=given.workspace)
+        settings = read_manifest(given.bundle).engine_settings or EngineSettings()
+        changed = dataclasses.replace(settings, workspace_gib=given.workspace)
         built = build_engine(
             given.bundle,
             None if given.workspace is None else changed,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle.manifest import Engine, EngineRecipe, Manifest
+from gft_edge.bundle.manifest import Engine, EngineSettings, Manifest
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.specs import Progress, Say
 from gft_edge.bundle.store import (
@@ -72,7 +72,7 @@ class Plan:
 
 def build_engine(
     folder: Path,
-    recipe: EngineRecipe | None = None,
+    settings: EngineSettings | None = None,
     explain: bool = False,
     timing_cache: Path | None = None,
     force: bool = False,
@@ -81,7 +81,7 @@ def build_engine(
 ) -> Built:
     """Build the engine of a bundle for this machine, unless a fresh one is there, and record it.
 
-    `recipe` is the bundle's own unless given, and without one an engine of any recipe is fresh. With
+    `settings` are the bundle's own unless given, and without them an engine of any settings is fresh. With
     `explain` the engine also returns the kept patches. `timing_cache` is a file that is read, if it
     exists, and written. An interrupted build leaves the bundle as it was. Raises UsageError where
     nothing can be built here, BundleError when the bundle is damaged, read-only or being written,
@@ -93,14 +93,14 @@ def build_engine(
             f"{folder} is a bundle for {bundle.manifest.target}, which loads as it is: "
             "engines are built from bundles of --target tensorrt"
         )
-    used = recipe or bundle.manifest.recipe or EngineRecipe()
-    check_recipe(used, timing_cache)
+    used = settings or bundle.manifest.engine_settings or EngineSettings()
+    check_settings(used, timing_cache)
     library, host = builder_here(used, timing_cache)
     used = dataclasses.replace(used, flavor=library.flavor)
     outputs = ("logits", *bundle.manifest.kept_outputs) if explain else ("logits",)
     name = EXPLAIN_FILE if explain else ENGINE_FILE
     path = f"{FOLDER}/{fingerprint(used, library, host)}/{name}"
-    engine = fresh_engine(bundle, path, used if recipe else None, outputs, library)
+    engine = fresh_engine(bundle, path, used if settings else None, outputs, library)
     made = engine is None or force
     if engine is None or force:
         with locked(folder):
@@ -119,7 +119,7 @@ def build_engine(
 def _recorded(
     bundle: Bundle,
     path: str,
-    recipe: EngineRecipe,
+    settings: EngineSettings,
     outputs: tuple[str, ...],
     plan: Plan,
     library: Library,
@@ -141,14 +141,14 @@ def _recorded(
         sha256=sha256_of(place),
         graph_sha256=bundle.manifest.artifact.sha256,
         outputs=outputs,
-        recipe=recipe,
+        settings=settings,
         flags=plan.flags,
         flavor=library.flavor,
         version=library.version,
         platform=host.platform,
         gpu=host.gpu.name if host.gpu else None,
         multiprocessors=host.gpu.multiprocessors if host.gpu else None,
-        compute_capabilities=capabilities(recipe, library, host),
+        compute_capabilities=capabilities(settings, library, host),
         cuda=host.cuda,
         driver=host.driver,
         l4t=host.l4t,
@@ -159,8 +159,10 @@ def _recorded(
     return engine
 
 
-def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tuple[Library, Host]:
-    """The library that builds a recipe on this machine. Raises UsageError with every reason."""
+def builder_here(
+    settings: EngineSettings, timing_cache: Path | None = None
+) -> tuple[Library, Host]:
+    """The library that builds by these settings on this machine. Raises UsageError with every reason."""
     try:
         host = host_of(open_cuda())
         no_gpu = None
@@ -169,8 +171,8 @@ def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tupl
         host = host_of(None)
         no_gpu = str(error)
     reasons = []
-    for library in installed(recipe.flavor):
-        reason = unsupported(recipe, library, host)
+    for library in installed(settings.flavor):
+        reason = unsupported(settings, library, host)
         if timing_cache is not None and not library.has("create_timing_cache"):
             reason = "keeps no timing cache: leave --timing-cache out"
         if reason is None and library.flavor == "tensorrt":
@@ -183,14 +185,14 @@ def builder_here(recipe: EngineRecipe, timing_cache: Path | None = None) -> tupl
         if reason is None:
             return library, host
         reasons.append(f"{library.name}: {reason}")
-    raise UsageError("; ".join(reasons) or not_installed(recipe.flavor))
+    raise UsageError("; ".join(reasons) or not_installed(settings.flavor))
 
 
-def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | None:
-    """Why a library has no such recipe on this machine, or None."""
-    if recipe.version_compatible and not library.has("VERSION_COMPATIBLE"):
+def unsupported(settings: EngineSettings, library: Library, host: Host) -> str | None:
+    """Why a library cannot build by these settings on this machine, or None."""
+    if settings.version_compatible and not library.has("VERSION_COMPATIBLE"):
         return "has no version-compatible engines: leave --version-compatible out"
-    level = recipe.hardware_compatibility
+    level = settings.hardware_compatibility
     if level != "none":
         # docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
         if host.l4t:
@@ -200,13 +202,13 @@ def unsupported(recipe: EngineRecipe, library: Library, host: Host) -> str | Non
     return None
 
 
-def check_recipe(recipe: EngineRecipe, timing_cache: Path | None = None) -> None:
+def check_settings(settings: EngineSettings, timing_cache: Path | None = None) -> None:
     """Raise UsageError for numbers that no library takes, and for a file that cannot be written."""
-    if recipe.workspace_gib is not None and not 0 < recipe.workspace_gib <= 1024:
+    if settings.workspace_gib is not None and not 0 < settings.workspace_gib <= 1024:
         raise UsageError(
-            f"--workspace is {recipe.workspace_gib:g}: give GiB above 0, for example 2"
+            f"--workspace is {settings.workspace_gib:g}: give GiB above 0, for example 2"
         )
-    level = recipe.builder_optimization_level
+    level = settings.builder_optimization_level
     if level is not None and not 0 <= level <= 5:
         raise UsageError(f"--builder-optimization-level is {level}: give 0 (quick) to 5 (thorough)")
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.parent.is_dir()):
@@ -216,16 +218,16 @@ def check_recipe(recipe: EngineRecipe, timing_cache: Path | None = None) -> None
 def fresh_engine(
     bundle: Bundle,
     path: str,
-    recipe: EngineRecipe | None,
+    settings: EngineSettings | None,
     outputs: tuple[str, ...],
     library: Library,
 ) -> Engine | None:
-    """The recorded engine at `path`, if graph, file and, where one is given, recipe are the same."""
+    """The recorded engine at `path`, if graph, file and, where they are given, settings are the same."""
     for engine in bundle.manifest.engines:
         file = bundle.folder / engine.path
         if (
             (engine.path, engine.outputs) == (path, outputs)
-            and engine.recipe == (recipe or engine.recipe)
+            and engine.settings == (settings or engine.settings)
             and engine.graph_sha256 == bundle.manifest.artifact.sha256
             and engine.version == library.version
             and file.is_file()
@@ -247,7 +249,7 @@ def with_engine(bundle: Bundle, engine: Engine) -> Manifest:
 
 def _plan(
     bundle: Bundle,
-    recipe: EngineRecipe,
+    settings: EngineSettings,
     library: Library,
     outputs: Iterable[str],
     cache: Path,
@@ -259,10 +261,10 @@ def _plan(
     _, *kept = outputs
     graph = bundle.artifact_path.read_bytes() + b"".join(map(graph_output, kept))
     # Before the parser takes its part of what is free.
-    _say_memory(len(graph), recipe, say)
+    _say_memory(len(graph), settings, say)
     network, builder, log = parse(library, graph, bundle.artifact_path)
     config = builder.create_builder_config()
-    _configure(config, recipe, library)
+    _configure(config, settings, library)
     timings = _timing_cache(config, library, cache, say)
     plan = watched(
         lambda: builder.build_serialized_network(network, config), config, library, progress
@@ -273,7 +275,7 @@ def _plan(
     return Plan(plan, cached, _flags(config, library), time.monotonic() - started)
 
 
-def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
+def _configure(config: Any, settings: EngineSettings, library: Library) -> None:
     module = library.module
     # On by default, it computes FP32 products with FP16's 10 bits of mantissa: patches are ranked
     # in FP32, and `--precision fp32` says FP32.
@@ -284,15 +286,15 @@ def _configure(config: Any, recipe: EngineRecipe, library: Library) -> None:
         config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     # What inspect --engine reads.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if recipe.workspace_gib is not None:
-        limit = int(recipe.workspace_gib * 2**30)
+    if settings.workspace_gib is not None:
+        limit = int(settings.workspace_gib * 2**30)
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, limit)
-    if recipe.builder_optimization_level is not None:
-        config.builder_optimization_level = recipe.builder_optimization_level
-    if recipe.version_compatible:
+    if settings.builder_optimization_level is not None:
+        config.builder_optimization_level = settings.builder_optimization_level
+    if settings.version_compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-    if recipe.hardware_compatibility != "none":
-        level = _COMPATIBILITY[recipe.hardware_compatibility]
+    if settings.hardware_compatibility != "none":
+        level = _COMPATIBILITY[settings.hardware_compatibility]
         config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
 
 
@@ -319,7 +321,7 @@ def memory_bytes(graph_bytes: int) -> int:
     return BASE_BYTES + int(GRAPH_COPIES * graph_bytes)
 
 
-def _say_memory(graph_bytes: int, recipe: EngineRecipe, say: Say) -> None:
+def _say_memory(graph_bytes: int, settings: EngineSettings, say: Say) -> None:
     needed, free = memory_bytes(graph_bytes), _available_bytes()
     text = f"the build takes about {needed / 2**20:.0f} MiB of memory"
     if free is not None:
@@ -327,7 +329,7 @@ def _say_memory(graph_bytes: int, recipe: EngineRecipe, say: Say) -> None:
         if free < needed:
             text += ": close other programs, or add swap"
     # The GPU's memory, which on a Jetson is the host's.
-    gib = recipe.workspace_gib
+    gib = settings.workspace_gib
     bound = f" of up to {gib:g} GiB" if gib else ", which --workspace bounds"
     say(f"{text}; on a GPU also a workspace{bound}")
 

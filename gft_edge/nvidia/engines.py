@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle.manifest import Engine, EngineRecipe
+from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.errors import BundleError, FailedError, KeptPatchesError, UsageError
 from gft_edge.nvidia.cuda import Cuda, Gpu
 from gft_edge.nvidia.library import MODULES, Library, out_of_memory, version_of
@@ -57,16 +57,16 @@ def host_of(cuda: Cuda | None) -> Host:
     )
 
 
-def capabilities(recipe: EngineRecipe, library: Library, host: Host) -> tuple[str, ...]:
+def capabilities(settings: EngineSettings, library: Library, host: Host) -> tuple[str, ...]:
     """The compute capabilities that an engine built here loads on; `+` stands for all above."""
     if library.flavor == "tensorrt-rtx":
         return RTX_CAPABILITIES
-    if recipe.hardware_compatibility == "ampere+":
+    if settings.hardware_compatibility == "ampere+":
         return ("8.0+",)
     return (host.gpu.compute_capability,) if host.gpu else ()
 
 
-def fingerprint(recipe: EngineRecipe, library: Library, host: Host) -> str:
+def fingerprint(settings: EngineSettings, library: Library, host: Host) -> str:
     """The folder of the engines that are bound to the same library and hardware.
 
     tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87; tensorrt-rtx-1.7.1.116-sm80-sm86-sm89-sm120+.
@@ -74,10 +74,10 @@ def fingerprint(recipe: EngineRecipe, library: Library, host: Host) -> str:
     parts = [library.name]
     if library.flavor == "tensorrt":
         parts.append(host.platform)
-        if recipe.hardware_compatibility == "none" and host.gpu:
+        if settings.hardware_compatibility == "none" and host.gpu:
             # Every Jetson Orin is called Orin: what tells them apart is their size.
             parts += [host.gpu.name.replace("NVIDIA", ""), f"{host.gpu.multiprocessors}mp"]
-    parts += [f"sm{c.replace('.', '')}" for c in capabilities(recipe, library, host)]
+    parts += [f"sm{c.replace('.', '')}" for c in capabilities(settings, library, host)]
     return "-".join(re.sub(r"[^a-z0-9.+_]+", "-", part.lower()).strip("-") for part in parts)
 
 
@@ -151,7 +151,7 @@ def serves(library: Library, gpu: Gpu) -> bool:
 
 def bound_to_gpu(engine: Engine) -> bool:
     """Whether an engine loads on the GPU that built it alone."""
-    return engine.flavor == "tensorrt" and engine.recipe.hardware_compatibility == "none"
+    return engine.flavor == "tensorrt" and engine.settings.hardware_compatibility == "none"
 
 
 def read_engine(folder: Path, engine: Engine) -> bytes:
@@ -185,7 +185,7 @@ def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, log
     """
     path, plan = folder / engine.path, read_engine(folder, engine)
     runtime = library.runtime(log)
-    if engine.recipe.version_compatible:
+    if engine.settings.version_compatible:
         # Such a plan carries the code of its own runtime.
         runtime.engine_host_code_allowed = True
     loaded = runtime.deserialize_cuda_engine(plan)
@@ -213,14 +213,14 @@ def no_memory(path: Path, needed_bytes: int, cuda: Cuda, log: LogReader) -> Fail
 
 def _generality(engine: Engine) -> tuple[int, bool, bool]:
     # What an engine gains in places where it loads it loses in speed.
-    portable = engine.recipe.hardware_compatibility != "none"
-    return list(MODULES).index(engine.flavor), portable, engine.recipe.version_compatible
+    portable = engine.settings.hardware_compatibility != "none"
+    return list(MODULES).index(engine.flavor), portable, engine.settings.version_compatible
 
 
 def _runs(engine: Engine, library: Library) -> bool:
     # A plan is bound to the whole version, build number included, unless it carries its own runtime:
     # docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
-    if engine.recipe.version_compatible:
+    if engine.settings.version_compatible:
         return version_of(library.version) >= version_of(engine.version)
     return library.version == engine.version
 

@@ -120,7 +120,7 @@ def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAU
     targets = [target for target, backend in backends().items() if backend.missing() is None]
     images = draw_image_set(read_split(data, "val", spec.labels), 256, seed=0)
     for target in targets:
-        say(f"exporting to {target}, every stage verified on {len(images.paths)} images")
+        say(f"exporting to {target}, every step verified on {len(images.paths)} images")
         export(
             model,
             spec,

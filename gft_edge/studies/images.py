@@ -53,7 +53,7 @@ def calibration_images(
 def verification_images(
     source: DataSource, labels: tuple[str, ...], count: int, calibrated_on: ImageSet | None
 ) -> ImageSet:
-    """What every stage of an export is verified on: val where there is one, none calibrated on."""
+    """What every step of an export is verified on: val where there is one, none calibrated on."""
     available = read_split(source, verification_split(source), labels)
     if calibrated_on is not None:
         available = without_images(available, calibrated_on)

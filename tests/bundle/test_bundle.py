@@ -156,15 +156,15 @@ def test_a_bundle_reached_through_a_link_is_read(bundle: Path, tmp_path: Path) -
 
 def test_a_newer_schema_asks_for_a_newer_gft_edge(bundle: Path) -> None:
     # Whatever else a newer manifest has: the version is read first.
-    alter_manifest(bundle, lambda data: data.update(schema_version=4, novelty=1))
+    alter_manifest(bundle, lambda data: data.update(schema_version=5, novelty=1))
     assert refusal(bundle).endswith(
-        "manifest.json has schema version 4, this gft-edge reads 3: upgrade gft-edge"
+        "manifest.json has schema version 5, this gft-edge reads 4: upgrade gft-edge"
     )
 
 
 def test_an_older_schema_asks_for_a_new_export(bundle: Path) -> None:
     alter_manifest(bundle, lambda data: data.update(schema_version=1))
-    assert refusal(bundle).endswith("this gft-edge reads 3: export the run again")
+    assert refusal(bundle).endswith("this gft-edge reads 4: export the run again")
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_export_prints_bundle_artifacts_and_fidelity(
     assert content["artifacts"][-1]["path"] == "model.xml"
     assert content["fidelity"]["verdict"] == "pass"
     assert content["fidelity"]["images"] == 12
-    assert [report["stage"] for report in content["fidelity"]["stages"]] == [
+    assert [report["step"] for report in content["fidelity"]["steps"]] == [
         "onnx_from_torch", "simplify", "build for openvino",
     ]  # fmt: skip
     assert run_json("verify", tmp_path / "bundle")["verdict"] == "pass"

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gft_edge.bundle.manifest import Engine, EngineRecipe
+from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.engines import Host, engine_for
@@ -129,7 +129,7 @@ def test_what_the_guide_says_after_an_update_is_what_is_said() -> None:
         sha256="",
         graph_sha256="graph",
         outputs=("logits",),
-        recipe=EngineRecipe("tensorrt"),
+        settings=EngineSettings("tensorrt"),
         flags=("STRONGLY_TYPED",),
         flavor="tensorrt",
         version="10.3.0",

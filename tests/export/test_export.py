@@ -101,8 +101,8 @@ def test_every_configuration_exports_and_keeps_what_pytorch_keeps(
     spec, model = network(stages, gala, score)
     request = ExportRequest(target, input=given)
     bundle = export(model, spec, images, request, tmp_path / "bundle")
-    stages_run = [report.stage for report in bundle.manifest.reports]
-    assert stages_run == ["onnx_from_torch", "simplify", f"build for {target}"]
+    steps_run = [report.step for report in bundle.manifest.reports]
+    assert steps_run == ["onnx_from_torch", "simplify", f"build for {target}"]
     for report in bundle.manifest.reports:
         assert report.verdict == "pass"
         assert report.top1_agreement == 1.0
@@ -278,7 +278,7 @@ def test_a_graph_that_decides_otherwise_fails_its_gate_and_replaces_nothing(
         onnx.save(graph, path)
 
     monkeypatch.setattr(graphs_module, "simplify", damaging)
-    with pytest.raises(GateError, match=r"stage 'simplify' differs.*stage 1 keeps 0\.\d+"):
+    with pytest.raises(GateError, match=r"step 'simplify' differs.*stage 1 keeps 0\.\d+"):
         export(model, spec, images, ExportRequest("onnx"), tmp_path / "bundle")
     assert contents(tmp_path / "bundle") == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -311,7 +311,7 @@ def test_a_failing_stage_names_itself_and_what_ran_before(
 
     monkeypatch.setattr(graphs_module, "simplify", failing)
     message = (
-        r"stage 'simplify' failed \(finished before it: reference in PyTorch, onnx_from_torch\): "
+        r"step 'simplify' failed \(finished before it: reference in PyTorch, onnx_from_torch\): "
         r"no such operator$"
     )
     with pytest.raises(PipelineError, match=message):
@@ -327,7 +327,7 @@ def test_without_onnxsim_it_says_so_and_goes_on(
     bundle = export(
         model, spec, images, ExportRequest("onnx"), tmp_path / "bundle", say=said.append
     )
-    assert [r.stage for r in bundle.manifest.reports] == ["onnx_from_torch", "build for onnx"]
+    assert [r.step for r in bundle.manifest.reports] == ["onnx_from_torch", "build for onnx"]
     assert any("onnxsim is not installed here" in text for text in said)
 
 

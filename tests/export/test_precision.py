@@ -80,14 +80,14 @@ def test_int8_holds_its_bounds_and_says_what_it_left_alone(
     assert 0 < quantization.int8_macs <= 1
     last = manifest.reports[-1]
     assert last.verdict == "pass"
-    assert last.stage == f"build for {target}"
+    assert last.step == f"build for {target}"
     for overlap, bound in zip(last.kept_overlap, (0.985, 0.95, 0.88), strict=True):
         assert overlap >= bound
     assert last.accuracy is not None
     assert last.reference_accuracy is not None
     assert last.accuracy >= last.reference_accuracy - 0.01
     assert len(last.lost_near_border) == len(last.patches_lost) == 3
-    assert "int8" in [report.stage for report in manifest.reports]
+    assert "int8" in [report.step for report in manifest.reports]
 
 
 def test_int8_for_tensorrt_is_typed_fp16_elsewhere_and_for_onnx_fp32(

@@ -29,7 +29,7 @@ def ranked(count: int) -> list[LayerSensitivity]:
 
 def verdict(passes: bool) -> FidelityReport:
     return FidelityReport(
-        stage="int8",
+        step="int8",
         max_abs=0.1,
         cosine=0.99,
         top1_agreement=0.995 if passes else 0.5,

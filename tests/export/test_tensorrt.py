@@ -520,7 +520,7 @@ def bundle(
 def test_a_bundle_for_tensorrt_is_verified_by_onnx_runtime(bundle: Path) -> None:
     manifest = read_bundle(bundle).manifest
     assert (manifest.target, manifest.runtime_precision) == ("tensorrt", "typed")
-    assert [report.stage for report in manifest.reports] == [
+    assert [report.step for report in manifest.reports] == [
         "onnx_from_torch", "simplify", "build for tensorrt",
     ]  # fmt: skip
     assert {report.verdict for report in manifest.reports} == {"pass"}

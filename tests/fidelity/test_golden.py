@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.specs import InputSpec
 from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
@@ -308,8 +308,14 @@ def test_version_compatible_engines_are_built_and_loaded_as_such(
 ) -> None:
     spec, model = load_run(micro_run)
     images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
-    recipe = EngineRecipe(version_compatible=True)
-    export(model, spec, images, ExportRequest("tensorrt", recipe=recipe), tmp_path / "bundle")
+    settings = EngineSettings(version_compatible=True)
+    export(
+        model,
+        spec,
+        images,
+        ExportRequest("tensorrt", engine_settings=settings),
+        tmp_path / "bundle",
+    )
     device.trtexec(major)
     done = device.check(tmp_path / "bundle")
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gft_edge.bundle import store as bundle_room
-from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.store import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
@@ -32,7 +32,7 @@ from gft_edge.errors import BundleError, CudaError, PipelineError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia import build as build_room
-from gft_edge.nvidia.build import build_engine, check_recipe
+from gft_edge.nvidia.build import build_engine, check_settings
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.nvidia.log import LogReader
@@ -42,7 +42,7 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from tests.support.fake_cudart import FakeCudart
 
-QUICK = EngineRecipe(builder_optimization_level=0)
+QUICK = EngineSettings(builder_optimization_level=0)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_an_engine_is_built_recorded_and_sealed(
     assert engine.graph_sha256 == manifest.artifact.sha256
     assert (engine.outputs, engine.flavor) == (("logits",), "tensorrt-rtx")
     assert (engine.gpu, engine.cuda, engine.timing_cache) == (None, None, None)
-    assert engine.recipe == EngineRecipe("tensorrt-rtx")
+    assert engine.settings == EngineSettings("tensorrt-rtx")
     assert 0 < engine.build_seconds < 600
     assert manifest.seal != read_bundle(exported).manifest.seal
     # Nothing else has changed, and nothing else is left behind.
@@ -160,29 +160,29 @@ def test_force_builds_it_again(built: Path) -> None:
     assert len(read_bundle(built).manifest.engines) == 1
 
 
-def test_another_recipe_builds_again_and_replaces(built: Path) -> None:
+def test_other_settings_build_again_and_replace(built: Path) -> None:
     assert build_engine(built, QUICK).made
     (engine,) = read_bundle(built).manifest.engines
-    assert engine.recipe == dataclasses.replace(QUICK, flavor="tensorrt-rtx")
+    assert engine.settings == dataclasses.replace(QUICK, flavor="tensorrt-rtx")
     assert not build_engine(built, QUICK).made
-    # A plain build takes what is there; another recipe has to be asked for.
+    # A plain build takes what is there; other settings have to be asked for.
     assert not build_engine(built).made
-    assert build_engine(built, EngineRecipe()).made
+    assert build_engine(built, EngineSettings()).made
 
 
-def test_the_recipe_is_the_bundles_own_unless_another_is_given(bundle: Path) -> None:
-    manifest = dataclasses.replace(read_bundle(bundle).manifest, recipe=QUICK)
+def test_the_settings_are_the_bundles_own_unless_others_are_given(bundle: Path) -> None:
+    manifest = dataclasses.replace(read_bundle(bundle).manifest, engine_settings=QUICK)
     write_manifest(bundle, manifest)
-    assert build_engine(bundle).engine.recipe.builder_optimization_level == 0
+    assert build_engine(bundle).engine.settings.builder_optimization_level == 0
     assert not build_engine(bundle, QUICK).made
 
 
-def test_an_option_of_a_build_changes_nothing_else_of_the_bundles_recipe(bundle: Path) -> None:
-    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, recipe=QUICK))
+def test_an_option_of_a_build_changes_nothing_else_of_the_bundles_settings(bundle: Path) -> None:
+    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, engine_settings=QUICK))
     result = run("build", bundle, "--workspace", "1")
     assert result.exit_code == 0, result.stderr
     (engine,) = read_bundle(bundle).manifest.engines
-    assert engine.recipe == dataclasses.replace(QUICK, flavor="tensorrt-rtx", workspace_gib=1)
+    assert engine.settings == dataclasses.replace(QUICK, flavor="tensorrt-rtx", workspace_gib=1)
 
 
 def test_the_builders_flags_are_recorded(built: Path) -> None:
@@ -667,7 +667,7 @@ def test_a_bundle_of_another_target_builds_no_engine(target: str, bundle: Path) 
          " there"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_cannot_be_built_is_refused_in_one_line(
+def test_settings_that_cannot_be_built_are_refused_in_one_line(
     options: tuple[str, ...], reason: str, exported: Path, rtx: Any, tmp_path: Path
 ) -> None:
     names = {"rtx": f"tensorrt-rtx {rtx.__version__}", "tmp": tmp_path}
@@ -692,23 +692,25 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, micro_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [EngineRecipe(workspace_gib=-1.0), EngineRecipe(builder_optimization_level=9)],
+    "settings",
+    [EngineSettings(workspace_gib=-1.0), EngineSettings(builder_optimization_level=9)],
 )
 def test_numbers_in_a_manifest_that_no_library_takes_are_refused(
-    recipe: EngineRecipe, bundle: Path
+    settings: EngineSettings, bundle: Path
 ) -> None:
-    """A recipe need not come from the command line."""
-    write_manifest(bundle, dataclasses.replace(read_bundle(bundle).manifest, recipe=recipe))
+    """Settings need not come from the command line."""
+    write_manifest(
+        bundle, dataclasses.replace(read_bundle(bundle).manifest, engine_settings=settings)
+    )
     with pytest.raises(UsageError, match="give "):
         build_engine(bundle)
     with pytest.raises(UsageError, match="give "):
-        build_engine(bundle, recipe)
+        build_engine(bundle, settings)
 
 
 @pytest.mark.parametrize("gib", [0.001, 1, 1024])
 def test_a_workspace_of_any_size_is_taken(gib: float) -> None:
-    check_recipe(EngineRecipe(workspace_gib=gib))
+    check_settings(EngineSettings(workspace_gib=gib))
 
 
 def test_an_altered_manifest_builds_nothing(bundle: Path) -> None:
@@ -767,8 +769,8 @@ def test_export_builds_the_engine_where_it_can(
     (engine,) = manifest.engines
     assert content["engine"]["path"] == engine.path
     assert content["engine"]["sha256"] == sha256_of(out / engine.path)
-    # The bundle's recipe is what was asked for, the engine's what was taken.
-    assert (manifest.recipe, engine.recipe.flavor) == (QUICK, "tensorrt-rtx")
+    # The bundle's settings are what was asked for, the engine's what was taken.
+    assert (manifest.engine_settings, engine.settings.flavor) == (QUICK, "tensorrt-rtx")
     assert result.stderr.splitlines().count("build engine") == 1
 
 
@@ -797,7 +799,7 @@ def test_export_for_another_machine_asks_of_this_one_no_more_than_the_graph(
     assert result.exit_code == 0
     assert json.loads(result.stdout)["engine"] is None
     assert "keeps no timing cache: leave --timing-cache out" in result.stderr
-    assert read_bundle(out).manifest.recipe == EngineRecipe(version_compatible=True)
+    assert read_bundle(out).manifest.engine_settings == EngineSettings(version_compatible=True)
     assert not cache.exists()
 
 
@@ -838,7 +840,7 @@ def test_an_engine_of_tensorrt_names_the_gpu_it_is_bound_to(bundle: Path) -> Non
     folder = "engines/tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-128mp-sm89"
     assert (built.path, built.timing_cache) == (f"{folder}/model.engine", f"{folder}/timing.cache")
     assert (built.gpu, built.compute_capabilities) == ("NVIDIA GeForce RTX 4090", ("8.9",))
-    assert (built.cuda, built.recipe.flavor) == ("12.8", "tensorrt")
+    assert (built.cuda, built.settings.flavor) == ("12.8", "tensorrt")
     assert (bundle / folder / "timing.cache").stat().st_size > 0
     assert [engine.path for engine in read_bundle(bundle).manifest.engines] == [built.path]
 
@@ -849,7 +851,7 @@ def test_engines_of_both_libraries_stand_side_by_side(built: Path) -> None:
     assert build_engine(built, QUICK).engine.flavor == "tensorrt"
     flavors = [engine.flavor for engine in read_bundle(built).manifest.engines]
     assert flavors == ["tensorrt-rtx", "tensorrt"]
-    assert not build_engine(built, EngineRecipe("tensorrt-rtx")).made
+    assert not build_engine(built, EngineSettings("tensorrt-rtx")).made
 
 
 @no_ops
@@ -933,8 +935,8 @@ sys.modules.update(dict.fromkeys(blocked))
 from pathlib import Path
 import gft_edge.runtime.backends.trt
 from gft_edge.nvidia.build import build_engine
-from gft_edge.bundle.manifest import EngineRecipe
-built = build_engine(Path(sys.argv[1]), EngineRecipe(builder_optimization_level=0), explain=True)
+from gft_edge.bundle.manifest import EngineSettings
+built = build_engine(Path(sys.argv[1]), EngineSettings(builder_optimization_level=0), explain=True)
 print(built.made, *built.engine.outputs)
 """
 

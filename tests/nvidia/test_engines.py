@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gft_edge.bundle.manifest import Engine, EngineRecipe, Flavor
+from gft_edge.bundle.manifest import Engine, EngineSettings, Flavor
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.nvidia import system
 from gft_edge.nvidia.cuda import Gpu
@@ -50,25 +50,25 @@ RTX = library("1.7.1.116", "tensorrt-rtx")
 
 
 def engine(
-    host: Host = JETSON, made_by: Library | None = None, recipe: EngineRecipe | None = None,
+    host: Host = JETSON, made_by: Library | None = None, settings: EngineSettings | None = None,
     outputs: tuple[str, ...] = LOGITS, graph_sha256: str = GRAPH,
 ) -> Engine:  # fmt: skip
     """What a build by that library on that host records."""
-    made_by, recipe = made_by or library(), recipe or EngineRecipe()
+    made_by, settings = made_by or library(), settings or EngineSettings()
     name = "explain.engine" if len(outputs) > 1 else "model.engine"
     return Engine(
-        path=f"engines/{fingerprint(recipe, made_by, host)}/{name}",
+        path=f"engines/{fingerprint(settings, made_by, host)}/{name}",
         sha256="b" * 64,
         graph_sha256=graph_sha256,
         outputs=outputs,
-        recipe=recipe,
+        settings=settings,
         flags=("STRONGLY_TYPED",),
         flavor=made_by.flavor,
         version=made_by.version,
         platform=host.platform,
         gpu=host.gpu.name if host.gpu else None,
         multiprocessors=host.gpu.multiprocessors if host.gpu else None,
-        compute_capabilities=capabilities(recipe, made_by, host),
+        compute_capabilities=capabilities(settings, made_by, host),
         cuda=host.cuda,
         driver=host.driver,
         l4t=host.l4t,
@@ -101,21 +101,21 @@ def on(host: Host, **gpu: Any) -> Host:
 def test_a_fingerprint_names_what_an_engine_is_bound_to(
     expected: str, made_by: Library, host: Host, level: Any
 ) -> None:
-    assert fingerprint(EngineRecipe(hardware_compatibility=level), made_by, host) == expected
+    assert fingerprint(EngineSettings(hardware_compatibility=level), made_by, host) == expected
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A/B ../..", "Tesla™ T4 (C)", "NVIDIA\tGPU\n"])
 def test_a_fingerprint_is_one_plain_folder_whatever_the_gpu_is_called(name: str) -> None:
-    made = fingerprint(EngineRecipe(), library(), on(JETSON, name=name))
+    made = fingerprint(EngineSettings(), library(), on(JETSON, name=name))
     assert re.fullmatch(r"[a-z0-9.+_-]+", made)
     assert "--" not in made
     assert (FOLDER / made).resolve().parent == FOLDER.resolve()
 
 
-def test_recipes_that_differ_in_numbers_share_a_folder() -> None:
+def test_settings_that_differ_in_numbers_share_a_folder() -> None:
     """The second replaces the first: one machine loads one engine."""
-    slow = EngineRecipe(builder_optimization_level=5, workspace_gib=1, version_compatible=True)
-    assert fingerprint(slow, library(), JETSON) == fingerprint(EngineRecipe(), library(), JETSON)
+    slow = EngineSettings(builder_optimization_level=5, workspace_gib=1, version_compatible=True)
+    assert fingerprint(slow, library(), JETSON) == fingerprint(EngineSettings(), library(), JETSON)
 
 
 def choose(
@@ -140,9 +140,9 @@ def test_an_engine_of_tensorrt_comes_before_one_of_tensorrt_rtx(order: int) -> N
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_engine_for_this_very_gpu_comes_before_one_for_many(order: int) -> None:
-    portable = engine(WORKSTATION, recipe=EngineRecipe(hardware_compatibility="ampere+"))
+    portable = engine(WORKSTATION, settings=EngineSettings(hardware_compatibility="ampere+"))
     made = [portable, engine(WORKSTATION)][::order]
-    assert choose(made, WORKSTATION, [library()])[0].recipe == EngineRecipe()
+    assert choose(made, WORKSTATION, [library()])[0].settings == EngineSettings()
     other = on(WORKSTATION, name="NVIDIA GeForce RTX 3060", compute_capability="8.6")
     assert choose(made, other, [library()])[0] == portable
 
@@ -200,25 +200,25 @@ def test_a_machine_without_a_gpu_is_described_as_one() -> None:
         choose([engine(WORKSTATION, RTX)], NO_GPU, [RTX])
 
 
-COMPATIBLE = EngineRecipe(version_compatible=True)
-AMPERE = EngineRecipe(hardware_compatibility="ampere+")
-SAME = EngineRecipe(hardware_compatibility="sameComputeCapability")
+COMPATIBLE = EngineSettings(version_compatible=True)
+AMPERE = EngineSettings(hardware_compatibility="ampere+")
+SAME = EngineSettings(hardware_compatibility="sameComputeCapability")
 OTHER_89 = on(WORKSTATION, name="NVIDIA L4")
 
 FITTING = {
     "built here": (engine(), library(), JETSON),
-    "newer library, version-compatible": (engine(recipe=COMPATIBLE), library("10.13.3.9"), JETSON),
-    "next major, version-compatible": (engine(recipe=COMPATIBLE), library("11.0.0.114"), JETSON),
-    "same library, version-compatible": (engine(recipe=COMPATIBLE), library(), JETSON),
+    "newer library, version-compatible": (engine(settings=COMPATIBLE), library("10.13.3.9"), JETSON),
+    "next major, version-compatible": (engine(settings=COMPATIBLE), library("11.0.0.114"), JETSON),
+    "same library, version-compatible": (engine(settings=COMPATIBLE), library(), JETSON),
     "ampere+ on the first Ampere": (
-        engine(WORKSTATION, recipe=AMPERE), library(),
+        engine(WORKSTATION, settings=AMPERE), library(),
         on(WORKSTATION, name="NVIDIA A100", compute_capability="8.0"),
     ),
     "ampere+ on Blackwell": (
-        engine(WORKSTATION, recipe=AMPERE), library(),
+        engine(WORKSTATION, settings=AMPERE), library(),
         on(WORKSTATION, name="NVIDIA B200", compute_capability="10.0"),
     ),
-    "same capability of another model": (engine(WORKSTATION, recipe=SAME), library(), OTHER_89),
+    "same capability of another model": (engine(WORKSTATION, settings=SAME), library(), OTHER_89),
     "RTX on another model": (engine(NO_GPU, RTX), RTX, OTHER_89),
     "RTX on what its + covers": (
         engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="12.1"),
@@ -251,7 +251,7 @@ MISFITS = {
         engine(), BUILT_13, JETSON, "was built by tensorrt 10.3.0, here is 10.13.3.9",
     ),
     "older library, version-compatible": (
-        engine(made_by=BUILT_13, recipe=COMPATIBLE), library(), JETSON,
+        engine(made_by=BUILT_13, settings=COMPATIBLE), library(), JETSON,
         "was built by tensorrt 10.13.3.9, here is 10.3.0",
     ),
     "another RTX": (
@@ -273,11 +273,11 @@ MISFITS = {
         "was built for compute capability 8.9, this GPU has 8.6",
     ),
     "another capability of the same model's compatibility": (
-        engine(WORKSTATION, recipe=SAME), library(), on(OTHER_89, compute_capability="9.0"),
+        engine(WORKSTATION, settings=SAME), library(), on(OTHER_89, compute_capability="9.0"),
         "was built for compute capability 8.9, this GPU has 9.0",
     ),
     "ampere+ before Ampere": (
-        engine(WORKSTATION, recipe=AMPERE), library(),
+        engine(WORKSTATION, settings=AMPERE), library(),
         on(WORKSTATION, name="Tesla T4", compute_capability="7.5"),
         "was built for compute capability 8.0+, this GPU has 7.5",
     ),
@@ -294,7 +294,7 @@ MISFITS = {
         "was built on NVIDIA GeForce RTX 4090, this is NVIDIA L4",
     ),
     "version-compatible on another model": (
-        engine(WORKSTATION, recipe=COMPATIBLE), library(), OTHER_89,
+        engine(WORKSTATION, settings=COMPATIBLE), library(), OTHER_89,
         "was built on NVIDIA GeForce RTX 4090, this is NVIDIA L4",
     ),
 }  # fmt: skip
@@ -307,15 +307,15 @@ def test_what_an_engine_is_bound_to_is_named(case: str) -> None:
 
 
 def test_an_engine_of_tensorrt_is_built_for_the_gpu_at_hand() -> None:
-    assert capabilities(EngineRecipe(), library(), JETSON) == ("8.7",)
+    assert capabilities(EngineSettings(), library(), JETSON) == ("8.7",)
     assert capabilities(SAME, library(), WORKSTATION) == ("8.9",)
     assert capabilities(AMPERE, library(), WORKSTATION) == ("8.0+",)
-    assert capabilities(EngineRecipe(), library(), NO_GPU) == ()
+    assert capabilities(EngineSettings(), library(), NO_GPU) == ()
 
 
 def test_an_engine_of_tensorrt_rtx_is_built_for_many_wherever_it_is_built() -> None:
     for host in (WORKSTATION, NO_GPU):
-        assert capabilities(EngineRecipe(), RTX, host) == RTX_CAPABILITIES
+        assert capabilities(EngineSettings(), RTX, host) == RTX_CAPABILITIES
 
 
 PLAN = b"ftrt" + bytes(range(256)) * 4
@@ -475,8 +475,8 @@ def test_without_a_gpu_a_host_is_its_platform() -> None:
 
 def test_orins_of_one_name_are_told_apart_by_their_size() -> None:
     nano, agx = JETSON, on(JETSON, multiprocessors=16)
-    assert fingerprint(EngineRecipe(), library(), nano) != fingerprint(
-        EngineRecipe(), library(), agx
+    assert fingerprint(EngineSettings(), library(), nano) != fingerprint(
+        EngineSettings(), library(), agx
     )
     assert misfit(engine(agx), GRAPH, library(), nano) == (
         "was built on Orin with 16 multiprocessors, this is Orin with 8"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.bundle.manifest import EngineRecipe
+from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.specs import InputSpec
 from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
@@ -58,7 +58,7 @@ def built(
 ) -> Callable[[str], Path]:
     """Exports a precision with both of its engines, each once."""
     try:
-        library, host = builder_here(EngineRecipe())
+        library, host = builder_here(EngineSettings())
     except UsageError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("gpu")

@@ -21,7 +21,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from gft_edge.bundle.manifest import Engine, EngineRecipe
+from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.specs import InputSpec
 from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
@@ -125,17 +125,17 @@ def add_engine(
     assert host.gpu is not None
     kept = manifest.kept_outputs if explain else ()
     graph = (folder / manifest.artifact.path).read_bytes() + b"".join(map(graph_output, kept))
-    recipe = changes.get("recipe", EngineRecipe())
+    settings = changes.get("settings", EngineSettings())
     path = f"engines/here/{'explain' if explain else 'model'}.engine"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    portable = recipe.version_compatible
+    portable = settings.version_compatible
     (folder / path).write_bytes(machine.plan_of(model or graph, portable) if plan is None else plan)
     engine = Engine(
         path=path,
         sha256=sha256_of(folder / path),
         graph_sha256=manifest.artifact.sha256,
         outputs=("logits", *kept),
-        recipe=recipe,
+        settings=settings,
         flags=("STRONGLY_TYPED",),
         flavor="tensorrt",
         version=machine.module.__version__,
@@ -1025,8 +1025,8 @@ def test_an_engine_for_another_machine_never_reaches_tensorrt(
 def test_only_a_version_compatible_engine_may_bring_its_own_code(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
-    portable = EngineRecipe(version_compatible=True)
-    add_engine(machine, bundle, recipe=portable, version="10.0.1")
+    portable = EngineSettings(version_compatible=True)
+    add_engine(machine, bundle, settings=portable, version="10.0.1")
     session = session_of(bundle, explain=False)
     assert_same(session.run(pictures()), expected_of(bundle, pictures(), explain=False))
     session.close()
