@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +28,22 @@ from gft_edge.calibration.sensitivity import (
 )
 from gft_edge.calibration.smoothing import channel_peaks, smooth
 from gft_edge.errors import FailedError
-from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.gft import GFT
 from gft_edge.model.networks import Network
-from gft_edge.model.variants import spec_from_name
+from tests.support.networks import wide_network
+from tests.support.refusals import refusal_of
 
-LABELS = ("ash", "birch", "cherry tree")
 # 48 px in patches of 8: 36 patches and the class token.
 PATCHES, WIDTH, PATCH_PX = 36, 48, 8
+OUTLIER = "backbone.blocks.1.mlp.fc1"
+EMBEDDING = "backbone.patch_embed.proj"
 
 
 def network(
     stages: str = "0:20,1:15", gala: GalaMode = "block", score: Score = "gala", **changes: int
 ) -> GFT:
-    """Three blocks of wide random weights, biases and gains, so that each shows in the logits."""
-    selects = stages != "none"
-    spec = spec_from_name(
-        "vit_tiny_patch16_224",
-        LABELS,
-        image_size_px=48,
-        stages=stages,
-        gala=gala if selects else None,
-        score=score if selects else None,
-        backbone_args={
-            "embed_dim": WIDTH, "depth": 3, "num_heads": 3, "patch_size": PATCH_PX, **changes,
-        },
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_gft(spec)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "selections" in name or "pos_embed" in name:
-            continue
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = noise / 6 if parameter.ndim > 1 else parameter.data + noise / 4
-    return model.eval()
+    """Three blocks of wide weights, biases and gains, so that each shows in the logits."""
+    return wide_network(stages, gala, score, bias_spread=1 / 4, depth=3, **changes)[1]
 
 
 def with_outlier(model: GFT, block: int = 1, gain: float = 1000) -> GFT:
@@ -71,9 +54,6 @@ def with_outlier(model: GFT, block: int = 1, gain: float = 1000) -> GFT:
     chosen.norm2.bias.data[5] *= gain
     chosen.mlp.fc1.weight.data[:, 5] /= gain
     return changed
-
-
-OUTLIER = "backbone.blocks.1.mlp.fc1"
 
 
 @pytest.fixture(scope="module")
@@ -97,28 +77,20 @@ def block_layers(*numbers: int) -> list[str]:
 
 def test_layers_are_listed_as_they_run_without_the_head() -> None:
     layers = quantizable_layers(network())
-    assert list(layers) == ["backbone.patch_embed.proj", *block_layers(0, 1, 2)]
-    assert isinstance(layers["backbone.patch_embed.proj"], nn.Conv2d)
-
-
-def test_gala_layers_are_listed_where_they_run() -> None:
-    layers = quantizable_layers(network("1:20,3:15", gala="layer"))
-    assert list(layers) == [
-        "backbone.patch_embed.proj",
-        *block_layers(0),
-        "layers.0.attn.qkv",
-        "layers.0.attn.proj",
-        *block_layers(1, 2),
-        "layers.1.attn.qkv",
-        "layers.1.attn.proj",
-    ]
+    assert list(layers) == [EMBEDDING, *block_layers(0, 1, 2)]
+    assert isinstance(layers[EMBEDDING], nn.Conv2d)
+    first, second = ([f"layers.{n}.attn.qkv", f"layers.{n}.attn.proj"] for n in (0, 1))
+    with_gala_layers = quantizable_layers(network("1:20,3:15", gala="layer"))
+    assert list(with_gala_layers) == [
+        EMBEDDING, *block_layers(0), *first, *block_layers(1, 2), *second,
+    ]  # fmt: skip
 
 
 def test_the_work_of_a_layer_is_its_weights_times_the_tokens_it_reads() -> None:
     model = network("0:20,1:15")
     macs = layer_macs(model, quantizable_layers(model))
     square = WIDTH * WIDTH
-    assert macs["backbone.patch_embed.proj"] == PATCHES * WIDTH * 3 * PATCH_PX**2
+    assert macs[EMBEDDING] == PATCHES * WIDTH * 3 * PATCH_PX**2
     # A block stage drops patches between attention and MLP; the class token is one more.
     tokens = {0: (37, 21), 1: (21, 16), 2: (16, 16)}
     for block, (attention, mlp) in tokens.items():
@@ -166,32 +138,42 @@ def test_reading_ends_when_the_forward_fails(batches: list[Tensor]) -> None:
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize("alpha", [0.15, 0.5, 0.95])
 @pytest.mark.parametrize(
-    "model",
+    ("model", "alpha"),
     [
-        network(),
-        network("1:20,3:15", gala="layer"),
-        network(score="class"),
-        network(qk_norm=1, init_values=1),
-        network("none"),
+        pytest.param(network, 0.15, id="block"),
+        pytest.param(lambda: network("1:20,3:15", gala="layer"), 0.95, id="layer"),
+        pytest.param(lambda: network(score="class"), 0.5, id="class"),
+        pytest.param(lambda: network(qk_norm=1, init_values=1), 0.95, id="with LayerScale"),
+        pytest.param(lambda: network("none"), 0.5, id="dense"),
     ],
-    ids=["block", "layer", "class", "with LayerScale", "dense"],
 )
-def test_smoothing_computes_the_same(model: GFT, alpha: float, batches: list[Tensor]) -> None:
-    peaks = channel_peaks(model, batches)
-    smoothed = smooth(model, peaks, alpha)
+def test_smoothing_computes_the_same(
+    model: Callable[[], GFT], alpha: float, batches: list[Tensor]
+) -> None:
+    plain = model()
+    before = copy.deepcopy(plain.state_dict())
+    peaks = channel_peaks(plain, batches)
+    smoothed = smooth(plain, peaks, alpha)
     for name in peaks:
-        ours, theirs = (quantizable_layers(m)[name].weight for m in (model, smoothed))
+        ours, theirs = (quantizable_layers(m)[name].weight for m in (plain, smoothed))
         # Everything but the patch embedding is scaled: LayerNorm, values or a Mul take it up.
-        assert torch.equal(ours, theirs) == ("patch_embed" in name), name
+        assert torch.equal(ours, theirs) == (name == EMBEDDING), name
     for batch in batches:
         with torch.inference_mode():
-            logits, kept = model.forward_with_kept(batch)
+            logits, kept = plain.forward_with_kept(batch)
             same, same_kept = smoothed.forward_with_kept(batch)
         torch.testing.assert_close(same, logits, atol=1e-4, rtol=1e-4)
         for ours_kept, theirs_kept in zip(kept, same_kept, strict=True):
             assert torch.equal(ours_kept, theirs_kept)
+    # The network that was given is as it was.
+    assert hooks(plain) == 0
+    assert equal_weights(plain, before)
+
+
+def equal_weights(model: Network, before: Mapping[str, Tensor]) -> bool:
+    after = model.state_dict()
+    return after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in after)
 
 
 def unevenness(model: Network, batches: list[Tensor]) -> dict[str, float]:
@@ -202,43 +184,26 @@ def unevenness(model: Network, batches: list[Tensor]) -> dict[str, float]:
     }
 
 
-def test_smoothing_levels_the_channels_that_a_layer_reads(batches: list[Tensor]) -> None:
+def test_smoothing_levels_the_channels_that_a_layer_reads_and_makes_int8_cheaper(
+    batches: list[Tensor],
+) -> None:
     model = with_outlier(network())
     peaks = channel_peaks(model, batches)
-    levels = [
-        unevenness(smooth(model, peaks, a), batches)[OUTLIER] for a in (None, 0.15, 0.5, 0.95)
-    ]
+    smoothed = [smooth(model, peaks, alpha) for alpha in (None, 0.15, 0.5, 0.95)]
+    levels = [unevenness(each, batches)[OUTLIER] for each in smoothed]
     assert levels[0] > 300
     assert levels[0] > levels[1] > levels[2] > levels[3]
     assert levels[3] < 2
-
-
-def test_smoothing_an_outlier_away_makes_int8_cheaper(batches: list[Tensor]) -> None:
-    model = with_outlier(network())
-    smoothed = smooth(model, channel_peaks(model, batches), 0.5)
-    assert damage_of_all(smoothed, batches) < 0.5 * damage_of_all(model, batches)
+    assert damage_of_all(smoothed[2], batches) < 0.5 * damage_of_all(model, batches)
 
 
 def test_no_smoothing_gives_a_copy_of_equal_weights(batches: list[Tensor]) -> None:
     model = network()
     plain = smooth(model, channel_peaks(model, batches), None)
     assert plain is not model
-    ours, theirs = model.state_dict(), plain.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name])
-        assert tensor.data_ptr() != theirs[name].data_ptr()
-
-
-def test_smoothing_leaves_the_network_it_was_given_untouched(batches: list[Tensor]) -> None:
-    model = network()
-    before = copy.deepcopy(model.state_dict())
-    smooth(model, channel_peaks(model, batches), 0.5)
-    assert hooks(model) == 0
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name])
+    assert equal_weights(plain, model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() != plain.state_dict()[name].data_ptr()
 
 
 def test_channel_peaks_are_of_all_batches_and_counted(batches: list[Tensor]) -> None:
@@ -266,23 +231,18 @@ def test_no_estimator_goes_beyond_the_extreme(method: str, batches: list[Tensor]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_layer_that_reads_nan_is_named(method: str, batches: list[Tensor]) -> None:
-    model = network()
-    model.backbone.blocks[1].mlp.fc1.weight.data[3, 4] = torch.nan
-    message = r"layer backbone\.blocks\.1\.mlp\.fc2 reads NaN or infinity.*sound FP32 network"
-    with pytest.raises(FailedError, match=message):
-        activation_peaks(model, batches, method)
-    assert hooks(model) == 0
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_layer_that_reads_only_zeros_is_named(method: str, batches: list[Tensor]) -> None:
-    model = network()
-    norm = model.backbone.blocks[2].norm2
-    norm.weight.data.zero_()
-    norm.bias.data.zero_()
-    with pytest.raises(FailedError, match=r"blocks\.2\.mlp\.fc1 reads nothing but zeros"):
-        activation_peaks(model, batches, method)
+def test_a_layer_that_reads_nan_or_only_zeros_is_named(method: str, batches: list[Tensor]) -> None:
+    nan, zeros = network(), network()
+    nan.backbone.blocks[1].mlp.fc1.weight.data[3, 4] = torch.nan
+    zeros.backbone.blocks[2].norm2.weight.data.zero_()
+    zeros.backbone.blocks[2].norm2.bias.data.zero_()
+    for model, words in (
+        (nan, ("layer backbone.blocks.1.mlp.fc2", "NaN")),
+        (zeros, ("layer backbone.blocks.2.mlp.fc1", "zeros")),
+    ):
+        work = functools.partial(activation_peaks, model, batches, method)
+        refusal_of(FailedError, work, *words)
+        assert hooks(model) == 0
 
 
 @pytest.fixture(scope="module")
@@ -324,13 +284,14 @@ def test_a_layer_that_reads_an_outlier_is_ranked_first(
     assert ranking[0].damage > 10 * before.damage
 
 
-def test_a_dense_network_is_ranked_by_its_logits(batches: list[Tensor]) -> None:
+def test_a_dense_network_is_ranked_by_its_logits(batches: list[Tensor], tmp_path: Path) -> None:
     ranking = sensitivity(network("none"), batches, [0] * 8)
     assert len(ranking) == 13
     for row in ranking:
         assert (row.overlap_loss, row.score_noise) == ((), ())
         assert row.damage == pytest.approx(5 * row.cosine_drop)
     assert damage_of_all(network("none"), batches) > 0
+    assert png(ranking, (), tmp_path / "dense.png").size[0] == 990
 
 
 def test_sensitivity_counts_layers_and_leaves_the_network_as_it_was(batches: list[Tensor]) -> None:
@@ -340,8 +301,7 @@ def test_sensitivity_counts_layers_and_leaves_the_network_as_it_was(batches: lis
     sensitivity(model, batches, [0] * 8, counted.append)
     assert sum(counted) == 13
     assert hooks(model) == 0
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert equal_weights(model, before)
 
 
 def test_all_layers_together_cost_more_than_most_alone(
@@ -397,20 +357,13 @@ def test_layers_in_high_precision_are_left_exact(batches: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("measure", [lambda m, b: sensitivity(m, b, [0] * 8), damage_of_all])
 def test_nan_in_a_network_to_rank_is_named(measure: Any, batches: list[Tensor]) -> None:
-    model = network()
-    model.backbone.blocks[1].attn.qkv.weight.data[100, 4] = torch.nan
-    message = r"layer backbone\.blocks\.1\.attn\.proj reads NaN or infinity"
-    with pytest.raises(FailedError, match=message):
-        measure(model, batches)
-    assert hooks(model) == 0
-
-
-@pytest.mark.parametrize("measure", [lambda m, b: sensitivity(m, b, [0] * 8), damage_of_all])
-def test_nan_that_no_ranked_layer_reads_is_no_ranking(measure: Any, batches: list[Tensor]) -> None:
-    model = network()
-    model.backbone.blocks[2].mlp.fc2.weight.data[3, 4] = torch.nan
-    with pytest.raises(FailedError, match="the logits hold NaN or infinity"):
-        measure(model, batches)
+    read, unread = network(), network()
+    read.backbone.blocks[1].attn.qkv.weight.data[100, 4] = torch.nan
+    refusal_of(FailedError, lambda: measure(read, batches), "layer backbone.blocks.1.attn.proj")
+    assert hooks(read) == 0
+    # No ranked layer reads it.
+    unread.backbone.blocks[2].mlp.fc2.weight.data[3, 4] = torch.nan
+    refusal_of(FailedError, lambda: measure(unread, batches), "logits", "NaN")
 
 
 def png(ranking: list[LayerSensitivity], high: tuple[str, ...], path: Path) -> Image.Image:
@@ -429,8 +382,3 @@ def test_the_chart_draws_the_ranking_and_marks_what_stays_precise(
     assert plain.tobytes() != marked.tobytes()
     assert plain.size[0] == 990
     assert png(rows[:3], (), tmp_path / "short.png").size[1] < plain.size[1]
-
-
-def test_a_dense_networks_chart_has_no_stages(batches: list[Tensor], tmp_path: Path) -> None:
-    ranking = sensitivity(network("none"), batches, [0] * 8)
-    assert png(ranking, (), tmp_path / "dense.png").size[0] == 990

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,12 @@ from gft_edge.bundle.specs import ModelSpec
 from tests.support.pictures import MICRO_LABELS
 
 if TYPE_CHECKING:
+    from gft_edge.bundle.specs import GalaMode, Score
     from gft_edge.export.recipe import ExportRequest
+    from gft_edge.model.gft import GFT
 
 MICRO_STAGES = "1:48,2:32,3:16"
+WIDE_LABELS = ("ash", "birch", "cherry tree")
 # Four blocks of three heads, 48 channels, patches of 8 px.
 MICRO_BACKBONE = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 
@@ -37,6 +41,50 @@ def micro_spec(
         backbone_args={**MICRO_BACKBONE, **backbone_args},
         stages=stages,
     )
+
+
+def wide_network(
+    stages: str = "0:20,1:15,2:10",
+    gala: GalaMode = "block",
+    score: Score = "gala",
+    bias_spread: float = 0.0,
+    **backbone_args: int,
+) -> tuple[ModelSpec, GFT]:
+    """Return a GFT at 48 px, 36 patches, whose random weights are wide enough to tell images apart."""
+    spec, model = _wide_network(stages, gala, score, bias_spread, tuple(backbone_args.items()))
+    return spec, copy.deepcopy(model)
+
+
+@functools.cache
+def _wide_network(
+    stages: str, gala: GalaMode, score: Score, bias_spread: float, changes: tuple[Any, ...]
+) -> tuple[ModelSpec, GFT]:
+    import torch
+
+    from gft_edge.model.gft import build_gft
+    from gft_edge.model.variants import spec_from_name
+
+    selects = stages != "none"
+    spec = spec_from_name(
+        "vit_tiny_patch16_224",
+        WIDE_LABELS,
+        image_size_px=48,
+        stages=stages,
+        gala=gala if selects else None,
+        score=score if selects else None,
+        backbone_args={**MICRO_BACKBONE, **dict(changes)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_gft(spec)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "selections" in name or "pos_embed" in name:
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        wide = noise / 6 if parameter.ndim > 1 else parameter.data + bias_spread * noise
+        parameter.data = wide
+    return spec, model.eval()
 
 
 def save_micro_network(

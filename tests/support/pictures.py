@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 # A space and a letter outside ASCII: labels are text, not identifiers.
@@ -48,3 +49,13 @@ def write_coloured(folder: Path) -> None:
                 pixels = generator.integers(0, 120, (48, 48, 3), dtype=np.uint8)
                 pixels[..., index] += 100
                 Image.fromarray(pixels).save(folder / split / "rgb"[index] / f"{number}.png")
+
+
+def smooth_pixels(count: int, size_px: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Return blots of a few pixels scaled up, (count,S,S,3): as even as photographs."""
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    size = (size_px, size_px)
+    return np.stack(
+        [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC)) for one in small]
+    )
