@@ -9,12 +9,9 @@ import pytest
 from PIL import Image
 
 from gft_edge.datasets.drawings import AIRCRAFT, CLASSES, draw, write_drawings
+from tests.support.files import contents
 
 SIZE_PX = 48
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -55,7 +52,7 @@ def test_each_split_has_one_folder_a_class_with_the_images_asked_for(tmp_path: P
     write_drawings(tmp_path, {"train": 2, "test": 1}, SIZE_PX, seed=3)
     expected = {f"train/{name}/{i:04d}.png" for name in CLASSES for i in range(2)}
     expected |= {f"test/{name}/0000.png" for name in CLASSES}
-    assert set(_files(tmp_path)) == expected
+    assert set(contents(tmp_path)) == expected
     for path in tmp_path.rglob("*.png"):
         with Image.open(path) as image:
             assert (image.mode, image.size) == ("RGB", (SIZE_PX, SIZE_PX))
@@ -63,21 +60,21 @@ def test_each_split_has_one_folder_a_class_with_the_images_asked_for(tmp_path: P
 
 def test_splits_share_no_drawing(tmp_path: Path) -> None:
     write_drawings(tmp_path, {"train": 3, "val": 3, "test": 3}, SIZE_PX, seed=3)
-    contents = list(_files(tmp_path).values())
-    assert len(set(contents)) == len(contents)
+    drawings = list(contents(tmp_path).values())
+    assert len(set(drawings)) == len(drawings)
 
 
 def test_files_depend_neither_on_order_nor_on_the_other_counts(tmp_path: Path) -> None:
     write_drawings(tmp_path / "a", {"train": 2, "test": 2}, SIZE_PX, seed=3)
     write_drawings(tmp_path / "b", {"test": 1, "train": 1}, SIZE_PX, seed=3)
-    more, fewer = _files(tmp_path / "a"), _files(tmp_path / "b")
+    more, fewer = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert fewer == {path: more[path] for path in fewer}
 
 
 def test_another_seed_draws_other_images(tmp_path: Path) -> None:
     for seed in (3, 4):
         write_drawings(tmp_path / str(seed), {"train": 1}, SIZE_PX, seed)
-    assert not set(_files(tmp_path / "3").values()) & set(_files(tmp_path / "4").values())
+    assert not set(contents(tmp_path / "3").values()) & set(contents(tmp_path / "4").values())
 
 
 def test_the_mean_colour_gives_no_class_away() -> None:
