@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,6 +13,7 @@ from gft_edge.bundle.images import CocoCategory
 from gft_edge.bundle.manifest import EngineSettings, Flavor, HardwareCompatibility
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.build import check_settings
+from gft_edge.runtime.user_cache import user_cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,11 +101,7 @@ def cache_folder(given: str | None, target: str) -> Path | None:
         return Path(given)
     if target != "openvino":
         return None
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # no home folder
-        return None
-    return Path(home, "gft-edge", "openvino")
+    return user_cache("openvino")
 
 
 def engine_options(command: F) -> F:

@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
 from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.specs import Progress
+from gft_edge.datasets.digests import file_digests
 from gft_edge.errors import DataError, UsageError
 
 
@@ -113,20 +115,22 @@ def choosing_split(source: DataSource | Path) -> str:
     return "val" if "val" in splits_of(source) else "test"
 
 
-def split_digest(split: Split) -> str:
-    """sha256 of the split's images in order: path below the data set's root, label, size in bytes.
+def split_digest(split: Split, progress: Progress | None = None, fresh: bool = False) -> str:
+    """sha256 of the split's images in order: path below the data set's root, label, content.
 
-    Two copies of a data set have the same digest wherever they lie. Raises DataError for an image that
-    is gone.
+    Two copies of a data set have the same digest wherever they lie. A file is read where it is not
+    known by path, size, times and inode already (digests.file_digests); `fresh` reads all. Raises
+    DataError for an image that is gone.
     """
-    digest = hashlib.sha256()
     try:
-        for path, target in zip(split.paths, split.targets, strict=True):
-            name = path.relative_to(split.root).as_posix()
-            line = f"{name}\t{split.labels[target]}\t{path.stat().st_size}\n"
-            digest.update(line.encode(errors="backslashreplace"))
+        contents = file_digests(split.root, split.paths, progress, remember=not fresh)
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}: the data changed meanwhile") from None
+    digest = hashlib.sha256()
+    for path, target, content in zip(split.paths, split.targets, contents, strict=True):
+        name = path.relative_to(split.root).as_posix()
+        line = f"{name}\t{split.labels[target]}\t{content}\n"
+        digest.update(line.encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 

@@ -179,7 +179,7 @@ def check_same(out: Path, there: Plan, asked: Plan) -> None:
         if was != now:
             raise UsageError(
                 f"{out} was begun on other images, its {name} split had {was.images} and the one "
-                f"here has {now.images} (names, labels or sizes differ): {instead}"
+                f"here has {now.images} (names, labels or contents differ): {instead}"
             )
     was, now = to_json(there.fixed), to_json(asked.fixed)
     if not all(any(arm.stages for arm in plan.arms) for plan in (there, asked)):

@@ -124,7 +124,8 @@ def evaluate_run(
     images = run_split(source, split, spec.labels)
     for remark in images.remarks:
         say(remark)
-    case = Case(run, spec, images, sha256_of(run / WEIGHTS_FILE), split_digest(images))
+    digest = split_digest(images, progress, fresh)
+    case = Case(run, spec, images, sha256_of(run / WEIGHTS_FILE), digest)
     return evaluate_case(case, fresh, progress, say, device, workers, model)
 
 
