@@ -7,6 +7,7 @@ GftEdgeError
 │   ├── CheckpointError            weights that cannot be read or do not fit the network
 │   ├── ImageError                 an image that cannot be decoded
 │   ├── BundleError                a bundle that is incomplete, altered or from another version
+│   ├── LockedError                a folder that another process is writing to
 │   ├── NoGpuError                 a GPU that does not answer, or a driver absent or too old
 │   ├── KeptPatchesError           an engine that does not return the patches it keeps
 │   └── MissingDependencyError     a package this machine lacks, with the line that installs it
@@ -61,6 +62,13 @@ class ImageError(UsageError):
 
 class BundleError(UsageError):
     """A bundle that is incomplete, altered or from another version."""
+
+
+class LockedError(UsageError):
+    """A folder that another process is writing to."""
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(f"{folder} is being written by another gft-edge: wait until it is done")
 
 
 class NoGpuError(UsageError):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.locks import claimed_name
 from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import check_preprocessing
-from gft_edge.errors import BundleError, SpecError, UsageError
+from gft_edge.errors import BundleError, SpecError
 
 SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
-LOCK_FILE = ".lock"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden/golden.npz"
 GOLDEN_IMAGES = 8
@@ -172,65 +170,6 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a bundle that is written to. Raises BundleError when it cannot be, or another holds it."""
-    try:
-        file = (folder / LOCK_FILE).open("w")
-    except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be written ({error.strerror}): copy the bundle to a folder that can"
-        ) from error
-    with file:
-        try:
-            _lock(file.fileno())
-        except OSError as error:
-            # EACCES is Windows's word. A network disk without locks gives another.
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise BundleError(
-                    f"{folder} cannot be locked ({error.strerror}): copy the bundle to a local disk"
-                ) from error
-            raise BundleError(
-                f"{folder} is being written by another gft-edge: wait until it is done"
-            ) from error
-        yield
-
-
-@contextmanager
-def claimed_folder(out: Path, marker: str, kind: str) -> Iterator[None]:
-    """Hold the folder that a command fills: a new one, or one whose file `marker` says it is a `kind`.
-
-    The caller writes the marker. Raises UsageError where `out` is anything else or cannot be written,
-    BundleError where another holds it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    begun = (out / marker).exists()
-    if out.is_dir() and not begun and any(path.name != LOCK_FILE for path in out.iterdir()):
-        raise UsageError(f"{out} exists and is no {kind}: choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / LOCK_FILE).touch()
-    except OSError as error:
-        raise UsageError(
-            f"{out} cannot be written ({error.strerror}): choose another --out"
-        ) from error
-    with locked(out):
-        yield
-
-
-def _lock(handle: int) -> None:
-    # Both locks go with the process that holds them.
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _seal(manifest: Manifest) -> str:
     content = to_json(dataclasses.replace(manifest, seal=""))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -246,25 +185,30 @@ def replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block ends well.
 
     On any failure or interruption the new folder is removed and `out` stays as it was. Raises
-    BundleError when `out` exists and is no bundle: replacing would delete what else it is.
+    BundleError when `out` exists and is no bundle, since replacing would delete what else it is, and
+    LockedError while another process replaces it.
     """
     out = out.resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
         raise BundleError(f"{out} exists and is no bundle: choose another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except OSError as error:
         raise BundleError(f"cannot write beside {out}: {error.strerror}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        _sync(partial)
-        _swap(partial, out)
-    except OSError as error:
-        raise BundleError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with claimed_name(out):
+        try:
+            partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        except OSError as error:
+            raise BundleError(f"cannot write beside {out}: {error.strerror}") from error
+        try:
+            yield partial
+            partial.chmod(0o755)
+            _sync(partial)
+            _swap(partial, out)
+        except OSError as error:
+            raise BundleError(f"cannot write {out}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _swap(partial: Path, out: Path) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gft_edge.bundle.locks import locked
 from gft_edge.bundle.manifest import Engine, EngineSettings, Manifest
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.specs import Progress, Say
 from gft_edge.bundle.store import (
     Bundle,
-    locked,
     read_bundle,
     read_manifest,
     sha256_of,

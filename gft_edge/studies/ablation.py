@@ -12,8 +12,9 @@ from typing import Any
 
 from gft_edge.bundle.images import SplitRecord
 from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.locks import claimed_folder
 from gft_edge.bundle.specs import GalaMode, ModelSpec, Progress, Say, Score
-from gft_edge.bundle.store import claimed_folder, sha256_of
+from gft_edge.bundle.store import sha256_of
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
 from gft_edge.errors import CheckpointError, FailedError, UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone

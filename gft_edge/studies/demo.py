@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 
 from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.locks import claimed_folder
 from gft_edge.bundle.specs import ModelSpec, Prediction, Preprocessing, Progress, Say
 from gft_edge.bundle.store import size_bytes
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import Split, read_split
 from gft_edge.datasets.drawings import CLASSES, draw, write_drawings
-from gft_edge.errors import GateError, UsageError
+from gft_edge.errors import GateError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.verify import torch_outputs
 from gft_edge.fidelity.compare import compare
@@ -103,9 +104,14 @@ class DemoReport:
 def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAULTS) -> DemoReport:
     """Fill `out` with drawings, a run, a bundle a target, two pictures and demo.json.
 
-    An earlier demo at `out` is replaced. Raises UsageError when `out` is something else, GateError
-    when the trained network or a bundle misses its bound.
+    An earlier demo at `out` is replaced. Raises UsageError when `out` is something else, LockedError
+    while another process fills it, GateError when the trained network or a bundle misses its bound.
     """
+    with claimed_folder(out, MARKER_FILE, "demo"):
+        return _fill(out, progress, say, settings)
+
+
+def _fill(out: Path, progress: Progress, say: Say, settings: Settings) -> DemoReport:
     _make_room(out)
     data = out / "data"
     say("drawing aircraft whose classes differ in engines, tail, wing and nose")
@@ -138,14 +144,10 @@ def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAU
 
 
 def _make_room(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARKER_FILE).exists():
-            raise UsageError(f"{out} exists and is no demo: choose another --out")
-        for name in ("data", "run", *backends()):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (REPORT_FILE, *PICTURES):
-            (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    for name in ("data", "run", *backends()):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (REPORT_FILE, *PICTURES):
+        (out / name).unlink(missing_ok=True)
     # Written first, so that an interrupted demo can be started again.
     (out / MARKER_FILE).touch()
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gft_edge.bundle.json_form import from_json, to_json
-from gft_edge.bundle.store import claimed_folder, write_whole
+from gft_edge.bundle.locks import claimed_folder
+from gft_edge.bundle.store import write_whole
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.studies.results import Accuracy
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from gft_edge.bundle.images import DataSource, ImageRecord, ImageSet
 from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.locks import claimed_folder
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
-from gft_edge.bundle.store import Bundle, claimed_folder, read_bundle, sha256_of, write_whole
+from gft_edge.bundle.store import Bundle, read_bundle, sha256_of, write_whole
 from gft_edge.calibration.image_set import (
     CALIBRATION_IMAGES,
     draw_calibration_set,

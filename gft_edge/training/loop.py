@@ -8,7 +8,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from gft_edge.bundle.images import CocoCategory, DataSource, SplitRecord
 from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.bundle.locks import locked
 from gft_edge.bundle.scores import ScoreRule
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
@@ -126,18 +128,13 @@ def train(
 
     Started by `accelerate launch`, all processes call this and share each batch; the first one writes
     the files, which all of them must be able to read. The best epoch is chosen on val/ (on train/
-    when there is no val/). Raises UsageError when `out` holds a run already or the recipe does not fit
+    when there is no val/). Raises LockedError while another process trains into `out`, UsageError when it
+    holds a run already or the recipe does not fit
     the network or its teacher, DataError, CheckpointError, and TrainingError when the loss is not
     finite.
     """
     accelerator = _accelerator(out, config)
-    if (out / IMPORT_FILE).exists():
-        raise UsageError(f"{out} holds an imported run: choose another --out")
-    if (out / CONFIG_FILE).exists():
-        raise UsageError(
-            f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
-            "or choose another --out"
-        )
+    _refuse_a_run(out)
     check_recipe(config.recipe, spec, config.teacher is not None)
     _seed(config.recipe.seed)
     model = build_network(spec)
@@ -150,15 +147,16 @@ def train(
     config = dataclasses.replace(config, splits=_records(train_split, val_split))
     trainer = _Trainer(out, spec, config, model, len(train_split.paths), accelerator)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        _replace_text(out / SPEC_FILE, json.dumps(to_json(spec), indent=2) + "\n")
-    start = _State(0, -1.0, [])
-    # The first weights too: an interruption in the first epoch resumes from them.
-    trainer.save_state(start)
-    if accelerator.is_main_process:
-        write_run_config(out, config)
-    return trainer.run(start, train_split, val_split, progress)
+    with _held(out, accelerator):
+        _refuse_a_run(out)  # Another training may have begun before the folder was had.
+        if accelerator.is_main_process:
+            _replace_text(out / SPEC_FILE, json.dumps(to_json(spec), indent=2) + "\n")
+        start = _State(0, -1.0, [])
+        # The first weights too: an interruption in the first epoch resumes from them.
+        trainer.save_state(start)
+        if accelerator.is_main_process:
+            write_run_config(out, config)
+        return trainer.run(start, train_split, val_split, progress)
 
 
 def resume(
@@ -173,7 +171,8 @@ def resume(
     On the CPU the result is equal byte for byte; CUDA's own sums, and those of another number of
     processes, are equal within rounding. `moved` replaces fields of the RunConfig that do not decide
     the result: data, device, workers; `teacher` is where the teacher lies now. Raises CheckpointError
-    when `out` holds no run, or one that has ended, and UsageError for another teacher.
+    when `out` holds no run, or one that has ended, LockedError while that one is still being trained,
+    and UsageError for another teacher.
     """
     if (out / IMPORT_FILE).exists():
         raise CheckpointError(
@@ -190,8 +189,35 @@ def resume(
     accelerator = _accelerator(out, config)
     model = build_network(spec)
     train_split, val_split = _splits(config, spec, say)
-    trainer = _Trainer(out, spec, config, model, len(train_split.paths), accelerator)
-    return trainer.run(trainer.load_state(), train_split, val_split, progress)
+    with _held(out, accelerator):
+        trainer = _Trainer(out, spec, config, model, len(train_split.paths), accelerator)
+        return trainer.run(trainer.load_state(), train_split, val_split, progress)
+
+
+def _refuse_a_run(out: Path) -> None:
+    if (out / IMPORT_FILE).exists():
+        raise UsageError(f"{out} holds an imported run: choose another --out")
+    if (out / CONFIG_FILE).exists():
+        raise UsageError(
+            f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
+            "or choose another --out"
+        )
+
+
+@contextmanager
+def _held(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder, made where it is absent, on the process that writes it."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{run} cannot be written ({error.strerror}): choose another --out"
+        ) from error
+    with locked(run):
+        yield
 
 
 def read_run_config(run: Path) -> tuple[ModelSpec, RunConfig]:
@@ -553,7 +579,7 @@ def _refuse_other_images(
         if then != now:
             raise DataError(
                 f"{data}: its {name} split is not what this run began with ({now.images if now else 0} "
-                f"images, {then.images if then else 0} then; names, labels or sizes differ): restore "
+                f"images, {then.images if then else 0} then; names, labels or contents differ): restore "
                 "it, or start a new run with another --out"
             )
 

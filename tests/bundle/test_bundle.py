@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from gft_edge.bundle.store import (
-    claimed_folder,
     is_bundle,
     read_bundle,
     read_manifest,
@@ -21,7 +20,7 @@ from gft_edge.bundle.store import (
     sha256_of,
     size_bytes,
 )
-from gft_edge.errors import BundleError, UsageError
+from gft_edge.errors import BundleError
 
 Alter = Callable[[dict[str, Any]], None]
 
@@ -350,28 +349,3 @@ def test_the_current_folder_is_replaced_when_it_is_empty_and_nothing_is_left(
         (folder / "new").touch()
     assert names(tmp_path) == ["here"]
     assert names(tmp_path / "here") == ["new"]
-
-
-def test_a_folder_to_fill_is_new_or_marked_and_held_by_one(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    with claimed_folder(out, ".mark", "sweep"):
-        # The lock alone is nothing yet: the marker need not have been written.
-        (out / ".mark").touch()
-        with (
-            pytest.raises(BundleError, match="is being written by another gft-edge"),
-            claimed_folder(out, ".mark", "sweep"),
-        ):
-            pass
-    (out / "result").touch()
-    with claimed_folder(out, ".mark", "sweep"):
-        pass
-    for folder, marker, message in (
-        (out, ".other", "exists and is no sweep: choose another --out"),
-        (out / "result", ".mark", "is a file: give --out a folder"),
-        (out / "result" / "below", ".mark", "cannot be written .*: choose another --out"),
-    ):
-        with (
-            pytest.raises(UsageError, match=message),
-            claimed_folder(folder, marker, "sweep"),
-        ):
-            pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -22,13 +23,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gft_edge.bundle import store as bundle_room
+from gft_edge.bundle.locks import LOCK_FILE, locked
 from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
-from gft_edge.bundle.store import LOCK_FILE, locked, read_bundle, sha256_of, write_manifest
+from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
-from gft_edge.errors import BundleError, CudaError, PipelineError, UsageError
+from gft_edge.errors import BundleError, CudaError, LockedError, PipelineError, UsageError
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia import build as build_room
@@ -104,7 +106,7 @@ def is_free(folder: Path) -> bool:
     try:
         with locked(folder):
             return True
-    except BundleError:
+    except LockedError:
         return False
 
 
@@ -472,19 +474,19 @@ def test_a_bundle_that_cannot_be_written_is_refused_before_the_build(
 
     monkeypatch.setattr(Path, "open", read_only)
     assert refused(run("build", bundle)) == (
-        f"{bundle} cannot be written ({os.strerror(code)}): copy the bundle to a folder that can"
+        f"{bundle} cannot be written ({os.strerror(code)}): copy it to a folder that can"
     )
 
 
 def test_a_disk_without_locks_is_not_taken_for_another_build(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(handle: int) -> None:
+    def no_locks(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(bundle_room, "_lock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert refused(run("build", bundle)) == (
-        f"{bundle} cannot be locked ({os.strerror(errno.ENOLCK)}): copy the bundle to a local disk"
+        f"{bundle} cannot be locked ({os.strerror(errno.ENOLCK)}): put it on a local disk"
     )
 
 
@@ -541,7 +543,7 @@ def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path)
 
 # Two processes.
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle.store import locked\n"
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle.locks import locked\n"
 HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
 
 
