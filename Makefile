@@ -1,3 +1,4 @@
+# test is for people, five minutes on two cores; test-slow is what takes longer, and CI runs both.
 # Everything runs from .venv, which is made once and again only when pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,14 +23,14 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not gpu"
 
 # Apart from unit: following every call doubles the time of an export.
 coverage: $(INSTALLED)
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term
 
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not gpu"
 
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu

@@ -17,7 +17,7 @@ import torch
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.locks import claimed_folder
-from gft_edge.bundle.specs import ModelSpec, Prediction, Preprocessing, Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Prediction, Preprocessing, Progress, Say, Score
 from gft_edge.bundle.store import size_bytes
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import Split, read_split
@@ -68,6 +68,7 @@ class Settings:
     depth: int = 6
     heads: int = 3
     stages: str = "2:75%,3:50%,4:25%"
+    score: Score = "class-laplacian"
     train_per_class: int = 400
     val_per_class: int = 20
     test_per_class: int = 50
@@ -159,6 +160,7 @@ def micro_spec(labels: tuple[str, ...], settings: Settings = DEFAULTS) -> ModelS
         labels,
         image_size_px=settings.image_size_px,
         stages=settings.stages,
+        score=settings.score,
         gala="block",
         backbone_args={
             "patch_size": settings.patch_px,
