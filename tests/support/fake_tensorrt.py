@@ -176,14 +176,14 @@ class _Runtime(_Counted):
 
 
 class _Engine(_Counted):
-    __slots__ = ("_logger", "_nodes", "_runtime", "_session", "_tensors")
+    __slots__ = ("_logger", "_model", "_runtime", "_session", "_tensors")
 
     def __init__(self, fake: FakeTensorrt, runtime: _Runtime, logger: ILogger, model: bytes):
         super().__init__(fake)
         self._runtime = runtime  # which an engine keeps alive
         self._logger = logger
         self._session = _onnx_session(model)
-        self._nodes = graph_nodes(model)
+        self._model = model
         self._tensors: dict[str, Any] = {
             value.name: value
             for value in (*self._session.get_inputs(), *self._session.get_outputs())
@@ -208,7 +208,7 @@ class _Engine(_Counted):
         return DataType[kind.upper()]
 
     def create_engine_inspector(self) -> _Inspector:
-        return _Inspector(self._fake, self._nodes)
+        return _Inspector(self._fake, graph_nodes(self._model))
 
     def create_execution_context(self) -> _Context | None:
         if self._fake.refuses("create_execution_context", self._logger):
@@ -292,7 +292,7 @@ class _Context(_Counted):
         if self.profiler is not None:
             assert self.profiler.constructed
             cudart.drain(stream_handle)
-            for node in self._engine._nodes:
+            for node in graph_nodes(self._engine._model):
                 self.profiler.report_layer_time(node.name, LAYER_MS)
         return True
 
