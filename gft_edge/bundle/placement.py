@@ -119,7 +119,8 @@ def _named_group(node: str) -> str:
         }[module[1]]
     if node.startswith("parts/"):
         return "selection 1"
-    if re.match(r"backbone\.(norm/|fc_norm|head)", node):
+    # OpenVINO names the layer that writes an output after the output alone.
+    if node == "logits" or re.match(r"backbone\.(norm/|fc_norm|head)", node):
         return "head"
     part = re.match(r"backbone\.(\w+)(?:\.(\w+))?", node)
     if not part:

@@ -44,6 +44,7 @@ def groups(*lines: str) -> list[str]:
         ("selections.2/TopK", "selection 3"),
         ("backbone.norm/LayerNormalization", "head"),
         ("backbone.head/Gemm", "head"),
+        ("logits", "head"),
         ("Reshape_12", ""),
     ],
 )
