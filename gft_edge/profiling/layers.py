@@ -37,7 +37,7 @@ PART_SELECTION = "part selection"
 class Part:
     """A part of the network: the sum of its layers' times, its share of all layers' (of 1).
 
-    `layers` counts those that take time.
+    `layers` counts those that take time: a part of which the counters read 0 has 0 ms and none.
     """
 
     name: str
@@ -141,17 +141,11 @@ def breakdown_of(
         raise UsageError(f"{engine} timed no layer: profile without --layers")
     members: dict[str, list[LayerTime]] = {name: [] for name in part_names(model)}
     for layer, group in zip(timed.layers, groups, strict=True):
-        if layer.mean_ms:
-            members.setdefault(part_of(group, model), []).append(layer)
+        members.setdefault(part_of(group, model), []).append(layer)
     members[OTHER] = members.pop(OTHER)
-    parts = tuple(
-        Part(name, mean_ms, mean_ms / total_ms, len(inside))
-        for name, inside in members.items()
-        for mean_ms in [sum(layer.mean_ms for layer in inside)]
-        if inside
-    )
+    parts = tuple(_part(name, inside, total_ms) for name, inside in members.items() if inside)
     top = sorted(
-        ((layer, name) for name, inside in members.items() for layer in inside),
+        ((layer, name) for name, inside in members.items() for layer in inside if layer.mean_ms),
         key=lambda pair: -pair[0].mean_ms,
     )
     pairs = zip(timed.samples_ms, plain_ms, strict=True)
@@ -236,6 +230,11 @@ def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
             return "not fused", "one of its products runs apart, as MatMul"
         return "fused", f"one {layer.kind}, {layer.kernel}"
     return "unknown", "no layer of it names a softmax"
+
+
+def _part(name: str, layers: Sequence[LayerTime], total_ms: float) -> Part:
+    mean_ms = sum(layer.mean_ms for layer in layers)
+    return Part(name, mean_ms, mean_ms / total_ms, sum(layer.mean_ms > 0 for layer in layers))
 
 
 def _top_layer(layer: LayerTime, part: str, total_ms: float) -> TopLayer:

@@ -84,9 +84,8 @@ def test_every_part_of_the_network_is_there_in_the_order_it_runs(
 ) -> None:
     names = {target: [part.name for part in breakdowns[target].parts] for target in TARGETS}
     assert names["onnx"] == part_names(model)[:-1], "no layer is `other`"
-    # OpenVINO counts whole microseconds: of a micro network some parts take none.
-    assert [name for name in names["onnx"] if name in names["openvino"]] == names["openvino"]
-    assert {"patch embedding", "base blocks", "stage 1: GALA"} <= set(names["openvino"])
+    # OpenVINO counts whole microseconds: of a micro network some parts take none, and stay.
+    assert names["openvino"] == names["onnx"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -97,7 +96,6 @@ def test_shares_are_of_all_layers_and_the_layers_are_about_the_whole(
     assert sum(part.share for part in breakdown.parts) == pytest.approx(1)
     for part in breakdown.parts:
         assert part.share == pytest.approx(part.mean_ms / breakdown.layers_ms)
-        assert part.layers >= 1
     # The rest of an inference is spent between layers; counters are whole microseconds.
     assert 0.1 < breakdown.layers_ms / breakdown.instrumented_ms < 1.2
     assert breakdown.runs == RUNS
@@ -261,7 +259,22 @@ def test_a_network_without_stages_has_base_blocks_alone(model: ModelSpec) -> Non
     assert part_of("block 11", dense) == "base blocks"
 
 
-def test_layers_without_time_count_nowhere(model: ModelSpec) -> None:
+def test_a_part_whose_counters_read_zero_stays_with_zero_ms(model: ModelSpec) -> None:
+    layers = (
+        layer("Conv", "backbone.patch_embed/Conv", ms=3),
+        layer("TopK", "selections.0/TopK", ms=0),
+        layer("Gemm", "backbone.head/Gemm", ms=0),
+    )
+    breakdown = breakdown_of(LayerRun(layers, (5.0,)), [4.0], model, "openvino", "engine 1")
+    assert [(part.name, part.mean_ms, part.share, part.layers) for part in breakdown.parts] == [
+        ("patch embedding", 3, 1, 1),
+        ("stage 1: selection", 0, 0, 0),
+        ("head", 0, 0, 0),
+    ]
+    assert [one.name for one in breakdown.top] == [layers[0].name]
+
+
+def test_a_layer_without_time_is_not_counted(model: ModelSpec) -> None:
     layers = (
         layer("Conv", "backbone.patch_embed/Conv", ms=3),
         layer("Gemm", "backbone.blocks.0.mlp.fc1/Gemm", ms=1),
