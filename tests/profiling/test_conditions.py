@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,9 @@ from gft_edge.profiling.conditions import (
     throttle_counts,
 )
 from gft_edge.profiling.sysfs import listed, number, text
+from tests.profiling.machines import tool, write
+
+pytestmark = pytest.mark.usefixtures("no_tools")
 
 CALM = Conditions(
     at_s=100.0,
@@ -43,28 +45,6 @@ CALM = Conditions(
     stolen_cpu_s=10.0,
     own_cpu_s=5.0,
 )
-
-
-@pytest.fixture(autouse=True)
-def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder that is all of the PATH, so that a machine's own tools are not met."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
-def write(folder: Path, files: Mapping[str, object]) -> Path:
-    for name, value in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{value}\n")
-    return folder
-
-
-def tool(folder: Path, name: str, script: str) -> None:
-    path = folder / name
-    path.write_text(f"#!{shutil.which('sh', path='/bin:/usr/bin')}\nPATH=/bin:/usr/bin\n{script}\n")
-    path.chmod(0o755)
 
 
 def later(seconds: float = 10.0, **changes: Any) -> Conditions:
@@ -199,10 +179,10 @@ def test_a_machine_names_its_cards_and_their_driver(
     assert this.gpus == ("NVIDIA T4 (driver 570.86.10, compute 7.5)",)
 
 
-@pytest.mark.parametrize("script", ["exit 9", "echo '0, half'", "printf '\\377\\n'"])
-def test_a_broken_nvidia_smi_is_no_gpu(tmp_path: Path, no_tools: Path, script: str) -> None:
-    tool(no_tools, "nvidia-smi", script)
-    assert read_conditions(tmp_path).gpus == ()
+def test_a_broken_nvidia_smi_is_no_gpu(tmp_path: Path, no_tools: Path) -> None:
+    for script in ("exit 9", "echo '0, half'", "printf '\\377\\n'"):
+        tool(no_tools, "nvidia-smi", script)
+        assert read_conditions(tmp_path).gpus == ()
 
 
 def test_the_power_mode_is_what_nvpmodel_says(tmp_path: Path, no_tools: Path) -> None:
@@ -256,10 +236,10 @@ def test_cpu_seconds_leave_out_waiting_and_the_hypervisor(tmp_path: Path) -> Non
     assert (read.busy_cpu_s, read.stolen_cpu_s, read.load_1min) == (63.0, 7.0, 1.25)
 
 
-@pytest.mark.parametrize("line", ["cpu", "cpu  1 2 3", "cpu  a b c d", "intr 5", ""])
-def test_a_strange_stat_file_raises_nothing(tmp_path: Path, line: str) -> None:
-    write(tmp_path / "proc", {"stat": line})
-    assert read_conditions(tmp_path).stolen_cpu_s in (None, 0.0)
+def test_a_strange_stat_file_raises_nothing(tmp_path: Path) -> None:
+    for line in ("cpu", "cpu  1 2 3", "cpu  a b c d", "intr 5", ""):
+        write(tmp_path / "proc", {"stat": line})
+        assert read_conditions(tmp_path).stolen_cpu_s in (None, 0.0)
 
 
 def test_files_that_vanish_once_listed_are_absent(
@@ -300,9 +280,7 @@ def test_other_processes_are_what_is_left_of_the_busy_time() -> None:
     assert other_load(CALM, later(busy_cpu_s=1025.0), own_cpu_s=20.0) == pytest.approx(0.5)
     assert other_load(CALM, later(busy_cpu_s=1009.9)) == 0.0
     assert stolen_load(CALM, later(stolen_cpu_s=14.0)) == pytest.approx(0.4)
-
-
-def test_a_load_that_cannot_be_known_is_none() -> None:
+    # What cannot be known is none.
     assert other_load(CALM, later(busy_cpu_s=None)) is None
     assert other_load(CALM, CALM) is None
     assert other_load(later(), CALM) is None
@@ -322,10 +300,6 @@ def test_another_process_shows_in_the_load() -> None:
     assert mine is not None
     assert theirs is not None
     assert theirs - mine == pytest.approx(child_s.ru_utime / (after.at_s - before.at_s), rel=0.2)
-
-
-def test_a_calm_run_has_no_cause() -> None:
-    assert likely_causes(CALM, later()) == ()
 
 
 @pytest.mark.parametrize(
@@ -355,18 +329,17 @@ def test_each_cause_is_one_line(changes: dict[str, Any], cause: str) -> None:
     assert likely_causes(CALM, later(**changes)) == (cause,)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_what_is_within_the_usual_is_no_cause() -> None:
+    usual: tuple[dict[str, Any], ...] = (
+        {},
         {"cpu_mhz": (1950.0, 400.0)},
         {"cpu_mhz": (), "gpus": (), "temperatures_c": {}, "throttling": None},
         {"temperatures_c": {"cpu-thermal": 59.0, "PMIC-Die": 100.0}},
         {"busy_cpu_s": 1011.5},
         {"throttle_counts": {"over-current oc3": 1}},
-    ],
-)
-def test_what_is_within_the_usual_is_no_cause(changes: dict[str, Any]) -> None:
-    assert likely_causes(CALM, later(**changes)) == ()
+    )
+    for changes in usual:
+        assert likely_causes(CALM, later(**changes)) == ()
 
 
 def test_throttling_before_the_run_is_a_cause_too() -> None:

@@ -17,7 +17,7 @@ from gft_edge.bundle.onnx_bytes import graph_nodes
 from gft_edge.bundle.placement import groups_by_flow
 from gft_edge.bundle.specs import ModelSpec, Stage
 from gft_edge.bundle.store import read_bundle
-from gft_edge.errors import GftEdgeError, UsageError
+from gft_edge.errors import UsageError
 from gft_edge.profiling.layers import (
     AttentionKernel,
     Breakdown,
@@ -30,6 +30,7 @@ from gft_edge.profiling.layers import (
 from gft_edge.reporting.layer_chart import breakdown_chart
 from gft_edge.runtime.backends import LayerRun, LayerTime, backend_for, precision_of
 from gft_edge.runtime.classifier import open_request
+from tests.support.refusals import refusal_of
 
 TARGETS = ("onnx", "openvino")
 RUNS = 5
@@ -66,14 +67,6 @@ def timed(
 
 def layer(kind: str, *nodes: str, name: str = "", ms: float = 1.0) -> LayerTime:
     return LayerTime(name or nodes[0], kind, "kernel", "fp32", nodes, (), (name,), ms)
-
-
-def refusal(work: Callable[[], object], kind: type[GftEdgeError] = UsageError) -> str:
-    """The one line in which something is refused."""
-    with pytest.raises(kind) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # What real engines tell.
@@ -154,21 +147,16 @@ def test_openvino_fuses_every_attention_and_onnx_runtime_none(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_something_else_is_measured_in_turn(target: str, micro_bundles: dict[str, Path]) -> None:
-    calls: list[int] = []
-    run = timed(micro_bundles[target], 4, lambda: calls.append(1))
-    assert len(calls) == len(run.samples_ms) == 4
-    assert min(run.samples_ms) > 0
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_no_file_is_left(
+def test_something_else_is_measured_in_turn_and_no_file_is_left(
     target: str, micro_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     before = sorted(micro_bundles[target].iterdir())
-    assert timed(micro_bundles[target]).layers
+    calls: list[int] = []
+    run = timed(micro_bundles[target], 4, lambda: calls.append(1))
+    assert len(calls) == len(run.samples_ms) == 4
+    assert min(run.samples_ms) > 0
     assert list(tmp_path.iterdir()) == []
     assert sorted(micro_bundles[target].iterdir()) == before
 
@@ -183,15 +171,13 @@ def test_what_openvino_converts_once_at_load_is_no_layer(micro_bundles: dict[str
         written.update(one.writes)
 
 
-def test_openvino_profiles_an_onnx_bundle_too(micro_bundles: dict[str, Path]) -> None:
-    breakdown = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=RUNS)
-    assert breakdown.target == "openvino"
-    assert "stage 2: GALA" in [part.name for part in breakdown.parts]
-
-
-def test_pixels_may_be_given(micro_bundles: dict[str, Path]) -> None:
+def test_openvino_profiles_an_onnx_bundle_too_and_pixels_may_be_given(
+    micro_bundles: dict[str, Path],
+) -> None:
     pixels = np.zeros((3, 64, 64, 3), np.uint8)
-    assert layer_profile(micro_bundles["onnx"], threads=1, runs=1, pixels=pixels).runs == 1
+    found = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=1, pixels=pixels)
+    assert (found.target, found.runs) == ("openvino", 1)
+    assert "stage 2: GALA" in [part.name for part in found.parts]
 
 
 def test_onnx_runtimes_nodes_are_read_without_the_onnx_package(
@@ -383,36 +369,30 @@ def test_what_an_engine_is_called_cannot_break_the_picture(
 # What cannot be profiled.
 
 
-@pytest.mark.parametrize("runs", [0, -3, 1001])
-def test_a_count_of_runs_that_makes_no_profile_is_refused(
-    runs: int, micro_bundles: dict[str, Path]
-) -> None:
-    message = refusal(lambda: layer_profile(micro_bundles["onnx"], runs=runs))
-    assert message == f"runs is {runs}: give 1 to 1000"
-
-
 @pytest.mark.parametrize(
-    ("backend", "threads", "message"),
+    ("target", "given", "words"),
     [
-        ("fake", None, "the fake backend has no layers to time: choose a real one"),
-        ("onnx", 0, "threads is 0: give 1 to "),
-        ("tensorrt", 1, "threads are a CPU engine's: leave them out for tensorrt"),
-        ("tpu", None, "there is no target 'tpu': choose from "),
+        ("onnx", {"runs": 0}, "runs is 0"),
+        ("onnx", {"runs": -3}, "runs is -3"),
+        ("onnx", {"runs": 1001}, "1000"),
+        ("onnx", {"backend": "fake"}, "fake"),
+        ("onnx", {"threads": 0}, "threads is 0"),
+        ("onnx", {"backend": "tensorrt", "threads": 1}, "threads"),
+        ("onnx", {"backend": "tpu"}, "'tpu'"),
+        ("openvino", {"backend": "onnx"}, "model.xml"),
     ],
 )
-def test_an_engine_that_cannot_profile_says_so_in_one_line(
-    backend: str, threads: int | None, message: str, micro_bundles: dict[str, Path]
+def test_what_cannot_be_profiled_is_refused(
+    target: str, given: dict[str, Any], words: str, micro_bundles: dict[str, Path]
 ) -> None:
-    said = refusal(lambda: layer_profile(micro_bundles["onnx"], backend, threads, runs=1))
-    assert said.startswith(message)
-
-
-def test_a_bundle_of_another_engine_says_so_in_one_line(micro_bundles: dict[str, Path]) -> None:
-    said = refusal(lambda: layer_profile(micro_bundles["openvino"], "onnx", runs=1))
-    assert said == "ONNX Runtime runs bundles of --target onnx, not model.xml"
+    refusal_of(UsageError, lambda: layer_profile(micro_bundles[target], **given), words)
 
 
 def test_an_engine_that_times_no_layer_is_refused(model: ModelSpec) -> None:
     run = LayerRun((layer("Conv", "backbone.patch_embed/Conv", ms=0),), (1.0,))
-    said = refusal(lambda: breakdown_of(run, [1.0], model, "onnx", "engine 1"))
-    assert said == "engine 1 timed no layer: profile without --layers"
+    refusal_of(
+        UsageError,
+        lambda: breakdown_of(run, [1.0], model, "onnx", "engine 1"),
+        "engine 1",
+        "--layers",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -28,6 +27,7 @@ from gft_edge.profiling.power import (
     total_of,
 )
 from gft_edge.profiling.tegrastats import parse_line
+from tests.profiling.machines import tool, write
 
 # Printed by Jetsons with Jetson Linux 32 to 39.
 AGX_ORIN = (
@@ -59,35 +59,23 @@ NANO = (
 )
 
 
+pytestmark = pytest.mark.usefixtures("no_tools")
+
+
 @pytest.fixture(autouse=True)
-def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder that is all of the PATH, so that a machine's own tools are not met."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
-@pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of a tenth of a second is enough."""
     monkeypatch.setattr(energy_room, "MIN_WINDOW_S", 0.1)
 
 
-def write(folder: Path, **files: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, value in files.items():
-        (folder / name).write_text(f"{value}\n")
-    return folder
-
-
 def ina3221(sysfs: Path, number: int, **rails: tuple[int, int]) -> Path:
     """A chip with up to three rails, each of (millivolts, milliamperes)."""
-    chip = write(sysfs / "class" / "hwmon" / f"hwmon{number}", name="ina3221")
+    chip = write(sysfs / "class" / "hwmon" / f"hwmon{number}", {"name": "ina3221"})
     for channel, (label, (mv, ma)) in enumerate(rails.items(), start=1):
         values = {"in{}_label": label, "in{}_input": mv, "curr{}_input": ma}
-        write(chip, **{name.format(channel): value for name, value in values.items()})
-    return write(chip, in4_input=9, in7_label="sum of shunt voltages", in7_input=9, curr4_input=9)
+        write(chip, {name.format(channel): value for name, value in values.items()})
+    sums = {"in4_input": 9, "in7_label": "sum of shunt voltages", "in7_input": 9, "curr4_input": 9}
+    return write(chip, sums)
 
 
 def orin_nano(sysfs: Path) -> Path:
@@ -96,13 +84,8 @@ def orin_nano(sysfs: Path) -> Path:
 
 def rapl_zone(sysfs: Path, zone: str, name: str, energy_uj: int) -> Path:
     folder = sysfs / "class" / "powercap" / zone
-    return write(folder, name=name, energy_uj=energy_uj, max_energy_range_uj=1_000_000)
-
-
-def tool(folder: Path, name: str, script: str) -> None:
-    path = folder / name
-    path.write_text(f"#!{shutil.which('sh', path='/bin:/usr/bin')}\nPATH=/bin:/usr/bin\n{script}\n")
-    path.chmod(0o755)
+    files = {"name": name, "energy_uj": energy_uj, "max_energy_range_uj": 1_000_000}
+    return write(folder, files)
 
 
 def found(sysfs: Path, nvidia_gpu: bool = False) -> PowerSource:
@@ -160,50 +143,44 @@ class Scripted:
             yield reading
 
 
-def test_a_line_of_agx_orin_is_read() -> None:
-    stats = parse_line(AGX_ORIN)
-    assert stats is not None
-    assert (stats.ram_used_mb, stats.ram_total_mb) == (4321, 62801)
-    assert (stats.cpu_load_pct, stats.cpu_mhz) == ((0, None), (729, None))
-    assert (stats.gpu_load_pct, stats.gpu_mhz) == (0, (0, 0))
-    assert stats.temperatures_c == {"CPU": 44.562, "tj": 44.343}
-    assert stats.rails_mw == {
-        "VDD_GPU_SOC": 2340, "VDD_CPU_CV": 390, "VIN_SYS_5V0": 4025, "VDDQ_VDD2_1V8AO": 301,
-    }  # fmt: skip
-
-
-def test_a_line_without_a_timestamp_is_read() -> None:
-    stats = parse_line(ORIN_NANO)
-    assert stats is not None
-    assert stats.ram_used_mb == 3000
-    assert stats.cpu_load_pct == (10, 12)
-    assert (stats.gpu_load_pct, stats.gpu_mhz) == (99, (918,))
-    assert stats.temperatures_c == {"cpu": 52}
-    assert stats.rails_mw == {"VDD_IN": 8942, "VDD_CPU_GPU_CV": 4210, "VDD_SOC": 2115}
-
-
-def test_maxima_of_power_and_temperature_are_passed_over() -> None:
-    stats = parse_line(AGX_ORIN_39)
-    assert stats is not None
-    assert stats.gpu_mhz == (1300, 1300)
-    assert stats.temperatures_c == {"cpu": 52.968, "gpu": 47.625}
-    assert stats.rails_mw == {"VDD_GPU_SOC": 5139, "VDD_CPU_CV": 3268, "VIN_SYS_5V0": 5500}
-
-
-def test_clocks_without_a_load_and_negative_power_are_read() -> None:
-    stats = parse_line(THOR)
-    assert stats is not None
-    assert (stats.gpu_load_pct, stats.gpu_mhz) == (None, (314, 314, 314))
-    assert stats.rails_mw["VDD_GPU"] == -392
-    assert stats.rails_mw["VIN"] == 19780
-
-
-def test_a_line_from_before_units_is_read() -> None:
-    stats = parse_line(NANO)
-    assert stats is not None
-    assert (stats.ram_used_mb, stats.gpu_load_pct, stats.gpu_mhz) == (1766, 0, ())
-    assert (stats.cpu_load_pct, stats.cpu_mhz) == ((24, 15, None), (1224, 1224, None))
-    assert stats.rails_mw == {"POM_5V_IN": 2545, "POM_5V_GPU": 0, "POM_5V_CPU": 549}
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (AGX_ORIN, {
+            "ram_used_mb": 4321, "ram_total_mb": 62801, "cpu_load_pct": (0, None),
+            "cpu_mhz": (729, None), "gpu_load_pct": 0, "gpu_mhz": (0, 0),
+            "temperatures_c": {"CPU": 44.562, "tj": 44.343},
+            "rails_mw": {"VDD_GPU_SOC": 2340, "VDD_CPU_CV": 390, "VIN_SYS_5V0": 4025,
+                         "VDDQ_VDD2_1V8AO": 301},
+        }),
+        # Without a timestamp.
+        (ORIN_NANO, {
+            "ram_used_mb": 3000, "cpu_load_pct": (10, 12), "gpu_load_pct": 99, "gpu_mhz": (918,),
+            "temperatures_c": {"cpu": 52},
+            "rails_mw": {"VDD_IN": 8942, "VDD_CPU_GPU_CV": 4210, "VDD_SOC": 2115},
+        }),
+        # Maxima of power and temperature are passed over.
+        (AGX_ORIN_39, {
+            "gpu_mhz": (1300, 1300), "temperatures_c": {"cpu": 52.968, "gpu": 47.625},
+            "rails_mw": {"VDD_GPU_SOC": 5139, "VDD_CPU_CV": 3268, "VIN_SYS_5V0": 5500},
+        }),
+        # Clocks without a load, and negative power.
+        (THOR, {
+            "gpu_load_pct": None, "gpu_mhz": (314, 314, 314),
+            "rails_mw": {"VDD_GPU": -392, "VDD_CPU_SOC_MSS": 5887, "VIN_SYS_5V0": 5635,
+                         "VIN": 19780},
+        }),
+        # From before units.
+        (NANO, {
+            "ram_used_mb": 1766, "gpu_load_pct": 0, "gpu_mhz": (),
+            "cpu_load_pct": (24, 15, None), "cpu_mhz": (1224, 1224, None),
+            "rails_mw": {"POM_5V_IN": 2545, "POM_5V_GPU": 0, "POM_5V_CPU": 549},
+        }),
+    ],
+)  # fmt: skip
+def test_a_line_of_each_board_is_read(line: str, expected: dict[str, object]) -> None:
+    stats = parse_line(line)
+    assert {name: getattr(stats, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -251,7 +228,7 @@ def test_a_sum_of_rails_is_called_a_sum() -> None:
 
 
 def test_an_orin_nano_is_read_from_hwmon(tmp_path: Path, no_tools: Path) -> None:
-    write(tmp_path / "class" / "hwmon" / "hwmon0", name="tmp451")
+    write(tmp_path / "class" / "hwmon" / "hwmon0", {"name": "tmp451"})
     orin_nano(tmp_path)
     tool(no_tools, "tegrastats", f"echo '{THOR}'")
     source = found(tmp_path)
@@ -264,7 +241,7 @@ def test_the_two_chips_of_an_agx_orin_make_one_sum(tmp_path: Path) -> None:
         tmp_path, 2, VDD_GPU_SOC=(20000, 150), VDD_CPU_CV=(20000, 100), VIN_SYS_5V0=(5000, 1000)
     )
     chip = ina3221(tmp_path, 11, NC=(0, 0), VDDQ_VDD2_1V8AO=(5000, 60))
-    write(chip, in3_label="NC", in3_input=0, curr3_input=0)
+    write(chip, {"in3_label": "NC", "in3_input": 0, "curr3_input": 0})
     source = found(tmp_path)
     assert source.total == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
     assert watts_now(source) == {
@@ -275,7 +252,8 @@ def test_the_two_chips_of_an_agx_orin_make_one_sum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [{}, {"in1_label": "VIN"}])
 def test_the_total_of_thor_is_its_ina238(tmp_path: Path, label: Mapping[str, str]) -> None:
     ina3221(tmp_path, 3, VDD_GPU=(12000, 100), VDD_CPU_SOC_MSS=(12000, 500), VIN_SYS_5V0=(5000, 9))
-    write(tmp_path / "class" / "hwmon" / "hwmon4", name="ina238", power1_input=19780000, **label)
+    chip = {"name": "ina238", "power1_input": 19780000, **label}
+    write(tmp_path / "class" / "hwmon" / "hwmon4", chip)
     source = found(tmp_path)
     assert source.total == ("VIN",)
     assert watts_now(source)["VIN"] == 19.78
@@ -284,7 +262,7 @@ def test_the_total_of_thor_is_its_ina238(tmp_path: Path, label: Mapping[str, str
 def test_two_rails_of_one_name_are_no_total(tmp_path: Path) -> None:
     for number in (3, 4):
         chip = tmp_path / "class" / "hwmon" / f"hwmon{number}"
-        write(chip, name="ina238", power1_input=1)
+        write(chip, {"name": "ina238", "power1_input": 1})
     why = "which of its rails make up the total is not known here: VIN (hwmon3), VIN (hwmon4)"
     assert why in why_not(tmp_path)
 
@@ -324,7 +302,7 @@ def test_a_counter_that_wraps_goes_on(tmp_path: Path) -> None:
     began = time.perf_counter()
     readings = found(tmp_path).readings(threading.Event(), 0.05)
     assert next(readings).watts == {"package-0": 0.0}
-    write(zone, energy_uj=100_000)
+    write(zone, {"energy_uj": 100_000})
     # 0.2 J of the counter's 1 J, in 0.05 s or a little more.
     watts = next(readings).watts["package-0"]
     assert 0.2 / (time.perf_counter() - began) <= watts <= 0.2 / 0.04
@@ -342,7 +320,7 @@ def test_a_counter_that_goes_back_without_a_range_is_no_reading(tmp_path: Path) 
     (zone / "max_energy_range_uj").unlink()
     readings = Rapl(("package-0",), {"package-0": zone}).readings(threading.Event(), 0.01)
     assert next(readings).watts == {"package-0": 0.0}
-    write(zone, energy_uj=100_000)
+    write(zone, {"energy_uj": 100_000})
     assert next(readings).watts == {}
 
 
@@ -388,7 +366,6 @@ def test_tegrastats_that_does_not_start_says_why(tmp_path: Path, no_tools: Path)
     assert "tegrastats: it did not start: No such file" in why_not(tmp_path)
 
 
-@pytest.mark.usefixtures("short")
 def test_tegrastats_that_dies_in_the_run_takes_the_energy_with_it(
     tmp_path: Path, no_tools: Path
 ) -> None:
@@ -405,13 +382,12 @@ def test_a_tool_and_its_children_end_with_the_meter(tmp_path: Path, no_tools: Pa
     loop = f"sleep 600 & echo $$ $! > {pids}; {LOOP.format(ORIN_NANO)}"
     tool(no_tools, "tegrastats", loop)
     measured(found(tmp_path), tmp_path, seconds=0.05)
-    until = time.perf_counter() + 5
+    until = time.perf_counter() + 30
     while (left := alive(pids.read_text().split())) and time.perf_counter() < until:
         time.sleep(0.01)
     assert not left
 
 
-@pytest.mark.usefixtures("short")
 def test_the_power_of_every_nvidia_card_is_summed(tmp_path: Path, no_tools: Path) -> None:
     rapl_zone(tmp_path, "intel-rapl:0", "package-0", 1)
     once = "printf '0, 40.50\\n1, 9.50\\n'"
@@ -430,7 +406,6 @@ def test_a_card_that_reads_no_power_is_named(tmp_path: Path, no_tools: Path) -> 
     assert why_not(tmp_path, nvidia_gpu=True).endswith(why)
 
 
-@pytest.mark.usefixtures("short")
 def test_energy_is_power_by_time_by_image(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     result = measured(found(tmp_path), tmp_path).energy(images=100, idle_power_w=5.0)
@@ -445,7 +420,6 @@ def test_energy_is_power_by_time_by_image(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("short")
 def test_energy_survives_json(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     for result in (
@@ -462,19 +436,17 @@ def test_the_integral_is_the_trapezoids_and_holds_the_edges() -> None:
     assert energy_room.integral_j(points, (0.0, 5.0), averaged=True) == 10 + 20 + 40 + 20
 
 
-@pytest.mark.usefixtures("short")
 def test_a_counter_gives_its_joules_whatever_the_pace(tmp_path: Path) -> None:
     zone = rapl_zone(tmp_path, "intel-rapl:0", "package-0", 0)
     with PowerMeter(found(tmp_path), interval_s=0.05, sysfs=tmp_path) as meter:
         for energy_uj in (100_000, 110_000, 600_000):
             time.sleep(0.07)
-            write(zone, energy_uj=energy_uj)
+            write(zone, {"energy_uj": energy_uj})
         time.sleep(0.3)
     result = meter.energy(images=1)
     assert result.gross_mj_per_image == pytest.approx(600, rel=0.02)
 
 
-@pytest.mark.usefixtures("short")
 def test_a_net_below_nothing_is_said_and_not_hidden(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     meter = measured(found(tmp_path), tmp_path)
@@ -494,25 +466,21 @@ def test_idle_power_needs_no_long_window(tmp_path: Path) -> None:
     assert idle_power_w(Unavailable("none here"), seconds=0) is None
 
 
-def test_a_short_window_gives_no_energy(tmp_path: Path) -> None:
+def test_a_short_window_gives_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy_room, "MIN_WINDOW_S", 10.0)
     orin_nano(tmp_path)
     result = measured(found(tmp_path), tmp_path, seconds=0.1).energy(images=10)
     assert not result.available
-    assert result.why is not None
-    assert re.fullmatch(
-        r"the window lasted 0\.\d s, and energy takes 10 s or more of steady work", result.why
-    )
+    assert "10 s" in str(result.why)
     assert (result.mean_power_w, result.gross_mj_per_image, result.rails) == (None, None, ())
 
 
-@pytest.mark.usefixtures("short")
 def test_no_image_gives_no_energy(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     result = measured(found(tmp_path), tmp_path).energy(images=0)
     assert (result.available, result.why) == (False, "no image was predicted")
 
 
-@pytest.mark.usefixtures("short")
 def test_a_machine_without_a_source_says_so_in_its_energy(tmp_path: Path) -> None:
     result = measured(find_power_source(tmp_path), tmp_path).energy(images=10)
     assert not result.available
@@ -521,7 +489,6 @@ def test_a_machine_without_a_source_says_so_in_its_energy(tmp_path: Path) -> Non
     assert (result.source, result.mean_power_w, result.gross_mj_per_image) == (None, None, None)
 
 
-@pytest.mark.usefixtures("short")
 def test_a_sensor_that_vanishes_in_the_run_is_said(tmp_path: Path) -> None:
     chip = orin_nano(tmp_path)
     with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
@@ -534,7 +501,6 @@ def test_a_sensor_that_vanishes_in_the_run_is_said(tmp_path: Path) -> None:
     assert meter.mean_power_w is None
 
 
-@pytest.mark.usefixtures("short")
 def test_a_part_that_vanishes_leaves_the_total(tmp_path: Path) -> None:
     chip = orin_nano(tmp_path)
     with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
@@ -546,7 +512,6 @@ def test_a_part_that_vanishes_leaves_the_total(tmp_path: Path) -> None:
     assert [round(r.mean_power_w, 6) for r in result.rails if r.name == "VDD_SOC"] == [1.5]
 
 
-@pytest.mark.usefixtures("short")
 def test_a_reading_that_fails_once_is_bridged(tmp_path: Path) -> None:
     good, lost = Reading({"VIN": 4.0}), Reading({}, "VIN: Input/output error")
     source = Scripted(((0, good), (0.05, lost), (0.05, good), (0.05, good)))
@@ -554,7 +519,6 @@ def test_a_reading_that_fails_once_is_bridged(tmp_path: Path) -> None:
     assert result.mean_power_w == pytest.approx(4.0)
 
 
-@pytest.mark.usefixtures("short")
 def test_a_silence_in_the_run_is_not_bridged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,37 +526,34 @@ def test_a_silence_in_the_run_is_not_bridged(
     good = Reading({"VIN": 4.0})
     source = Scripted(((0, good), (0.4, good)))
     result = measured(source, tmp_path, seconds=0.45).energy(images=1)
-    assert result.why is not None
-    assert re.fullmatch(r"script said nothing for \d\.\d s of the run", result.why)
+    assert "script said nothing for " in str(result.why)
 
 
-@pytest.mark.usefixtures("short")
 def test_a_source_that_never_speaks_is_said(tmp_path: Path) -> None:
     result = measured(Scripted(()), tmp_path).energy(images=1)
     assert result.why == "script said nothing during the run"
 
 
-@pytest.mark.usefixtures("short")
 def test_throttling_within_the_window_is_named(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     alert = tmp_path / "class" / "thermal" / "cooling_device7"
-    write(alert, type="gpu-throttle-alert", cur_state=1)
-    events = write(tmp_path / "class" / "hwmon" / "hwmon9", name="soctherm_oc", oc3_event_cnt=5)
+    write(alert, {"type": "gpu-throttle-alert", "cur_state": 1})
+    events = write(
+        tmp_path / "class" / "hwmon" / "hwmon9", {"name": "soctherm_oc", "oc3_event_cnt": 5}
+    )
     with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
         time.sleep(0.1)
-        write(alert, cur_state=0)
-        write(events, oc3_event_cnt=8)
+        write(alert, {"cur_state": 0})
+        write(events, {"oc3_event_cnt": 8})
         time.sleep(0.05)
     assert meter.energy(images=1).throttled == ("gpu-throttle-alert", "over-current oc3: 3 events")
 
 
-@pytest.mark.usefixtures("short")
 def test_a_machine_that_does_not_say_is_not_called_unthrottled(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     assert measured(found(tmp_path), tmp_path).energy(images=1).throttled is None
-    write(
-        tmp_path / "class" / "thermal" / "cooling_device0", type="cpu-throttle-alert", cur_state=0
-    )
+    alert = {"type": "cpu-throttle-alert", "cur_state": 0}
+    write(tmp_path / "class" / "thermal" / "cooling_device0", alert)
     assert measured(found(tmp_path), tmp_path).energy(images=1).throttled == ()
 
 
