@@ -14,6 +14,8 @@ from gft_edge.bundle.specs import ModelSpec
 from tests.support.pictures import MICRO_LABELS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gft_edge.bundle.specs import GalaMode, Score
     from gft_edge.export.recipe import ExportRequest
     from gft_edge.model.gft import GFT
@@ -22,6 +24,7 @@ MICRO_STAGES = "1:48,2:32,3:16"
 WIDE_LABELS = ("ash", "birch", "cherry tree")
 # Four blocks of three heads, 48 channels, patches of 8 px.
 MICRO_BACKBONE = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+VIT_OF_TRANSFG = {**MICRO_BACKBONE, "patch_size": 16}
 
 
 @functools.cache  # timm builds two networks for a spec, a third of a second
@@ -85,6 +88,32 @@ def _wide_network(
         wide = noise / 6 if parameter.ndim > 1 else parameter.data + bias_spread * noise
         parameter.data = wide
     return spec, model.eval()
+
+
+def small_spec(name: str, labels: tuple[str, ...] = MICRO_LABELS) -> ModelSpec:
+    """Return the spec of a network of timm's, or of a small TransFG, for images of 64 px."""
+    from gft_edge.model.variants import spec_from_name
+
+    given = {**VIT_OF_TRANSFG, "patch_stride": 8} if name.startswith("transfg") else None
+    return spec_from_name(name, labels, image_size_px=64, backbone_args=given)
+
+
+def seeded(spec: ModelSpec) -> Any:
+    """Return the network of a spec with seeded random weights."""
+    import torch
+
+    from gft_edge.model.networks import build_network
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_network(spec).eval()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Return a tensor of seeded normal noise."""
+    import torch
+
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def save_micro_network(
