@@ -117,9 +117,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def save_micro_network(
-    folder: Path, data: Path, split: str, spread: float
+    folder: Path, data: Path, split: str, spread: float, spec: ModelSpec | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Save micro_spec() with random weights of that spread; return the pixels it was centred on."""
+    """Save a GFT with random weights of that spread; return the pixels it was centred on.
+
+    `spec` is micro_spec() unless it is given.
+    """
     import torch
 
     from gft_edge.datasets import read_split
@@ -127,7 +130,8 @@ def save_micro_network(
     from gft_edge.model.gft import build_gft
     from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
 
-    spec = micro_spec()
+    spec = spec or micro_spec()
+    folder.mkdir(exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_gft(spec)
