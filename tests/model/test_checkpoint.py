@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,13 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import CheckpointError
 from gft_edge.model.checkpoint import load_backbone, load_run, save_network
 from gft_edge.model.gft import GFT, build_backbone, build_gft
-from gft_edge.model.variants import spec_from_name
-
-SMALL = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}
+from tests.support.files import Trap
+from tests.support.networks import micro_spec
+from tests.support.refusals import refusal_of
 
 
 def small_spec(stages: str = "1:20,2:15,4:10", depth: int = 4, size: int = 48) -> ModelSpec:
-    return spec_from_name(
-        "vit_tiny_patch16_224",
-        ("a", "b", "c"),
-        image_size_px=size,
-        stages=stages,
-        backbone_args={**SMALL, "depth": depth},
-    )
+    return micro_spec(("a", "b", "c"), stages, size, depth=depth)
 
 
 def donor(depth: int = 4) -> GFT:
@@ -95,58 +90,37 @@ def test_a_pytorch_state_dict_is_read_too(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.cls_token, donor().backbone.cls_token)
 
 
-class Trap:
-    """A pickle that would run code."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("this must not run",))
+def refused(path: Path, *words: str) -> None:
+    spec = small_spec("none")
+    refusal_of(CheckpointError, partial(load_backbone, build_gft(spec), spec, path), *words)
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Trap()}, tmp_path / "trap.pt")
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match=r"could run code on loading.*safetensors"):
-        load_backbone(build_gft(spec), spec, tmp_path / "trap.pt")
+    refused(tmp_path / "trap.pt", "trap.pt", "code", "safetensors")
     assert "must not run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04 broken pickle"])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "w.pt").write_bytes(content)
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match=r"w.pt"):
-        load_backbone(build_gft(spec), spec, tmp_path / "w.pt")
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.safetensors", "absent.safetensors")
+    for content in (b"", b"not a checkpoint", b"\x80\x04 broken pickle"):
+        (tmp_path / "w.pt").write_bytes(content)
+        refused(tmp_path / "w.pt", "w.pt")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match="no such weights file"):
-        load_backbone(build_gft(spec), spec, tmp_path / "absent.safetensors")
-
-
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    state = timm.create_model("resnet18", num_classes=3).state_dict()
-    safetensors.torch.save_file(dict(state), tmp_path / "resnet.safetensors")
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match=r"is no checkpoint of vit_tiny_patch16_224"):
-        load_backbone(build_gft(spec), spec, tmp_path / "resnet.safetensors")
-
-
-def test_a_checkpoint_of_another_width_names_the_tensor(tmp_path: Path) -> None:
-    wide = build_backbone(small_spec("none"), embed_dim=96)
-    safetensors.torch.save_file(dict(wide.state_dict()), tmp_path / "wide.safetensors")
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match=r"\(1, 1, 96\), expected \(1, 1, 48\)"):
-        load_backbone(build_gft(spec), spec, tmp_path / "wide.safetensors")
-
-
-def test_nan_weights_are_refused_by_tensor(tmp_path: Path) -> None:
-    state = save_donor(tmp_path / "w.safetensors")
-    state["blocks.2.mlp.fc1.weight"][3, 5] = float("nan")
-    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    spec = small_spec("none")
-    with pytest.raises(CheckpointError, match=r"blocks.2.mlp.fc1.weight holds NaN"):
-        load_backbone(build_gft(spec), spec, tmp_path / "w.safetensors")
+def test_a_checkpoint_of_another_network_is_refused_by_its_tensor(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    resnet = timm.create_model("resnet18", num_classes=3).state_dict()
+    wide = build_backbone(small_spec("none"), embed_dim=96).state_dict()
+    spoilt = donor().backbone.state_dict()
+    spoilt["blocks.2.mlp.fc1.weight"][3, 5] = float("nan")
+    for state, words in (
+        (resnet, ("w.safetensors", "vit_tiny_patch16_224")),
+        (wide, ("(1, 1, 96)", "(1, 1, 48)")),
+        (spoilt, ("blocks.2.mlp.fc1.weight", "NaN")),
+    ):
+        safetensors.torch.save_file(dict(state), file)
+        refused(file, *words)
 
 
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -165,20 +139,11 @@ def test_a_run_whose_weights_do_not_fit_its_spec_is_refused(tmp_path: Path) -> N
     content = json.loads((tmp_path / "model.json").read_text())
     content["labels"].append("d")
     (tmp_path / "model.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"head.*\(3.*expected \(4"):
-        load_run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "cannot be used"), ("{}", "lacks the field"), ("[]", "is not an object")],
-)
-def test_a_damaged_model_json_is_named(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "model.json").write_text(content)
-    with pytest.raises(CheckpointError, match=message):
-        load_run(tmp_path)
+    refusal_of(CheckpointError, partial(load_run, tmp_path), "head", "(3", "(4")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is no run: it has no model.json"):
-        load_run(tmp_path)
+    refusal_of(CheckpointError, partial(load_run, tmp_path), str(tmp_path), "model.json")
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "model.json").write_text(content)
+        refusal_of(CheckpointError, partial(load_run, tmp_path), str(tmp_path))

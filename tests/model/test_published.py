@@ -26,6 +26,7 @@ from gft_edge.model.gft import build_gft
 from gft_edge.model.published import INERT_SELECTION, read_published
 from gft_edge.runtime.classifier import Classifier
 from tests.support.cli import refusal, refused, run, run_json
+from tests.support.files import Trap
 from tests.support.networks import micro_spec
 from tests.support.paths import ROOT
 from tests.support.pictures import MICRO_LABELS
@@ -255,13 +256,6 @@ def test_a_data_parallel_checkpoint_without_running_means_is_the_same_checkpoint
 
 
 # What is refused.
-
-
-class Trap:
-    """A pickle that would run code."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("this must not run",))
 
 
 def test_a_checkpoint_of_another_kind_says_what_to_do_with_it(

@@ -1,4 +1,4 @@
-"""What lies in a folder, to compare before and after."""
+"""What lies in a folder, to compare before and after, and a file that must not be trusted."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Trap:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("this must not run",))

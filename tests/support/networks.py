@@ -32,13 +32,14 @@ def micro_spec(
     labels: tuple[str, ...] = MICRO_LABELS,
     stages: str = MICRO_STAGES,
     image_size_px: int = 64,
+    name: str = "vit_tiny_patch16_224",
     **backbone_args: int,
 ) -> ModelSpec:
     """Return the spec of a 4-block GFT; `backbone_args` change MICRO_BACKBONE."""
     from gft_edge.model.variants import spec_from_name
 
     return spec_from_name(
-        "vit_tiny_patch16_224",
+        name,
         labels,
         image_size_px=image_size_px,
         backbone_args={**MICRO_BACKBONE, **backbone_args},
