@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import cast
 
 from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import read_split
 from gft_edge.datasets.drawings import write_drawings
-from gft_edge.studies.ablation_plan import DENSE, scores_of
 from gft_edge.studies.demo import DEFAULTS, RECIPE, micro_spec
 from gft_edge.studies.evaluation import evaluate_run
 from gft_edge.training.loop import RunConfig, supports_bf16, train
 
+DENSE = "none"
 DRAWINGS = {
     "train": DEFAULTS.train_per_class,
     "val": DEFAULTS.val_per_class,
@@ -36,17 +37,21 @@ def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scores", default="none,gala,class,class-laplacian,random")
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        choices=(DENSE, *SCORES),
+        default=[DENSE, "gala", "class", "class-laplacian", "random"],
+    )
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    scores = scores_of(given.scores)
     data = given.out / "data"
     # The same files whoever writes them, so an interrupted drawing is simply drawn again.
     write_drawings(data, DRAWINGS, DEFAULTS.image_size_px, seed=0)
     whole = micro_spec(read_split(data, "train").labels)
     print(f"kept: {', '.join(str(stage.keep) for stage in whole.stages)} of {whole.patch_count}\n")
     print("| score | top-1 | each seed |\n|---|---|---|")
-    for score in scores:
+    for score in given.scores:
         spec = (
             dataclasses.replace(whole, stages=())
             if score == DENSE

@@ -7,7 +7,7 @@ ranks the patches of the same weights at late, middle and early blocks, at the p
 loses against the dense network is what the score threw away. The first row is the mean of several random
 orders of every network and the standard deviation among all of them; `errors` is the difference to that
 mean over its standard error, of networks and images (gft_edge.studies.crossed), and p how often as
-many come about by chance. A trained network may order the scores otherwise: gft-edge ablate.
+many come about by chance. A trained network may order the scores otherwise: benchmarks/ablation.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.preprocess import batch_from_pixels
-from gft_edge.studies.ablation_plan import DENSE, scores_of
 from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.training.loop import supports_bf16
 
 POSITIONS = {"late": (8, 9, 10), "middle": (3, 6, 9), "early": (2, 4, 7)}
 RATIOS = ("75%", "50%", "25%")
+COMPARED = [score for score in SCORES if score != "random"]
 BATCH = 32
 RANDOM_ORDERS = 5
 
@@ -45,9 +45,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--scores", help="some of them, with commas between [default: all]")
+    parser.add_argument("--scores", nargs="+", choices=COMPARED, default=COMPARED)
     given = parser.parse_args()
-    scores = scores_of(given.scores) if given.scores else tuple(SCORES)
     if len(given.runs) < 2:
         parser.error("give two dense runs or more, of other seeds: one has no error")
     opened = [load_run(run) for run in given.runs]
@@ -68,9 +67,7 @@ def main() -> None:
         f"{100 * of.mean():.2f} | {100 * of.mean(axis=2).std(ddof=1):.2f}" for of in random.values()
     ]
     print("| `random`, and among orders | " + " | ".join(cells) + " |", flush=True)
-    for score in scores:
-        if score in (DENSE, "random"):
-            continue  # above
+    for score in given.scores:
         cells = []
         for name, of in networks.items():
             found = []

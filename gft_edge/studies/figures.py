@@ -1,4 +1,4 @@
-"""Histories, gradients, confusions, ablations and sweeps drawn as PNG files."""
+"""Histories, gradients, confusions and sweeps drawn as PNG files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from gft_edge.errors import MissingDependencyError, UsageError
-from gft_edge.studies.ablation_result import Ablation, ArmResult
 from gft_edge.studies.confusion import ClassResult, Confusion, Pair
 from gft_edge.studies.history import ACCURACY, LOSS, History
 from gft_edge.studies.sweep_results import Sweep
@@ -224,59 +223,6 @@ def draw_sweep(found: Sweep, path: Path) -> None:
     axes.legend(fontsize=8, loc="lower right")
     axes.set_title(_literal(f"{found.network}: {found.images} images"), fontsize=11)
     _save(figure, path)
-
-
-def draw_ablation(ablation: Ablation, path: Path) -> None:
-    """The mean of each arm with its interval, a dot a seed, grouped by stages; dense as a line."""
-    groups: dict[str, list[ArmResult]] = {}
-    for arm in ablation.arms:
-        groups.setdefault(arm.stages, []).append(arm)
-    # A heading a group, and a line of room below it.
-    rows = sum(len(arms) + 1.6 for arms in groups.values())
-    names = {id(arm): _arm_name(arm) for arm in ablation.arms}
-    room = CHARACTER_INCHES * max(len(name) for name in (*names.values(), *groups))
-    figure = _figure(7.0 + room, 1.3 + 0.27 * rows)
-    axes = figure.subplots()
-    places, labels, place = [], [], 0.0
-    for stages, arms in groups.items():
-        heading = "dense" if stages == "none" else f"stages {stages}"
-        axes.text(
-            0, place, f" {heading}", transform=axes.get_yaxis_transform(), va="center", fontsize=8,
-            color="#555555", style="italic",
-        )  # fmt: skip
-        axes.axhline(place - 0.7, color="#cccccc", linewidth=0.8)
-        for arm in arms:
-            place += 1
-            colour = "#333333" if stages == "none" else "#2f6fb0"
-            if arm.estimate is not None:
-                ends = (100 * arm.estimate.low, 100 * arm.estimate.high)
-                axes.plot(ends, (place, place), color=colour, linewidth=1.5, alpha=0.6)
-            axes.plot(
-                [100 * rate for rate in arm.top1], [place] * len(arm.top1), "o", color=colour,
-                markersize=4, alpha=0.5, markeredgewidth=0,
-            )  # fmt: skip
-            axes.plot(100 * arm.mean, place, "D", color="#d9822b", markersize=5.5)
-            if stages == "none" and len(arms) == 1 and len(groups) > 1:
-                axes.axvline(100 * arm.mean, color=colour, linewidth=0.8, linestyle="--", zorder=0)
-            places.append(place)
-            labels.append(_literal(names[id(arm)]))
-        place += 1.6
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.set_ylim(place - 0.7, -0.7)
-    axes.set_xlabel(f"top-1 on {_literal(ablation.split)}, %")
-    axes.grid(alpha=0.3, axis="x")
-    interval = ", line: 95 % interval over seeds and images" if ablation.intervals else ""
-    axes.set_title(
-        _literal(f"{ablation.model}; diamond: mean, dots: seeds{interval}"), fontsize=10, loc="left"
-    )
-    _save(figure, path)
-
-
-def _arm_name(arm: ArmResult) -> str:
-    """The score, and the settings that vary."""
-    settings = ", ".join(f"{name}={value}" for name, value in arm.settings.items())
-    score = "dense" if arm.stages == "none" else arm.score
-    return f"{score}, {settings}" if settings else score
 
 
 def _figure(width: float, height: float) -> Any:

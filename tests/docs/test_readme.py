@@ -115,12 +115,15 @@ def test_the_commands_for_scores_and_a_teacher_run(folder: Path, tmp_path: Path)
     shutil.copytree(folder / "grocery", tmp_path / "grocery")
     shutil.copy(folder / "deit_tiny.safetensors", tmp_path)
     execute(blocks("sh", "Real photographs")[0].splitlines()[1] + " --epochs 1", tmp_path)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     commands = [line for shell in blocks("sh", "Networks") for line in shell.splitlines()]
+    script = "benchmarks/ablation.py"
     words = [shlex.split(line)[1] for line in commands]
-    assert words == ["ablate", "sweep", "ablate", "ablate"]
+    assert words == [script, "sweep", script, script]
     for command, word in zip(commands, words, strict=True):
         # As it stands, but for what would only take longer.
-        execute(command + " --epochs 1 --batch-size 4 --seeds 1" * (word == "ablate"), tmp_path)
+        shorter = " --seeds 1 --vary epochs=1 --vary batch_size=4" * (word == script)
+        execute(command + shorter, tmp_path)
     assert (tmp_path / "taught" / "ablation.md").is_file()
 
 
