@@ -65,15 +65,9 @@ def expected_casts(spec: ModelSpec, given: InputSpec, half: bool) -> int | None:
 
 
 def _casts_of_scores(spec: ModelSpec) -> int:
-    """One for q and one for k of each attention that is read; a random order touches q alone."""
+    """One for q and one for k of each stage's attention; a random order touches q alone."""
     rule = SCORES[spec.score]
-    if rule.attention is None or not spec.stages:
-        return len(spec.stages)
-    read = len(spec.stages)
-    if rule.summed:
-        last = spec.stages[-1].position
-        read = last + 1 if spec.gala == "block" else last + len(spec.stages)
-    return 2 * read
+    return len(spec.stages) * (1 if rule.attention is None else 2)
 
 
 def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:

@@ -13,22 +13,7 @@ from gft_edge.errors import SpecError
 GalaMode = Literal["layer", "block"]
 
 
-Score = Literal[
-    "gala",
-    "gala-2d",
-    "raw",
-    "class",
-    "class-sum",
-    "class-gradient",
-    "class-gradient-2d",
-    "class-mixed",
-    "class-laplacian",
-    "received",
-    "received-gradient",
-    "received-gradient-2d",
-    "received-mixed",
-    "random",
-]
+Score = Literal["gala", "raw", "class", "class-laplacian", "received", "random"]
 
 
 Family = Literal["gft", "timm", "transfg"]

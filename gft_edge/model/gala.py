@@ -73,24 +73,6 @@ def gradient_scores(attention: Tensor, kernel: Tensor) -> Tensor:
     return smooth(token_gradient(attention).abs().mean(dim=1), kernel)
 
 
-def grid_gradient_scores(
-    attention: Tensor, positions: Tensor, grid: tuple[int, int], kernel: Tensor, with_value: bool
-) -> Tensor:
-    """gradient_scores in two dimensions, (B,H,N) at ascending grid positions (B,N) -> (B,N).
-
-    Eq. 2 along rows and columns between patches that are still there, the sum of both magnitudes,
-    mean over heads; `with_value` adds the attention itself. The kernel smooths along both axes.
-    """
-    values, present = on_grid(attention, positions, grid)
-    size = _differences(values, present, 2).abs() + _differences(values, present, 3).abs()
-    if with_value:
-        size = size + values
-    importance = size.mean(dim=1, keepdim=True)
-    for axis in (2, 3):
-        importance = _smooth_along(importance, present, kernel, axis)
-    return take_rows(importance.flatten(2).transpose(1, 2), positions).squeeze(2)
-
-
 def laplacian_scores(attention: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """How far attention stands out from around it, (B,H,N) at ascending grid positions (B,N) -> (B,N).
 
@@ -128,23 +110,6 @@ def on_grid(values: Tensor, positions: Tensor, grid: tuple[int, int]) -> tuple[T
         laid.reshape(batch, heads, rows, columns),
         present.reshape(batch, 1, rows, columns),
     )
-
-
-def _differences(values: Tensor, present: Tensor, axis: int) -> Tensor:
-    """Eq. 2 along an axis of the grid: central between two neighbours, one-sided where one is gone."""
-    before, after = _neighbours(values, axis)
-    has_before, has_after = _neighbours(present, axis)
-    total = has_before * (values - before) + has_after * (after - values)
-    return total / (has_before + has_after).clamp(min=1)
-
-
-def _smooth_along(importance: Tensor, present: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """The learned smoothing along an axis of the grid; a neighbour that is gone counts as the patch."""
-    before, after = _neighbours(importance, axis)
-    has_before, has_after = _neighbours(present, axis)
-    before = importance + has_before * (before - importance)
-    after = importance + has_after * (after - importance)
-    return kernel[0] * before + kernel[1] * importance + kernel[2] * after
 
 
 def _neighbours(grid: Tensor, axis: int) -> tuple[Tensor, Tensor]:

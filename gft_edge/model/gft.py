@@ -13,7 +13,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from gft_edge.bundle.scores import SCORES, ScoreRule
+from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import GalaMode, ModelSpec, Score, Stage
 from gft_edge.bundle.stages import check_stages
 from gft_edge.errors import SpecError
@@ -46,8 +46,6 @@ class Selection(nn.Module):
         self.rule = SCORES[score]
         self.gated = self.rule.smoothed
         self.inverted = False  # set only by selection_reaches_logits
-        # A module, so that what earlier blocks add to a sum is named after this stage in a graph.
-        self.attention = AttentionOf(self.rule, prefix)
         patches = grid[0] * grid[1]
         if self.rule.smoothed:
             self.kernel = nn.Parameter(torch.tensor([0.25, 0.5, 0.25]))
@@ -57,38 +55,41 @@ class Selection(nn.Module):
             self.register_buffer("priority", torch.randperm(patches).float())
 
     def forward(
-        self, q: Tensor, k: Tensor, scale: float, positions: Tensor, summed: Tensor | None = None
+        self, q: Tensor, k: Tensor, scale: float, positions: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """q, k (B,H,T,D), grid positions (B,N) and the sum of earlier maps (B,H,N), where there is one.
-
-        Returns the kept patches (B,K) int64 and the gate (B,K,1) or None.
-        """
-        scores = self.scores(q, k, scale, positions, summed)
+        """q, k (B,H,T,D), grid positions (B,N) -> kept patches (B,K) int64, and the gate (B,K,1) or None."""
+        scores = self.scores(q, k, scale, positions)
         kept = gala.top_k_in_grid_order(-scores if self.inverted else scores, self.keep)
         if not (self.training and self.gated):
             return kept, None
         gate = self._gate(scores, positions).gather(1, kept).unsqueeze(-1)
         return kept, 1 + (gate - gate.detach())
 
-    def scores(
-        self, q: Tensor, k: Tensor, scale: float, positions: Tensor, summed: Tensor | None = None
-    ) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, scale: float, positions: Tensor) -> Tensor:
         """What the patches are ranked by, (B,N) float32; arguments as in forward."""
         if self.rule.attention is None:
             # Adding zero times an activation keeps the TopK in the graph: a control whose selection
             # was folded into constants would also be measured faster than the scores it controls for.
             priority = self.priority.index_select(0, positions.reshape(-1))
             return priority.reshape(positions.shape) + 0.0 * q[:, 0, self.prefix :, 0].float()
-        attention = summed if summed is not None else self.attention(q, k, scale)
+        attention = self._attention(q, k, scale)
         if self.rule.taken == "value":
             return attention.mean(dim=1)
         if self.rule.taken == "laplacian":
             return gala.laplacian_scores(attention, positions, self.grid)
-        kernel = self.kernel.float()
-        if self.rule.taken == "gradient":
-            return gala.gradient_scores(attention, kernel)
-        with_value = self.rule.taken == "value and gradient-2d"
-        return gala.grid_gradient_scores(attention, positions, self.grid, kernel, with_value)
+        return gala.gradient_scores(attention, self.kernel.float())
+
+    def _attention(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """The map of attention that the score reads, q and k (B,H,T,D) -> (B,H,N) float32."""
+        # FP32: in FP16 close scores tie, and a tie changes the kept set.
+        if self.rule.attention == "class-raw":
+            return gala.class_scores(q[:, :, :1].float(), k.float(), self.prefix, scale)
+        if self.rule.attention == "class":
+            return gala.class_attention(q[:, :, :1].float(), k.float(), self.prefix, scale)
+        if self.rule.attention == "received":
+            return gala.received_attention(q.float(), k.float(), self.prefix, scale)
+        patches = slice(self.prefix, None)
+        return gala.mean_attention_scores(q[:, :, patches].float(), k[:, :, patches].float(), scale)
 
     def _gate(self, scores: Tensor, positions: Tensor) -> Tensor:
         importance = gala.standardise(scores)
@@ -111,26 +112,6 @@ class Selection(nn.Module):
             blended = torch.lerp(mean, self.ema, EMA_MOMENTUM)
             self.ema.copy_(torch.where(count > 0, blended, self.ema))
         return torch.lerp(self.ema[positions], importance, 1 - EMA_MOMENTUM)
-
-
-class AttentionOf(nn.Module):
-    """The map of attention that a score reads, q and k (B,H,T,D) -> (B,H,N) float32."""
-
-    def __init__(self, rule: ScoreRule, prefix: int):
-        super().__init__()
-        self.of, self.prefix = rule.attention, prefix
-
-    def forward(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """See the class."""
-        # FP32: in FP16 close scores tie, and a tie changes the kept set.
-        if self.of == "class-raw":
-            return gala.class_scores(q[:, :, :1].float(), k.float(), self.prefix, scale)
-        if self.of == "class":
-            return gala.class_attention(q[:, :, :1].float(), k.float(), self.prefix, scale)
-        if self.of == "received":
-            return gala.received_attention(q.float(), k.float(), self.prefix, scale)
-        patches = slice(self.prefix, None)
-        return gala.mean_attention_scores(q[:, :, patches].float(), k[:, :, patches].float(), scale)
 
 
 class GalaLayer(nn.Module):
@@ -187,8 +168,6 @@ class GFT(Network):
             Selection(score, stage.keep, grid, self.prefix, self._temperature)
             for stage in self._stages
         )
-        # Of a summed score every attention up to the last stage is added up.
-        self._summed = bool(self._stages) and SCORES[score].summed
 
     def forward_with_kept(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and, per stage, the kept patches (B,K) as indices into what the stage before left."""
@@ -209,9 +188,8 @@ class GFT(Network):
         for number, block in enumerate(backbone.blocks):
             if self.mode == "layer":
                 x = self._run_layers(number, x, trail)
-            select = self.mode == "block" and number in self._stages_at
-            if select or (self._summed and len(trail.kept) < len(self.selections)):
-                x = self._look_into_block(block, x, trail, select)
+            if self.mode == "block" and number in self._stages_at:
+                x = self._select_inside(block, x, trail)
             else:
                 x = block(x)
         x = self._run_layers(len(backbone.blocks), x, trail)
@@ -240,14 +218,11 @@ class GFT(Network):
             x = x + attend(layer.attn, q, k, v, gate_input)
         return x
 
-    def _look_into_block(self, block: Block, x: Tensor, trail: _Trail, select: bool) -> Tensor:
-        """The block, with a selection behind its attention, or this added to what later ones rank by."""
+    def _select_inside(self, block: Block, x: Tensor, trail: _Trail) -> Tensor:
+        """The block with a selection behind its attention."""
         q, k, v, gate_input = project_qkv(block.attn, block.norm1(x))
         x = x + block.drop_path1(block.ls1(attend(block.attn, q, k, v, gate_input)))
-        if select:
-            x = self._keep(x, *self._select(q, k, block.attn.scale, trail))
-        else:
-            trail.add(self.selections[len(trail.kept)].attention(q, k, block.attn.scale))
+        x = self._keep(x, *self._select(q, k, block.attn.scale, trail))
         out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         return out
 
@@ -255,10 +230,7 @@ class GFT(Network):
         self, q: Tensor, k: Tensor, scale: float, trail: _Trail
     ) -> tuple[Tensor, Tensor | None]:
         """The next stage's choice of patches and their gate."""
-        selection = self.selections[len(trail.kept)]
-        if self._summed:
-            trail.add(selection.attention(q, k, scale))
-        chosen, gate = selection(q, k, scale, trail.positions, trail.summed)
+        chosen, gate = self.selections[len(trail.kept)](q, k, scale, trail.positions)
         trail.keep(chosen)
         return chosen, gate
 
@@ -277,25 +249,15 @@ class GFT(Network):
 
 
 class _Trail:
-    """What a forward pass knows of the patches still present.
-
-    Their grid positions (B,N), what each stage kept, and the sum of attention (B,H,N) that a summed
-    score ranks by.
-    """
+    """The grid positions (B,N) of the patches still present, and what each stage kept, in a forward pass."""
 
     def __init__(self, positions: Tensor):
         self.positions = positions
         self.kept: list[Tensor] = []
-        self.summed: Tensor | None = None
-
-    def add(self, attention: Tensor) -> None:
-        self.summed = attention if self.summed is None else self.summed + attention
 
     def keep(self, chosen: Tensor) -> None:
         self.kept.append(chosen)
         self.positions = self.positions.gather(1, chosen)
-        if self.summed is not None:
-            self.summed = gala.take_rows(self.summed.transpose(1, 2), chosen).transpose(1, 2)
 
 
 def project_qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -133,7 +133,7 @@ def test_every_score_exports_statically_and_keeps_what_pytorch_keeps(
 
 
 @pytest.mark.parametrize("gala", ["block", "layer"])
-@pytest.mark.parametrize("score", ["class-sum", "received-gradient-2d"])
+@pytest.mark.parametrize("score", ["class-laplacian", "received"])
 def test_in_fp16_a_score_reads_its_attention_in_fp32(
     gala: str, score: Score, tmp_path: Path
 ) -> None:

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gft_edge.bundle.scores import SCORES
 from gft_edge.model import gala
-from gft_edge.model.gft import AttentionOf
 from gft_edge.runtime.outputs import grid_positions
 
 BATCH, HEADS, PATCHES, WIDTH = 3, 4, 25, 8
@@ -69,14 +67,6 @@ def test_gala_scores_are_equations_one_two_and_five() -> None:
     )
 
 
-def test_scores_are_float32_whatever_the_precision_of_the_rest() -> None:
-    q, k = (tensor.bfloat16() for tensor in queries_and_keys())
-    for name, rule in SCORES.items():
-        if rule.attention is not None:
-            scores = AttentionOf(rule, prefix=1)(q, k, SCALE)
-            assert (name, scores.dtype) == (name, torch.float32)
-
-
 def test_class_scores_are_the_class_row_of_the_attention() -> None:
     q, k = queries_and_keys()
     attention = (SCALE * q @ k.transpose(-1, -2)).softmax(dim=-1)
@@ -109,52 +99,6 @@ def test_what_is_laid_on_the_grid_lies_at_its_positions() -> None:
     for image in range(BATCH):
         assert torch.equal(flat[image][:, positions[image]], values[image])
         assert present[image].flatten().nonzero().flatten().tolist() == positions[image].tolist()
-
-
-@pytest.mark.parametrize("with_value", [False, True])
-def test_the_grid_gradient_is_equation_two_along_rows_and_columns(with_value: bool) -> None:
-    values, positions = holes()
-    kernel = torch.tensor([0.2, 0.5, 0.3])
-    found = gala.grid_gradient_scores(values, positions, (5, 5), kernel, with_value)
-    for image in range(BATCH):
-        at = {int(p): n for n, p in enumerate(positions[image])}
-
-        def along(position: int, step: int) -> tuple[int | None, int | None]:
-            """The patches before and behind on the grid that are still there."""
-            row, column = divmod(position, 5)
-            inside = (column > 0, column < 4) if step == 1 else (row > 0, row < 4)
-            return tuple(  # type: ignore[return-value]
-                p if ok and p in at else None  # noqa: B023
-                for ok, p in zip(inside, (position - step, position + step), strict=True)
-            )
-
-        def slope(value: Tensor, position: int, step: int) -> float:
-            before, behind = along(position, step)
-            first = position if before is None else before
-            last = position if behind is None else behind
-            if first == last:
-                return 0.0
-            return float(value[at[last]] - value[at[first]]) / ((last - first) / step)  # noqa: B023
-
-        size = {
-            p: sum(
-                abs(slope(value, p, 1)) + abs(slope(value, p, 5)) + with_value * float(value[n])
-                for value in values[image]
-            )
-            / HEADS
-            for p, n in at.items()
-        }
-        for step in (5, 1):
-            size = {
-                p: sum(
-                    float(weight) * size[p if other is None else other]
-                    for weight, other in zip(
-                        kernel, (along(p, step)[0], p, along(p, step)[1]), strict=True
-                    )
-                )
-                for p in size
-            }
-        torch.testing.assert_close(found[image], torch.tensor(list(size.values())))
 
 
 def test_the_laplacian_is_a_patch_less_its_neighbours_that_are_left() -> None:
