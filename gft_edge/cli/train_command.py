@@ -24,9 +24,7 @@ OVERRIDES = (
     "weight_decay",
     "warmup",
     "layer_decay",
-    "keep_warmup",
     "ema",
-    "gate",
     "distillation",
     "distillation_temperature",
     "feature_distillation",
@@ -80,11 +78,6 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 @click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Fraction of all steps.")
 @click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Per block.")
 @click.option(
-    "--keep-warmup",
-    type=float,
-    help="Fraction of all steps over which keep counts fall from all patches [default: 0, off].",
-)
-@click.option(
     "--ema",
     type=float,
     metavar="DECAY",
@@ -101,11 +94,6 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
     type=float,
     metavar="WEIGHT",
     help="Of the distance from the teacher's tokens [default: 1 where they compare, else 0, off].",
-)
-@click.option(
-    "--gate",
-    type=click.Choice(["kernel", "all", "none"]),
-    help="Which scores are trained through their choice [default: those with a smoothing kernel].",
 )
 @click.option("--seed", type=click.IntRange(0))
 @click.option(

@@ -27,10 +27,10 @@ EMA_MOMENTUM = 0.9
 class Selection(nn.Module):
     """One stage's score and its choice of `keep` patches out of those still present.
 
-    While training, a `gated` selection multiplies the kept patches by 1 + (g - g.detach()), g = Eq. 3
-    times the patch count: the value is 1, and the gradient reaches the scores and the smoothing
-    kernel, where there is one. Then g reads the importance blended with its running mean per grid
-    position; the ranking, in training as on the device, reads the importance itself.
+    While training, a score with a smoothing kernel multiplies the kept patches by 1 + (g - g.detach()),
+    g = Eq. 3 times the patch count: the value is 1, and the gradient reaches the scores and the kernel.
+    g reads the importance blended with its running mean per grid position; the ranking, in training as
+    on the device, reads the importance itself.
     """
 
     kernel: nn.Parameter
@@ -44,7 +44,6 @@ class Selection(nn.Module):
         self.score, self.keep, self.grid = score, keep, grid
         self.prefix, self.temperature = prefix, temperature
         self.rule = SCORES[score]
-        self.gated = self.rule.smoothed
         self.inverted = False  # set only by selection_reaches_logits
         patches = grid[0] * grid[1]
         if self.rule.smoothed:
@@ -60,7 +59,7 @@ class Selection(nn.Module):
         """q, k (B,H,T,D), grid positions (B,N) -> kept patches (B,K) int64, and the gate (B,K,1) or None."""
         scores = self.scores(q, k, scale, positions)
         kept = gala.top_k_in_grid_order(-scores if self.inverted else scores, self.keep)
-        if not (self.training and self.gated):
+        if not (self.training and self.rule.smoothed):
             return kept, None
         gate = self._gate(scores, positions).gather(1, kept).unsqueeze(-1)
         return kept, 1 + (gate - gate.detach())
@@ -92,9 +91,7 @@ class Selection(nn.Module):
         return gala.mean_attention_scores(q[:, :, patches].float(), k[:, :, patches].float(), scale)
 
     def _gate(self, scores: Tensor, positions: Tensor) -> Tensor:
-        importance = gala.standardise(scores)
-        if self.rule.smoothed:
-            importance = self._steadied(importance, positions)
+        importance = self._steadied(gala.standardise(scores), positions)
         return gala.importance_distribution(importance, self.temperature) * scores.shape[1]
 
     def _steadied(self, importance: Tensor, positions: Tensor) -> Tensor:

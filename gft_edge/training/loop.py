@@ -33,7 +33,6 @@ from torch.distributed.checkpoint.state_dict import (
 from gft_edge.bundle.images import CocoCategory, DataSource, SplitRecord
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.locks import locked
-from gft_edge.bundle.scores import ScoreRule
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.datasets import Split, read_split, split_digest, splits_of
 from gft_edge.errors import CheckpointError, DataError, SpecError, TrainingError, UsageError
@@ -46,12 +45,11 @@ from gft_edge.model.checkpoint import (
     write_network,
 )
 from gft_edge.model.networks import Network, build_network
-from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.data import evaluation_loader, targets_of, training_loader
 from gft_edge.training.gradients import GradientNorms, write_norms
 from gft_edge.training.objective import Objective
 from gft_edge.training.processes import accelerator_on, gathered, shared_batch_size
-from gft_edge.training.recipes import Gate, Recipe, check_recipe
+from gft_edge.training.recipes import Recipe, check_recipe
 from gft_edge.training.teacher import Teacher, load_teacher
 
 STATE_FILE = "last.pt"
@@ -135,7 +133,7 @@ def train(
     """
     accelerator = _accelerator(out, config)
     _refuse_a_run(out)
-    check_recipe(config.recipe, spec, config.teacher is not None)
+    check_recipe(config.recipe, config.teacher is not None)
     _seed(config.recipe.seed)
     model = build_network(spec)
     if weights is not None:
@@ -277,12 +275,6 @@ def supports_bf16(device: str) -> bool:
     return supported
 
 
-def is_gated(rule: ScoreRule, gate: Gate) -> bool:
-    """Whether a selection by this rule is trained through."""
-    learns = rule.attention is not None
-    return learns and (gate == "all" or (gate == "kernel" and rule.smoothed))
-
-
 class _Trainer:
     """One run's optimiser, schedule and files, on all processes."""
 
@@ -297,7 +289,6 @@ class _Trainer:
     ):
         self.out, self.spec, self.config, self.recipe = out, spec, config, config.recipe
         self.accelerator = accelerator
-        _set_gates(model, self.recipe.gate)
         self.batch_size = shared_batch_size(self.recipe.batch_size, train_images, accelerator)
         self.steps_per_epoch = train_images // self.batch_size
         steps = self.recipe.epochs * self.steps_per_epoch
@@ -331,8 +322,6 @@ class _Trainer:
         objective = Objective(model, self.recipe, config.amp, teacher)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.network: Network = accelerator.unwrap_model(self.objective).network
-        self.schedule_keep = tuple(stage.keep for stage in spec.stages)
-        self.keep_falling_steps = int(self.recipe.keep_warmup * steps)
         self.average = None
         if self.recipe.ema:
             self.average = ModelEmaV3(
@@ -408,11 +397,6 @@ class _Trainer:
         for step, (images, targets) in enumerate(_named_failures(loader)):
             done = epoch * self.steps_per_epoch + step
             self.schedule.step_update(done)
-            self._keep(
-                annealed_keep(
-                    self.schedule_keep, self.spec.patch_count, done, self.keep_falling_steps
-                )
-            )
             loss = self.objective(images, targets)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -431,15 +415,10 @@ class _Trainer:
                 step + 1,
                 self.steps_per_epoch,
             )
-        self._keep(self.schedule_keep)
         if norms is not None and self.accelerator.is_main_process:
             write_norms(self.out, epoch + 1, norms.means())
         mean = torch.tensor(total / self.steps_per_epoch, device=self.accelerator.device)
         return float(self.accelerator.reduce(mean, "mean"))
-
-    def _keep(self, counts: tuple[int, ...]) -> None:
-        for selection, count in zip(self.network.selections, counts, strict=True):
-            selection.keep = count
 
     def _evaluated(self) -> nn.Module:
         """What the run is judged by: the network, or where weights are averaged their average."""
@@ -536,14 +515,6 @@ class _Trainer:
 
 def _on_cpu(network: nn.Module) -> dict[str, Any]:
     return {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-
-
-def _set_gates(model: Network, gate: Gate) -> None:
-    """Choose which selections are trained through; a kernel that none trains is left out of training."""
-    for selection in model.selections:
-        selection.gated = is_gated(selection.rule, gate)
-        for parameter in selection.parameters():
-            parameter.requires_grad_(selection.gated)
 
 
 def _accelerator(out: Path, config: RunConfig) -> Accelerator:

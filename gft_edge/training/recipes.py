@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import UsageError
 
 Augmentation = Literal["crop", "flip", "none", "paper"]
-Gate = Literal["kernel", "all", "none"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,9 @@ class Recipe:
     `layer_decay` multiplies the learning rate once for each block further from the head. `warmup` is
     the fraction of all steps with a rising learning rate. `distillation` is the share of the loss that
     a teacher's logits have, where there is one, at `distillation_temperature`; `feature_distillation`
-    is the weight of a further loss, between the tokens that teacher and network end with. `keep_warmup`
-    is the fraction of all steps over which the stages' keep counts fall from all patches to the
-    schedule. `ema` is the decay of a moving average of the weights, which is then what is evaluated and
-    kept; at step n no more than 1 - (1 + n)^(-2/3), 0.984 after 500 steps. These three are off at 0.
-    `gate` says which selections send a gradient through their choice: those with a smoothing `kernel`
-    to train, `all` but random ones, or `none`.
+    is the weight of a further loss, between the tokens that teacher and network end with. `ema` is the
+    decay of a moving average of the weights, which is then what is evaluated and kept; at step n no more
+    than 1 - (1 + n)^(-2/3), 0.984 after 500 steps. These two are off at 0.
     """
 
     epochs: int = 6
@@ -45,12 +40,10 @@ class Recipe:
     distillation: float = 0.5
     distillation_temperature: float = 2.0
     feature_distillation: float = 0.0
-    keep_warmup: float = 0.0
     ema: float = 0.0
-    gate: Gate = "kernel"
 
 
-def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
+def check_recipe(recipe: Recipe, has_teacher: bool) -> None:
     """Raise UsageError naming the option that has no such value, or nothing to act on."""
     values = {
         "--distillation": (
@@ -68,11 +61,6 @@ def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
             0 <= recipe.feature_distillation < math.inf,
             "a weight of 0 (off) or more, such as 1",
         ),
-        "--keep-warmup": (
-            recipe.keep_warmup,
-            0 <= recipe.keep_warmup <= 1,
-            "a fraction of all steps, 0 (off) to 1",
-        ),
         "--ema": (recipe.ema, 0 <= recipe.ema < 1, "a decay of 0 (off) to below 1, such as 0.999"),
     }
     # Ranges as command lines check them let NaN through.
@@ -84,16 +72,6 @@ def check_recipe(recipe: Recipe, spec: ModelSpec, has_teacher: bool) -> None:
     for option, (value, sound, expected) in values.items():
         if not sound:
             raise UsageError(f"{option} is {value:g}: give {expected}")
-    if recipe.keep_warmup and not spec.stages:
-        raise UsageError(
-            f"--keep-warmup {recipe.keep_warmup:g}: {spec.name} has no stages whose counts could fall: "
-            "leave it out, or give --stages"
-        )
-    if recipe.gate != Recipe.gate and not spec.stages:
-        raise UsageError(
-            f"--gate {recipe.gate}: {spec.name} has no stages to train through: leave it out, or give "
-            "--stages"
-        )
     if recipe.feature_distillation and not has_teacher:
         raise UsageError(
             f"--feature-distillation {recipe.feature_distillation:g} compares tokens with a teacher's: "

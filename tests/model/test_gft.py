@@ -141,18 +141,6 @@ def test_a_smoothed_score_trains_its_kernel(amp: bool) -> None:
         assert selection.kernel.grad.abs().max() > 0
 
 
-def test_a_gate_reaches_the_queries_of_a_score_without_a_kernel() -> None:
-    def gradient(gated: bool) -> Tensor:
-        model = GFT(backbone(), BLOCK_STAGES, "block", "class").train()
-        for selection in model.selections:
-            selection.gated = gated
-        model(images()).square().sum().backward()
-        found: Tensor = model.backbone.blocks[2].attn.qkv.weight.grad
-        return found
-
-    assert not torch.equal(gradient(gated=True), gradient(gated=False))
-
-
 @pytest.mark.parametrize("score", SCORES)
 def test_patches_are_ranked_in_float32_under_autocast(score: Score) -> None:
     model = GFT(backbone(), BLOCK_STAGES, "block", score).eval()

@@ -153,7 +153,7 @@ def test_a_run_that_averages_and_imitates_resumes_as_the_uninterrupted_one(
     coloured: Path, tmp_path: Path
 ) -> None:
     teacher = save_random(tmp_path / "teacher", coloured_spec("none"))
-    recipe = dataclasses.replace(TOKENS, epochs=2, keep_warmup=0.7, ema=0.9)
+    recipe = dataclasses.replace(TOKENS, epochs=2, ema=0.9)
     chosen = config(coloured, recipe, teacher=teacher)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, SPEC, chosen, None)

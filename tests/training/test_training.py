@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import json
 import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,11 +30,9 @@ from gft_edge.model.checkpoint import load_run
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.training import loop, processes
-from gft_edge.training.annealing import annealed_keep
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import logits_and_targets, resume, train
-from gft_edge.training.objective import Objective
 from gft_edge.training.recipes import PAPER, check_recipe
 from tests.support.refusals import refusal_of
 from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt
@@ -62,6 +58,7 @@ def test_it_learns_and_leaves_a_run_that_evaluates(trained_run: Path, coloured: 
     result = classification_metrics(logits, targets)
     assert result.top1 > 0.9
     assert result.images == 18
+    assert not any(torch.equal(s.kernel, torch.tensor([0.25, 0.5, 0.25])) for s in model.selections)
     history = list(csv.DictReader((trained_run / "history.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in history] == [1, 2, 3]
     assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"])
@@ -88,66 +85,6 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
     assert set(logged) == {1, 3}
     assert {"patch embedding", "block 0", "GALA layer 1", "head"} <= set(logged[1])
     assert all(norm > 0 for norms in logged.values() for norm in norms.values())
-
-
-@pytest.mark.parametrize(
-    ("gate", "score", "gated"),
-    [
-        ("kernel", "gala", True),
-        ("kernel", "class", False),
-        ("all", "class", True),
-        ("all", "random", False),
-        ("none", "gala", False),
-    ],
-)
-def test_a_gate_trains_the_scores_it_is_asked_for(
-    gate: Any, score: Any, gated: bool, coloured: Path, tmp_path: Path
-) -> None:
-    spec = dataclasses.replace(coloured_spec(), score=score)
-    run = tmp_path / "run"
-    recipe = dataclasses.replace(ONE_EPOCH, gate=gate)
-    train(run, spec, config(coloured, recipe), None)
-    kernels = [v for n, v in load_run(run)[1].named_parameters() if n.endswith(".kernel")]
-    fresh = torch.tensor([0.25, 0.5, 0.25])
-    assert len(kernels) == (3 if score == "gala" else 0)
-    assert all(torch.equal(kernel, fresh) != gated for kernel in kernels)
-    network = build_network(spec)
-    loop._set_gates(network, gate)
-    assert [selection.gated for selection in network.selections] == [gated] * 3
-
-
-def test_keep_counts_fall_from_all_patches_to_the_schedule() -> None:
-    schedule = (20, 15, 10)
-    counts = [annealed_keep(schedule, 36, step, 8) for step in range(10)]
-    assert counts[0] == (36, 36, 36)
-    assert counts[4] == (28, 26, 23)
-    assert counts[8] == counts[9] == schedule
-    assert all(a >= b >= c for a, b, c in counts)
-    assert all(np.less_equal(later, earlier).all() for earlier, later in itertools.pairwise(counts))
-    assert annealed_keep(schedule, 36, 0, 0) == schedule
-
-
-def test_a_training_anneals_and_evaluates_what_the_schedule_keeps(
-    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
-    forward = Objective.forward
-
-    def noting(self: Objective, *given: Any) -> Any:
-        seen[self.training].append(tuple(s.keep for s in self.network.selections))
-        return forward(self, *given)
-
-    monkeypatch.setattr(Objective, "forward", noting)
-    recipe = dataclasses.replace(QUICK, keep_warmup=0.5)
-    run = tmp_path / "run"
-    interrupt("epoch 2/3", train, run, coloured_spec(), config(coloured, recipe), None)
-    del seen[True][4:]
-    resume(run)
-    # 36 images in batches of 8, three epochs: 12 steps, the first 6 of which fall.
-    assert seen[True] == [annealed_keep((20, 15, 10), 36, step, 6) for step in range(12)]
-    assert seen[True][0] == (36, 36, 36)
-    assert set(seen[True][6:]) == set(seen[False]) == {(20, 15, 10)}
-    assert [stage.keep for stage in load_run(run)[0].stages] == [20, 15, 10]
 
 
 @pytest.mark.parametrize("model", [pytest.param("gft", marks=pytest.mark.slow), "test_resnet"])
@@ -217,8 +154,7 @@ def test_adam_has_made_as_many_steps_as_the_training(one_epoch: Path) -> None:
     [
         ({"ema": 1.0}, ("--ema is 1:",)),
         ({"ema": -0.1}, ("--ema is -0.1:",)),
-        ({"keep_warmup": 1.5}, ("--keep-warmup is 1.5:",)),
-        ({"keep_warmup": float("nan")}, ("--keep-warmup is nan:",)),
+        ({"ema": float("nan")}, ("--ema is nan:",)),
         ({"feature_distillation": -1.0}, ("--feature-distillation is -1:",)),
         ({"distillation": 2.0}, ("--distillation is 2:",)),
         ({"distillation_temperature": 0.0}, ("--distillation-temperature is 0:",)),
@@ -239,12 +175,9 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     assert run.exists() == (kind is TrainingError)
 
 
-def test_a_recipe_without_anything_to_act_on_is_refused() -> None:
-    dense = coloured_spec("none")
-    warm = dataclasses.replace(QUICK, keep_warmup=0.5)
-    refusal_of(UsageError, partial(check_recipe, warm, dense, False), "--keep-warmup 0.5")
+def test_a_teacher_that_teaches_nothing_is_refused() -> None:
     deaf = dataclasses.replace(QUICK, distillation=0.0)
-    refusal_of(UsageError, partial(check_recipe, deaf, dense, True), "--distillation 0")
+    refusal_of(UsageError, partial(check_recipe, deaf, True), "--distillation 0")
 
 
 def test_tensorboard_is_asked_for_where_it_is_missing(
