@@ -15,13 +15,12 @@ from PIL import Image
 from gft_edge.bundle.specs import Preprocessing
 from gft_edge.calibration.image_set import draw_image_set, read_calibration_folder
 from gft_edge.datasets import data_sets, read_split, split_digest, splits_of
-from gft_edge.errors import DataError, ImageError
+from gft_edge.errors import ImageError
 from gft_edge.export.verify import pixels_of
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.preprocess import open_rgb
 from tests.support.data_sets import (
     BANNER_PX,
-    CATEGORIES,
     DISHES,
     VARIANTS,
     draw,
@@ -37,42 +36,27 @@ SPEC = Preprocessing(32, 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3)
 # The official layouts, against torchvision's reading of them.
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test", "trainval"])
-def test_aircraft_are_listed_as_torchvision_lists_them(aircraft: Path, split: str) -> None:
-    from torchvision.datasets import FGVCAircraft
+@pytest.mark.parametrize(
+    ("name", "split", "theirs"),
+    [
+        *(("fgvc-aircraft", split, split) for split in ("train", "val", "test", "trainval")),
+        ("food-101", "trainval", "train"),
+        ("food-101", "test", "test"),
+    ],
+)
+def test_images_are_listed_as_torchvision_lists_them(
+    data_sets_made: Path, name: str, split: str, theirs: str
+) -> None:
+    from torchvision.datasets import FGVCAircraft, Food101
 
-    expected = FGVCAircraft(aircraft, split=split)
-    found = read_split(source(aircraft, "fgvc-aircraft"), split)
-    assert found.labels == VARIANTS == tuple(expected.classes)
-    assert [str(path) for path in found.paths] == expected._image_files
+    aircraft = name == "fgvc-aircraft"
+    folder = data_sets_made / ("fgvc" if aircraft else "food")
+    expected = (FGVCAircraft if aircraft else Food101)(folder, split=theirs)
+    found = read_split(source(folder, name), split)
+    assert found.labels == (VARIANTS if aircraft else DISHES) == tuple(expected.classes)
+    assert [str(path) for path in found.paths] == [str(path) for path in expected._image_files]
     assert list(found.targets) == expected._labels
-    assert found.crop_bottom_px == BANNER_PX
-
-
-@pytest.mark.parametrize("split", ["trainval", "test"])
-def test_food_is_listed_as_torchvision_lists_it(food: Path, split: str) -> None:
-    from torchvision.datasets import Food101
-
-    expected = Food101(food, split="test" if split == "test" else "train")
-    found = read_split(source(food, "food-101"), split)
-    assert found.labels == DISHES == tuple(expected.classes)
-    assert list(found.paths) == expected._image_files
-    assert list(found.targets) == expected._labels
-    assert found.crop_bottom_px == 0
-
-
-def test_coco_has_the_first_category_that_torchvision_meets(coco: Path) -> None:
-    pytest.importorskip("pycocotools", reason="pycocotools reads COCO for torchvision")
-    from torchvision.datasets import CocoDetection
-
-    data = CocoDetection(coco / "val2017", str(coco / "annotations" / "instances_val2017.json"))
-    expected = [
-        (data.coco.loadImgs(image)[0]["file_name"], CATEGORIES[found[0]["category_id"]])
-        for image in data.ids
-        if (found := data._load_target(image))
-    ]
-    split = read_split(source(coco, "coco", "first"), "test")
-    assert [(Path(path).name, label) for path, label in listed(split)] == expected
+    assert found.crop_bottom_px == (BANNER_PX if aircraft else 0)
 
 
 def test_coco_takes_the_largest_box_or_the_first_annotation(coco: Path) -> None:
@@ -83,12 +67,8 @@ def test_coco_takes_the_largest_box_or_the_first_annotation(coco: Path) -> None:
     # A crowd's box counts where there is nothing else; of equal boxes the first.
     assert listed(largest) == list(zip(names, ("bottle", "person", "dog", "dog"), strict=True))
     assert listed(first) == list(zip(names, ("person", "person", "dog", "bottle"), strict=True))
-
-
-def test_coco_images_without_annotation_are_counted(coco: Path) -> None:
-    found = read_split(source(coco, "coco"), "test")
     remark = "instances_val2017.json: 1 of 5 images have no annotation and are left out"
-    assert found.remarks == (remark,)
+    assert largest.remarks == (remark,)
     assert read_split(source(coco, "coco"), "train").remarks == ()
 
 
@@ -158,13 +138,6 @@ def test_coco_images_may_lie_in_a_folder_of_images(coco: Path) -> None:
     assert all(path.is_file() for path in after.paths)
 
 
-def test_the_classes_of_a_run_set_the_indices(food: Path) -> None:
-    turned = DISHES[::-1]
-    found = read_split(source(food, "food-101"), "test", turned)
-    assert found.labels == turned
-    assert listed(found) == listed(read_split(source(food, "food-101"), "test"))
-
-
 def test_the_splits_that_are_there_are_named(aircraft: Path, food: Path, coco: Path) -> None:
     assert splits_of(source(aircraft, "fgvc-aircraft")) == ("train", "val", "test", "trainval")
     (coco / "annotations" / "instances_train2017.json").unlink()
@@ -173,9 +146,15 @@ def test_the_splits_that_are_there_are_named(aircraft: Path, food: Path, coco: P
     assert set(data_sets()) == {"imagefolder", "coco", "fgvc-aircraft", "food-101"}
 
 
-def test_listing_opens_no_image(food: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_opens_no_image_and_takes_the_classes_of_a_run(
+    food: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "open", None)
-    assert len(read_split(source(food, "food-101"), "test").paths) == 12
+    given = read_split(source(food, "food-101"), "test")
+    turned = read_split(source(food, "food-101"), "test", DISHES[::-1])
+    assert turned.labels == DISHES[::-1]
+    assert listed(turned) == listed(given)
+    assert len(given.paths) == 12
 
 
 # The banner.
@@ -233,9 +212,3 @@ def test_a_digest_follows_names_labels_sizes_and_order(aircraft: Path, tmp_path:
     assert split_digest(read_split(given, "train")) != digest
     write(file, "\n".join([lines[0].replace(VARIANTS[0], VARIANTS[1]), *lines[1:]]))
     assert split_digest(read_split(given, "train")) != digest
-
-
-def test_an_image_that_goes_away_meanwhile_is_named(aircraft: Path) -> None:
-    split = read_split(source(aircraft, "fgvc-aircraft"), "train")
-    split.paths[2].unlink()
-    refusal_of(DataError, partial(split_digest, split), split.paths[2].name)
