@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,13 @@ import pytest
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.locks import locked
-from gft_edge.datasets import read_split
 from gft_edge.errors import DataError, LockedError, UsageError
 from gft_edge.studies.evaluation import evaluate_run
-from gft_edge.training.loop import RunConfig, resume, train
-from gft_edge.training.recipes import Recipe
-from tests.support.networks import micro_spec
+from gft_edge.training.loop import resume, train
+from tests.support.training import QUICK, coloured_spec, config, interrupt
 
-QUICK = Recipe(epochs=2, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")
+SPEC = coloured_spec("none", depth=2)
+TWO_EPOCHS = dataclasses.replace(QUICK, epochs=2)
 
 FOREVER = """
 import sys
@@ -32,9 +32,7 @@ begin(Path(sys.argv[1]), Path(sys.argv[2]), epochs=10_000)
 
 def begin(data: Path, out: Path, epochs: int = 2) -> None:
     """Train a dense micro network."""
-    spec = micro_spec(read_split(data, "train").labels, "none", 48, depth=2)
-    recipe = Recipe(**{**vars(QUICK), "epochs": epochs})
-    train(out, spec, RunConfig(str(data), recipe, amp=False, workers=0, device="cpu"), None)
+    train(out, SPEC, config(data, dataclasses.replace(QUICK, epochs=epochs)), None)
 
 
 @pytest.fixture
@@ -46,15 +44,7 @@ def data(tmp_path: Path, coloured: Path) -> Path:
 def begun(tmp_path_factory: pytest.TempPathFactory, coloured: Path) -> Path:
     """A run of two epochs on `coloured` that was interrupted in the second."""
     out = tmp_path_factory.mktemp("begun") / "run"
-    spec = micro_spec(read_split(coloured, "train").labels, "none", 48, depth=2)
-
-    def interrupt(text: str, done: int, total: int) -> None:
-        if text.startswith("epoch 2/2"):
-            raise KeyboardInterrupt
-
-    config = RunConfig(str(coloured), QUICK, amp=False, workers=0, device="cpu")
-    with pytest.raises(KeyboardInterrupt):
-        train(out, spec, config, None, interrupt)
+    interrupt("epoch 2/2", train, out, SPEC, config(coloured, TWO_EPOCHS), None)
     return out
 
 
