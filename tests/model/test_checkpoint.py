@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from gft_edge.errors import CheckpointError
 from gft_edge.model.checkpoint import load_backbone, load_run, save_network
 from gft_edge.model.gft import GFT, build_backbone, build_gft
 from tests.support.files import Trap
-from tests.support.networks import micro_spec
+from tests.support.networks import micro_spec, seeded
+from tests.support.networks import small_spec as transfg_spec
 from tests.support.refusals import refusal_of
 
 
@@ -123,12 +125,14 @@ def test_a_checkpoint_of_another_network_is_refused_by_its_tensor(tmp_path: Path
         refused(file, *words)
 
 
-def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
-    spec = small_spec()
-    model = build_gft(spec).eval()
+@pytest.mark.parametrize("make", [small_spec, partial(transfg_spec, "transfg_tiny")])
+def test_a_run_comes_back_as_it_was(tmp_path: Path, make: Callable[[], ModelSpec]) -> None:
+    spec = make()
+    model = seeded(spec)
     save_network(tmp_path, model, spec)
     loaded_spec, loaded = load_run(tmp_path)
-    images = torch.randn(2, 3, 48, 48)
+    size = spec.preprocessing.image_size_px
+    images = torch.randn(2, 3, size, size)
     assert loaded_spec == spec
     assert torch.equal(loaded(images), model(images))
 

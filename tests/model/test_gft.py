@@ -130,12 +130,19 @@ def test_random_keeps_the_same_positions_of_every_image() -> None:
     assert all((indices == indices[0]).all() for indices in kept)
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_a_smoothed_score_trains_its_kernel(amp: bool) -> None:
-    model = GFT(backbone(), BLOCK_STAGES, "block", "gala").train()
+@pytest.mark.parametrize(
+    ("mode", "stages", "amp"),
+    [("layer", STAGES, False), ("block", BLOCK_STAGES, False), ("block", BLOCK_STAGES, True)],
+)
+def test_training_sends_a_gradient_to_the_kernels_and_leaves_the_output_alone(
+    mode: Any, stages: tuple[Stage, ...], amp: bool
+) -> None:
+    model = live(GFT(backbone(), stages, mode, "gala"))
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        logits = model(images())
-    logits.float().square().sum().backward()
+        expected = model(images())
+        output = model.train()(images())
+    torch.testing.assert_close(output, expected)
+    output.float().square().sum().backward()
     for selection in model.selections:
         assert selection.kernel.grad is not None
         assert selection.kernel.grad.abs().max() > 0
@@ -159,18 +166,6 @@ def test_a_random_order_is_drawn_by_the_seed() -> None:
 
     assert torch.equal(kept(1), kept(1))
     assert not torch.equal(kept(1), kept(2))
-
-
-def test_training_sends_a_gradient_to_the_kernel_and_leaves_the_output_alone() -> None:
-    model = live(GFT(backbone(), STAGES))
-    expected = model(images())
-    model.train()
-    output = model(images())
-    torch.testing.assert_close(output, expected)
-    output.square().sum().backward()
-    for selection in model.selections:
-        assert selection.kernel.grad is not None
-        assert selection.kernel.grad.abs().max() > 0
 
 
 def test_the_running_mean_is_kept_per_grid_position_and_saved() -> None:

@@ -11,7 +11,6 @@ import signal
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +19,6 @@ from safetensors.torch import load_file
 from gft_edge.errors import (
     CheckpointError,
     DataError,
-    FailedError,
     MissingDependencyError,
     TrainingError,
     UsageError,
@@ -280,22 +278,3 @@ def test_the_paper_recipe_squashes_the_whole_image() -> None:
     torch.manual_seed(0)
     image = Image.new("RGB", (100, 30), (200, 10, 10))
     assert training_transform(spec, PAPER)(image).shape == (3, 48, 48)
-
-
-def test_metrics_are_those_of_a_confusion_matrix_worked_by_hand() -> None:
-    targets = np.array([0, 0, 0, 1, 1, 2])
-    predicted = np.array([0, 0, 1, 1, 1, 0])
-    logits = np.eye(7, dtype=np.float32)[predicted]
-    metrics = classification_metrics(logits, targets)
-    assert metrics.top1 == pytest.approx(4 / 6)
-    assert metrics.precision_macro == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
-    assert metrics.recall_macro == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert metrics.f1_macro == pytest.approx((2 / 3 + 0.8 + 0) / 3)
-    assert metrics.recall_weighted == pytest.approx(4 / 6)
-    assert metrics.f1_weighted == pytest.approx((3 * 2 / 3 + 2 * 0.8) / 6)
-    assert metrics.top5 == 1.0
-
-
-def test_logits_that_are_not_finite_have_no_accuracy() -> None:
-    logits = np.full((2, 3), np.nan, dtype=np.float32)
-    refusal_of(FailedError, lambda: classification_metrics(logits, np.array([0, 1])))
