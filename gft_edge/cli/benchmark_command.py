@@ -18,6 +18,7 @@ from gft_edge.cli.options import (
 )
 from gft_edge.cli.output import next_line, print_json, print_table, progress, say, shown
 from gft_edge.cli.sources import source_of_run
+from gft_edge.datasets import reporting_split
 from gft_edge.errors import MissingDependencyError, UsageError
 
 
@@ -51,11 +52,12 @@ def command(run: Path, data: Path | None, out: Path | None, as_json: bool, **opt
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     out = out or Path(f"{run.resolve().name}-benchmark")
+    source = source_of_run(run, data, options["dataset"], options["coco_category"])
     request = BenchmarkRequest(
         run=run,
-        data=source_of_run(run, data, options["dataset"], options["coco_category"]),
+        data=source,
         out=out,
-        split=options["split"],
+        split=options["split"] or reporting_split(source),
         targets=_names("--targets", options["targets"]),
         precisions=_names("--precisions", options["precisions"]),
         calibration_data=options["calibration_data"],

@@ -26,7 +26,7 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.references import engine_of, open_reference
 from gft_edge.cli.sources import given_source
-from gft_edge.datasets import read_split
+from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.explanation.comparison import Comparison, compare_on_split
 from gft_edge.runtime.classifier import Classifier
@@ -49,7 +49,7 @@ def command(
     data: Path | None,
     dataset: str | None,
     coco_category: CocoCategory | None,
-    split: str,
+    split: str | None,
     out: Path | None,
     backend: str | None,
     as_json: bool,
@@ -67,14 +67,14 @@ def command(
         raise UsageError("the fake backend says nothing about a network: choose a real one")
     bundle = _candidate(b)
     model = bundle.manifest.model
-    images = read_split(source, split, model.labels)
+    images = read_split(source, split or reporting_split(source), model.labels)
     with ExitStack() as stack:
         reference = open_reference(a, b, bundle.manifest, stack, backend)
         engine = engine_of(bundle, backend)
         candidate = stack.enter_context(Classifier.load(bundle, engine, kept=True))
         picture = _picture_path(out, model) if out else None
         report = stack.enter_context(progress())
-        count = advance(report, f"compare on {split}", len(images.paths))
+        count = advance(report, f"compare on {images.name}", len(images.paths))
         comparison = compare_on_split(reference, candidate, images, count)
     if picture is not None:
         comparison.picture(model).save(picture)

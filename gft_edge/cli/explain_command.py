@@ -39,7 +39,7 @@ from gft_edge.cli.output import (
 )
 from gft_edge.cli.references import engine_of
 from gft_edge.cli.sources import given_source, source_of_run
-from gft_edge.datasets import read_split
+from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import ImageError, MissingDependencyError, UsageError
 from gft_edge.explanation.curve_chart import curve_chart
 from gft_edge.explanation.deletion import (
@@ -357,6 +357,7 @@ def _measure(
         raise UsageError(f"this network {why}: there is no order to delete patches in")
     if subject.unavailable:
         raise UsageError(f"there is no order to delete patches in: {subject.unavailable[-1]}")
+    settings["split"] = settings["split"] or reporting_split(data)
     split = read_split(data, settings["split"], model.labels)
     generator = np.random.default_rng(settings["seed"])
     drawn = generator.permutation(len(split.paths))[: settings["limit"]]

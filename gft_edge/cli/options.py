@@ -47,10 +47,10 @@ def data_option(command: F) -> F:
     return command
 
 
-def split_option(default: str | None = "test") -> Callable[[F], F]:
-    """--split: which of its folders."""
+def split_option(default: str | None = "the report's: test, else val") -> Callable[[F], F]:
+    """--split: which of its splits; None where a command says by itself what it takes."""
     return click.option(
-        "--split", default=default, show_default=bool(default), help="Split to use."
+        "--split", default=None, show_default=default or False, help="Split to use."
     )
 
 

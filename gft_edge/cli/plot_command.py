@@ -164,7 +164,7 @@ def _next(runs: tuple[Path, ...], content: Mapping[str, Any], given: Mapping[str
         return f"gft-edge plot {run}"
     if content["confusion"] is None:
         return f"gft-edge inspect {run}"
-    words = ["gft-edge", "table", run, "--split", shlex.quote(content["confusion"]["split"])]
+    words = ["gft-edge", "evaluate", run, "--split", shlex.quote(content["confusion"]["split"])]
     for name in ("data", "dataset", "coco_category"):
         if given[name] is not None:
             words += [f"--{name.replace('_', '-')}", shlex.quote(shown(str(given[name])))]

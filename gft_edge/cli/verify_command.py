@@ -17,7 +17,7 @@ from gft_edge.cli.options import PATH, backend_option, data_option, json_option,
 from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
 from gft_edge.cli.references import open_reference
 from gft_edge.cli.sources import given_source
-from gft_edge.datasets import read_split
+from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import PipelineError
 from gft_edge.fidelity.verify import VerifyReport, verify
 
@@ -34,7 +34,7 @@ def command(
     data: Path | None,
     dataset: str | None,
     coco_category: CocoCategory | None,
-    split: str,
+    split: str | None,
     reference: Path | None,
     backend: str | None,
     as_json: bool,
@@ -46,11 +46,13 @@ def command(
     """
     manifest = read_manifest(bundle)
     source = given_source(data, dataset, coco_category)
-    images = read_split(source, split, manifest.model.labels) if source else None
+    images = None
+    if source is not None:
+        images = read_split(source, split or reporting_split(source), manifest.model.labels)
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None
         report = stack.enter_context(progress())
-        count = advance(report, f"verify on {split}", len(images.paths)) if images else None
+        count = advance(report, f"verify on {images.name}", len(images.paths)) if images else None
         result = verify(bundle, backend, images, expected, count)
     if result.golden is not None:
         result = _with_structure(result, bundle / manifest.artifact.path, manifest)

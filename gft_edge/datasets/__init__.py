@@ -110,6 +110,12 @@ def verification_split(source: DataSource | Path) -> str:
     return next((split for split in ("val", "test") if split in here), "train")
 
 
+def reporting_split(source: DataSource | Path) -> str:
+    """The split that is reported on where none is named: test, else val."""
+    here = splits_of(source)
+    return "val" if "val" in here and "test" not in here else "test"
+
+
 def choosing_split(source: DataSource | Path) -> str:
     """The split that something is chosen on where none is named: val, which leaves test to report on."""
     return "val" if "val" in splits_of(source) else "test"

@@ -23,7 +23,7 @@ from gft_edge.cli import main
 from tests.support.paths import ROOT
 
 EVALUATE_KEYS = {
-    "top1", "top5", "precision_macro", "recall_macro", "f1_macro",
+    "split", "top1", "top5", "precision_macro", "recall_macro", "f1_macro",
     "precision_weighted", "recall_weighted", "f1_weighted", "images",
 }  # fmt: skip
 VERIFY_KEYS = {

@@ -139,7 +139,7 @@ def test_the_commands_for_the_papers_experiments_run(folder: Path, tmp_path: Pat
         for line in commands
     ]
     assert words == [
-        "train", "train", "train", "export", "table", "plot", "explain", "explain", "import",
+        "train", "train", "train", "export", "evaluate", "plot", "explain", "explain", "import",
     ]  # fmt: skip
     for command, word in zip(commands, words, strict=True):
         shorter = {"train": " --epochs 1 --batch-size 4", "explain": " --limit 2"}

@@ -27,12 +27,13 @@ from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import build_gft
 from gft_edge.model.variants import spec_from_name
-from gft_edge.studies import formats
+from gft_edge.reporting.table import latex, markdown, to_csv
+from gft_edge.studies import runs_table_forms as forms
 from gft_edge.studies.confusion import confusion_of
 from gft_edge.studies.figures import draw_confusion, draw_curves, draw_gradients, draw_hardest
 from gft_edge.studies.history import History
 from gft_edge.studies.latency import Conditions, Latency
-from gft_edge.studies.table import Row, Table, type_of
+from gft_edge.studies.runs_table import Row, RunsTable, type_of
 from gft_edge.training.gradients import write_norms
 from gft_edge.training.loop import RunConfig, network_logits
 from gft_edge.training.recipes import Recipe
@@ -104,7 +105,19 @@ def latency(p50_ms: float, ratio: float) -> tuple[Latency, ...]:
     return (Latency("openvino", "int8", "bundles/x", p50_ms, ratio),)
 
 
-TABLE = Table(
+def markdown_of(runs: RunsTable) -> str:
+    return markdown(forms.shown(runs))
+
+
+def latex_of(runs: RunsTable) -> str:
+    return latex(forms.shown(runs))
+
+
+def csv_of(runs: RunsTable) -> str:
+    return to_csv(forms.in_full(runs))
+
+
+TABLE = RunsTable(
     data="100% cats & dogs",
     split="test",
     split_digest="0",
@@ -121,57 +134,47 @@ TABLE = Table(
     ),
 )  # fmt: skip
 
-UNSTABLE = Table(**{**vars(TABLE), "measured": Conditions("AMD", 1, False, ("50% busy",))})
+UNSTABLE = RunsTable(**{**vars(TABLE), "measured": Conditions("AMD", 1, False, ("50% busy",))})
 
 
 def test_markdown_has_the_paper_columns_with_the_best_in_bold() -> None:
-    assert formats.markdown(TABLE) == (
-        "| model | accuracy % | precision | recall | F1 | parameters M | GFLOPs | type | "
-        "openvino int8 ms |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |\n"
+    text = markdown_of(TABLE)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
+    assert rows == [
+        ["model", "accuracy %", "precision", "recall", "F1", "parameters M", "GFLOPs", "type",
+         "openvino int8 ms"],
         # Both 76.51: more digits than are shown decide nothing.
-        "| gft_tiny | **76.51** | 0.767 | 0.766 | 0.765 | 93.0 | 35.1 | ViT | **12.30 (1.00)** |\n"
-        "| \\[x\\]\\_&#124;y\\\\\\* | **76.51** | **0.768** | **0.767** | **0.766** | **14.1** | 6.72 | "
-        "CNN | - |\n"
-        "| vit | 65.86 | 0.659 | 0.658 | 0.657 | 85.8 | **0.00612** | ViT | 24.61 (2.00) |\n"
-        "\n"
-        "100% cats & dogs, test (1200 images, 2 classes), weighted averages. Bold is best.\n"
-        "\n"
-        "ms: median of the engine at batch 1, all bundles measured in turn on AMD EPYC, 2 cores; in "
-        "brackets relative to the first row that has one.\n"
-    )
+        ["gft_tiny", "**76.51**", "0.767", "0.766", "0.765", "93.0", "35.1", "ViT",
+         "**12.30 (1.00)**"],
+        ["\\[x\\]\\_&#124;y\\\\\\*", "**76.51**", "**0.768**", "**0.767**", "**0.766**", "**14.1**",
+         "6.72", "CNN", "-"],
+        ["vit", "65.86", "0.659", "0.658", "0.657", "85.8", "**0.00612**", "ViT", "24.61 (2.00)"],
+    ]  # fmt: skip
+    assert "100% cats & dogs, test (1200 images, 2 classes), weighted averages" in text
+    assert "all bundles measured in turn on AMD EPYC, 2 cores" in text
 
 
 def test_latex_is_a_booktabs_table_with_every_sign_escaped() -> None:
-    text = formats.latex(TABLE)
-    assert text == (
-        "% needs \\usepackage{booktabs}\n"
-        "\\begin{table}\n"
-        "  \\centering\n"
-        "  \\caption{100\\% cats \\& dogs, test (1200 images, 2 classes), weighted averages. ms: median "
-        "of the engine at batch 1, all bundles measured in turn on AMD EPYC, 2 cores; in brackets "
-        "relative to the first row that has one.}\n"
-        "  \\label{tab:100-cats-dogs-test}\n"
-        "  \\begin{tabular}{lrrrrrrlr}\n"
-        "    \\toprule\n"
-        "    Model & Accuracy \\% & Precision & Recall & F1 & Parameters M & GFLOPs & Type & "
-        "openvino int8 ms \\\\\n"
-        "    \\midrule\n"
-        "    gft\\_tiny & \\textbf{76.51} & 0.767 & 0.766 & 0.765 & 93.0 & 35.1 & ViT & "
-        "\\textbf{12.30 (1.00)} \\\\\n"
-        "    {[}x{]}\\_\\textbar{}y\\textbackslash{}{*} & \\textbf{76.51} & \\textbf{0.768} & "
-        "\\textbf{0.767} & \\textbf{0.766} & \\textbf{14.1} & 6.72 & CNN & -- \\\\\n"
-        "    vit & 65.86 & 0.659 & 0.658 & 0.657 & 85.8 & \\textbf{0.00612} & ViT & 24.61 (2.00) \\\\\n"
-        "    \\bottomrule\n"
-        "  \\end{tabular}\n"
-        "\\end{table}\n"
+    text = latex_of(TABLE)
+    assert (
+        "\\caption{100\\% cats \\& dogs, test (1200 images, 2 classes), weighted averages. " in text
     )
+    assert "gft\\_tiny" in text
+    assert "{[}x{]}\\_\\textbar{}y\\textbackslash{}{*}" in text
+    assert "\\textbf{12.30 (1.00)}" in text
+    assert [rule for rule in ("toprule", "midrule", "bottomrule") if f"\\{rule}" in text] == [
+        "toprule", "midrule", "bottomrule",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["#$%&_{}~^\\", '"a" <b>|*', "}{", "two\nlines \x00", "[5]"])
 def test_latex_stays_balanced_whatever_a_run_is_called(name: str) -> None:
     row = Row(**{**vars(TABLE.rows[0]), "model": name})
-    text = formats.latex(Table(**{**vars(TABLE), "rows": (row, *TABLE.rows[1:])}))
+    text = latex_of(RunsTable(**{**vars(TABLE), "rows": (row, *TABLE.rows[1:])}))
     body = re.sub(r"(?m)^%.*$", "", text)
     depth = 0
     for sign in re.findall(r"\\.|[{}]", body):
@@ -188,7 +191,7 @@ def test_latex_stays_balanced_whatever_a_run_is_called(name: str) -> None:
 
 
 def test_csv_has_the_numbers_in_full() -> None:
-    lines = [*csv.DictReader(io.StringIO(formats.to_csv(TABLE)))]
+    lines = [*csv.DictReader(io.StringIO(csv_of(TABLE)))]
     assert lines[0] == {
         "model": "gft_tiny", "run": "runs/a", "type": "ViT", "data": "100% cats & dogs",
         "split": "test", "images": "1200", "accuracy": "0.76511", "average": "weighted",
@@ -198,8 +201,8 @@ def test_csv_has_the_numbers_in_full() -> None:
     }  # fmt: skip
     assert lines[1]["model"] == "[x]_|y\\*"
     assert lines[1]["openvino_int8_p50_ms"] == ""
-    macro = Table(**{**vars(TABLE), "average": "macro"})
-    (line, *_) = csv.DictReader(io.StringIO(formats.to_csv(macro)))
+    macro = RunsTable(**{**vars(TABLE), "average": "macro"})
+    (line, *_) = csv.DictReader(io.StringIO(csv_of(macro)))
     assert [float(line[name]) for name in ("precision", "recall", "f1")] == pytest.approx(
         [0.665, 0.565, 0.465]
     )
@@ -207,14 +210,14 @@ def test_csv_has_the_numbers_in_full() -> None:
 
 def test_latencies_that_are_not_to_be_trusted_say_so() -> None:
     doubt = "UNSTABLE: do not decide on these latencies. Likely cause: 50% busy."
-    assert doubt in formats.markdown(UNSTABLE)
-    assert doubt.replace("%", "\\%") in formats.latex(UNSTABLE)
-    assert "False" in formats.to_csv(UNSTABLE)
+    assert doubt in markdown_of(UNSTABLE)
+    assert doubt.replace("%", "\\%") in latex_of(UNSTABLE)
+    assert "False" in csv_of(UNSTABLE)
 
 
 def test_nothing_is_the_best_of_one_row() -> None:
-    alone = Table(**{**vars(TABLE), "rows": TABLE.rows[:1]})
-    assert "**" not in formats.markdown(alone)
+    alone = RunsTable(**{**vars(TABLE), "rows": TABLE.rows[:1]})
+    assert "**" not in markdown_of(alone)
 
 
 def test_a_network_is_what_it_does() -> None:
@@ -243,11 +246,11 @@ def test_a_stem_and_a_pooling_make_no_type(name: str, kind: str) -> None:
 
 
 def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path) -> None:
-    content = run_json("table", gft, dense)
+    content = run_json("evaluate", gft, dense)
     # Both are of one backbone: the run's folder tells them apart.
     names = [row["model"] for row in content["rows"]]
     assert names == ["vit_tiny_patch16_224 (gft)", "vit_tiny_patch16_224 (dense)"]
-    assert [row["metrics"] for row in content["rows"]] == [
+    assert [{"split": "test", **row["metrics"]} for row in content["rows"]] == [
         run_json("evaluate", run) for run in (gft, dense)
     ]
     assert [row["type"] for row in content["rows"]] == ["ViT", "ViT"]
@@ -256,19 +259,19 @@ def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path) -> None
     assert first["gflops"] < second["gflops"]
     assert content["measured"] is None
     for form in ("markdown", "latex", "csv"):
-        result = run("table", gft, dense, "--format", form)
+        result = run("evaluate", gft, dense, "--format", form)
         assert result.exit_code == 0
         assert "next:" not in result.stdout
         assert "as evaluated before" in result.stderr
-    assert run("table", gft, dense).stdout.splitlines()[-1] == f"next: gft-edge plot {gft}"
+    assert run("evaluate", gft, dense).stdout.splitlines()[-1] == f"next: gft-edge report {gft}"
 
 
 def test_a_table_opens_a_run_once_that_keeps_its_evaluation(
     gft: Path, dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("table", gft, dense).exit_code == 0
+    assert run("evaluate", gft, dense).exit_code == 0
     calls: list[str] = []
-    for module in ("evaluation", "table"):
+    for module in ("evaluation", "runs_table"):
         for name in ("load_run", "sha256_of", "split_digest"):
             place = f"gft_edge.studies.{module}.{name}"
             real = pydoc.locate(place)
@@ -278,7 +281,7 @@ def test_a_table_opens_a_run_once_that_keeps_its_evaluation(
                 return real(*given)
 
             monkeypatch.setattr(place, counted)
-    assert run("table", gft, dense).exit_code == 0
+    assert run("evaluate", gft, dense).exit_code == 0
     assert sorted(calls) == [*["load_run"] * 2, *["sha256_of"] * 2, *["split_digest"] * 2]
 
 
@@ -301,7 +304,7 @@ def test_what_a_split_lacks_is_said(
     for command, *subjects in (
         ("evaluate", gft),
         ("evaluate", micro_bundles["onnx"]),
-        ("table", gft, dense),
+        ("evaluate", gft, dense),
         ("plot", gft),
     ):
         result = run(command, *subjects, "--data", root, "--dataset", "coco")
@@ -322,15 +325,17 @@ def test_a_table_is_of_its_data_set_wherever_that_was_unpacked(
     (root / "meta").mkdir()
     (root / "meta" / "classes.txt").write_text("".join(f"{label}\n" for label in labels))
     (root / "meta" / "test.txt").write_text("".join(images))
-    content = run_json("table", gft, "--data", root.parent, "--dataset", "food-101")
+    content = run_json("evaluate", gft, "--data", root.parent, "--dataset", "food-101")
     assert (content["data"], content["images"]) == ("food-101", 12)
-    assert run_json("table", gft)["data"] == micro_data.name
+    assert run_json("evaluate", gft)["data"] == micro_data.name
 
 
 def test_a_table_is_written_as_its_file_is_called(gft: Path, dense: Path, tmp_path: Path) -> None:
-    given = ("table", gft, dense, "--out")
+    given = ("evaluate", gft, dense, "--out")
     assert run(*given, tmp_path / "t.tex").exit_code == 0
-    assert (tmp_path / "t.tex").read_text() == run("table", gft, dense, "--format", "latex").stdout
+    assert (tmp_path / "t.tex").read_text() == run(
+        "evaluate", gft, dense, "--format", "latex"
+    ).stdout
     assert_refused(run(*given, tmp_path / "t.xls"), "says no format", ".md, .tex or .csv")
     assert_refused(run(*given, tmp_path), "cannot be written")
     assert_refused(run(*given, tmp_path / "absent" / "t.md"), "cannot be written")
@@ -417,7 +422,7 @@ def test_an_evaluation_says_its_device_and_serves_another(
         shutil.copytree(micro_data, more, dirs_exist_ok=True)
         for image in [*more.glob("test/*/[0-9].png")]:
             image.rename(image.with_name(f"copy {number} {image.name}"))
-    result = run("table", gft, "--data", more, "--device", "cpu", "--workers", "1")
+    result = run("evaluate", gft, "--data", more, "--device", "cpu", "--workers", "1")
     assert (result.exit_code, given[-1]) == (0, ("cpu", 1)), result.stderr
 
 
@@ -445,22 +450,22 @@ def test_runs_that_make_no_table_are_refused(
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert_refused(run("table", gft, tmp_path / "absent"), "absent: no such run")
-    assert_refused(run("table", gft, empty), f"{empty} is no run: it has no model.json")
-    assert_refused(run("table", gft, gft / ".." / "gft"), "is given twice: a run is one row")
-    assert_refused(run("table", gft, "--split", "holiday"), "has no holiday/ folder", "test")
-    assert_refused(run("table", gft, "--split", "../gft"), "no name of a split")
+    assert_refused(run("evaluate", gft, tmp_path / "absent"), "absent: no such run")
+    assert_refused(run("evaluate", gft, empty), f"{empty} is no run: it has no model.json")
+    assert_refused(run("evaluate", gft, gft / ".." / "gft"), "is given twice: a run is one row")
+    assert_refused(run("evaluate", gft, "--split", "holiday"), "has no holiday/ folder", "test")
+    assert_refused(run("evaluate", gft, "--split", "../gft"), "no name of a split")
 
     copied = tmp_path / "copied"
     shutil.copytree(gft, copied)
-    assert_refused(run("table", gft, copied), f"{copied} has the weights of {gft}")
+    assert_refused(run("evaluate", gft, copied), f"{copied} has the weights of {gft}")
 
     spec = json.loads((dense / "model.json").read_text())
     spec["labels"][1] = "rye bread"
     (copied / "model.json").write_text(json.dumps(spec))
     shutil.copy(dense / "model.safetensors", copied)
     assert_refused(
-        run("table", gft, copied),
+        run("evaluate", gft, copied),
         f"{gft} and {copied} are of different data sets",
         "class 1 is 'brown bread' in one and 'rye bread' in the other",
     )
@@ -470,27 +475,27 @@ def test_runs_that_make_no_table_are_refused(
     (tmp_path / "other").mkdir()
     save_network(tmp_path / "other", build_gft(fewer_classes), fewer_classes)
     trained_on(tmp_path / "other", micro_data)
-    assert_refused(run("table", gft, tmp_path / "other"), "different data sets: 4 and 2 classes")
+    assert_refused(run("evaluate", gft, tmp_path / "other"), "different data sets: 4 and 2 classes")
 
     fewer = tmp_path / "fewer"
     shutil.copytree(micro_data, fewer)
     (fewer / "test" / "dill" / "0.png").unlink()
     trained_on(dense, fewer)
     assert_refused(
-        run("table", gft, dense),
+        run("evaluate", gft, dense),
         f"{gft} and {dense} have different images in test",
         f"12 below {micro_data}; 11 below {fewer}",
         "give --data FOLDER",
     )
-    assert run("table", gft, dense, "--data", micro_data).exit_code == 0
+    assert run("evaluate", gft, dense, "--data", micro_data).exit_code == 0
 
     trained_on(dense, tmp_path / "elsewhere")
-    assert_refused(run("table", dense), "elsewhere, which is not here: give --data FOLDER")
+    assert_refused(run("evaluate", dense), "elsewhere, which is not here: give --data FOLDER")
     (dense / "train.json").unlink()
-    assert_refused(run("table", dense), "does not say where its images are: give --data FOLDER")
+    assert_refused(run("evaluate", dense), "does not say where its images are: give --data FOLDER")
     (dense / "model.safetensors").unlink()
     assert_refused(
-        run("table", dense), f"{dense} has no finished epoch: continue it with gft-edge train"
+        run("evaluate", dense), f"{dense} has no finished epoch: continue it with gft-edge train"
     )
 
 
@@ -506,15 +511,15 @@ def test_runs_that_see_one_folder_differently_are_told_how_to_agree(
     read_as(gft, dataset="coco", coco_category="largest")
     read_as(dense, dataset="coco", coco_category="first")
     assert_refused(
-        run("table", gft, dense),
+        run("evaluate", gft, dense),
         f"{both} take different boxes for an image's category, the largest and the first: "
         "give --coco-category largest or first",
     )
     # Then they agree: what is missing is COCO itself.
-    assert_refused(run("table", gft, dense, "--coco-category", "first"), "holds no coco")
+    assert_refused(run("evaluate", gft, dense, "--coco-category", "first"), "holds no coco")
     read_as(dense, dataset="food-101")
     assert_refused(
-        run("table", gft, dense),
+        run("evaluate", gft, dense),
         f"{both} are of different data sets: coco and food-101; give --data FOLDER and --dataset NAME",
     )
     for folder in (gft, dense):
@@ -523,7 +528,7 @@ def test_runs_that_see_one_folder_differently_are_told_how_to_agree(
     spec["labels"].reverse()
     (dense / "model.json").write_text(json.dumps(spec))
     assert_refused(
-        run("table", gft, dense),
+        run("evaluate", gft, dense),
         f"{both} have the same classes in another order: class 0 is 'apple' in one and 'dill' in the",
     )
 
@@ -540,7 +545,7 @@ def test_bundles_become_columns_of_the_runs_they_come_from(
 ) -> None:
     bundles = tmp_path / "bundles"
     bundle = export(dense, micro_data, bundles / "dense")
-    content = run_json("table", gft, dense, "--bundles", bundles, "--duration", "0.05")
+    content = run_json("evaluate", gft, dense, "--bundles", bundles, "--duration", "0.05")
     assert content["rows"][0]["latency"] == []
     (measured,) = content["rows"][1]["latency"]
     assert (measured["target"], measured["precision"]) == ("onnx", "fp32")
@@ -550,17 +555,17 @@ def test_bundles_become_columns_of_the_runs_they_come_from(
     assert measured["ratio"] == 1.0
     assert content["measured"]["machine"]
 
-    without = run("table", gft, "--bundles", bundles, "--json")
+    without = run("evaluate", gft, "--bundles", bundles, "--json")
     assert f"{bundle} was exported from none of the runs: left out" in without.stderr
     assert json.loads(without.stdout)["measured"] is None
-    refused = run("table", gft, "--bundles", bundle)
+    refused = run("evaluate", gft, "--bundles", bundle)
     assert_refused(refused, f"{bundle} was exported from none of the runs (other weights)")
     shutil.copytree(bundle, tmp_path / "again")
     assert_refused(
-        run("table", dense, "--bundles", bundles, "--bundles", tmp_path / "again"),
+        run("evaluate", dense, "--bundles", bundles, "--bundles", tmp_path / "again"),
         f"are both {dense} for onnx in fp32: give one of them",
     )
-    assert_refused(run("table", gft, "--bundles", gft), f"{gft} holds no bundle")
+    assert_refused(run("evaluate", gft, "--bundles", gft), f"{gft} holds no bundle")
 
 
 def test_hardest_classes_and_pairs_are_counted() -> None:
@@ -625,8 +630,8 @@ def test_the_last_line_of_plot_can_be_run(
     spaced = gft.rename(tmp_path / "a gft")
     elsewhere = trained_on(dense, tmp_path / "elsewhere")
     for arguments, command in (
-        ((spaced,), "table"),
-        ((spaced, "--data", micro_data, "--dataset", "imagefolder"), "table"),
+        ((spaced,), "evaluate"),
+        ((spaced, "--data", micro_data, "--dataset", "imagefolder"), "evaluate"),
         ((elsewhere,), "inspect"),
         ((spaced, elsewhere, "--out", tmp_path / "both"), "plot"),
     ):

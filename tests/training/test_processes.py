@@ -165,7 +165,7 @@ def test_the_command_line_is_the_same_program_under_the_launcher(
     assert logged_top1.value == pytest.approx(metrics["top1"])
 
     table = tmp_path / "table.md"
-    printed = launch("-m", "gft_edge", "table", run, "--split", "val", "--format", "csv",
+    printed = launch("-m", "gft_edge", "evaluate", run, "--split", "val", "--format", "csv",
                      "--out", table)  # fmt: skip
     assert printed.returncode == 0, printed.stderr
     assert len(printed.stdout.splitlines()) == 2
@@ -182,14 +182,14 @@ def test_of_several_processes_the_first_alone_writes(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
     given = (copy, "--split", "val", "--device", "cpu")
-    for result in (run("table", *given, "--out", out), run("plot", *given)):
+    for result in (run("evaluate", *given, "--out", out), run("plot", *given)):
         assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     assert not out.exists()
     assert not (copy / "evaluation").exists()
     assert [*(copy / "plots").iterdir()] == []
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run("table", *given, "--bundles", copy), "gft-edge table")
+    refused(run("evaluate", *given, "--bundles", copy), "--bundles")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:

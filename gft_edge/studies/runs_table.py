@@ -53,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class RunsTable:
     """Rows in the order that was asked for. `measured` is None where no bundle was."""
 
     data: str
@@ -76,7 +76,7 @@ class TableRequest:
 
     runs: tuple[Path, ...]
     sources: tuple[DataSource, ...]
-    split: str = "test"
+    split: str
     average: Average = "weighted"
     bundles: tuple[Path, ...] = ()
     duration_s: float = 5.0
@@ -98,7 +98,7 @@ class _Subject:
     gflops: float
 
 
-def build_table(request: TableRequest, progress: Progress = quiet, say: Say = silent) -> Table:
+def compare_runs(request: TableRequest, progress: Progress = quiet, say: Say = silent) -> RunsTable:
     """Evaluate every run on the split, unless it has kept that, and measure the bundles there are.
 
     Raises CheckpointError for what is no finished run, DataError for images that are not here,
@@ -108,7 +108,7 @@ def build_table(request: TableRequest, progress: Progress = quiet, say: Say = si
     if request.bundles and launched_together():
         raise UsageError(
             "--bundles measures latencies, and processes launched together would measure each other: "
-            "start gft-edge table alone, or leave --bundles out"
+            "start gft-edge evaluate alone, or leave --bundles out"
         )
     subjects: list[_Subject] = []
     for run, source in zip(request.runs, request.sources, strict=True):
@@ -140,7 +140,7 @@ def build_table(request: TableRequest, progress: Progress = quiet, say: Say = si
     latencies, measured = (
         measure(assigned, request.duration_s, progress, say) if assigned else ({}, None)
     )
-    return Table(
+    return RunsTable(
         data=_data_name(request.sources[0]),
         split=request.split,
         split_digest=digests[0],
