@@ -114,8 +114,7 @@ for name in main.commands:
         (["verify", "BUNDLE"], "ONNX Runtime", "onnx"),
         (["verify", "BUNDLE", "--backend", "openvino"], "OpenVINO", "openvino"),
         (["evaluate", "BUNDLE", "--data", "DATA"], "ONNX Runtime", "onnx"),
-        (["compare", "BUNDLE", "BUNDLE", "--data", "DATA"], "ONNX Runtime", "onnx"),
-        (["compare", "RUN", "BUNDLE", "--data", "DATA"], r"\w+", "export"),
+        (["verify", "BUNDLE", "--reference", "RUN", "--data", "DATA"], r"\w+", "export"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -188,7 +187,7 @@ def test_the_commands_of_the_device_side_run_with_its_engine_alone(
     assert len(predicted["predictions"]) == 4
     inspected = json.loads(run_without(blocked, code, "inspect", bundle, "--json"))
     assert (inspected["kind"], inspected["target"]) == ("bundle", target)
-    given = (bundle, bundle, "--data", str(micro_data), "--out", str(tmp_path), "--json")
-    compared = json.loads(run_without(blocked, code, "compare", *given))
+    given = (bundle, "--reference", bundle, "--data", str(micro_data), "--pictures", str(tmp_path))
+    compared = json.loads(run_without(blocked, code, "verify", *given, "--json"))
     assert (compared["images"], compared["max_abs"]) == (12, 0)
     assert Path(compared["picture"]).is_file()

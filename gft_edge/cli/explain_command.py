@@ -29,6 +29,7 @@ from gft_edge.cli.options import (
 from gft_edge.cli.output import (
     advance,
     finite,
+    made_folder,
     next_line,
     percent,
     print_json,
@@ -143,7 +144,7 @@ def command(
             source = source_of_run(run_or_bundle, data, dataset, coco_category)
         if source is None:
             settings["cover"] = cover_side(subject.model, settings["cover"])
-        _make_folder(out)
+        made_folder(out)
         if source is None:
             _explain(subject, run_or_bundle, paths, out, settings, as_json)
         else:
@@ -180,14 +181,6 @@ def _opened_run(path: Path, backend: str | None, threads: int | None) -> Subject
     if backend is not None or threads is not None:
         raise UsageError("--backend and --threads are a bundle's: PyTorch computes a run")
     return open_run(path)
-
-
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise UsageError(f"{out} cannot be written: choose another --out")
 
 
 def _explain(

@@ -20,6 +20,7 @@ from gft_edge.bundle.manifest import Engine, Manifest, Quantization
 from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import Progress
 from gft_edge.bundle.stages import stages_text
+from gft_edge.errors import UsageError
 from gft_edge.nvidia.engines import bound_to_gpu
 from gft_edge.reporting.table import Table, terminal
 
@@ -174,6 +175,21 @@ def overlaps(values: Sequence[float] | None) -> str:
 def shown(path: str) -> str:
     """A path on one line, whatever bytes its name has."""
     return str(click.format_filename(path)).replace("\n", "\\n")
+
+
+def made_folder(out: Path, option: str = "--out") -> Path:
+    """A folder to write to, made where it is absent and sure to be writable. Raises UsageError."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: give {option} a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{out} cannot be written ({error.strerror}): choose another {option}"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"{out} cannot be written: choose another {option}")
+    return out
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,47 @@ import click
 from gft_edge.bundle.images import CocoCategory
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
-from gft_edge.cli.output import advance, overlaps, percent, print_json, print_table, progress, say
+from gft_edge.cli.output import (
+    advance,
+    made_folder,
+    overlaps,
+    percent,
+    print_json,
+    print_table,
+    progress,
+    say,
+    shown,
+)
 from gft_edge.cli.references import open_reference
 from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split, reporting_split
-from gft_edge.errors import PipelineError
+from gft_edge.errors import PipelineError, UsageError
+from gft_edge.fidelity.comparison import Comparison
 from gft_edge.fidelity.verify import VerifyReport, verify
+from gft_edge.reporting.comparison_sheet import comparison_sheet
+
+PICTURE = "compare.png"
+LISTED = 20
 
 
 @click.command("verify")
 @click.argument("bundle", type=PATH)
 @data_option
 @split_option()
-@click.option("--reference", type=PATH, help="Run (needs torch) or bundle to compare with.")
+@click.option(
+    "--reference",
+    type=PATH,
+    help="Run (needs torch) or bundle of the same network to compare with.",
+)
+@click.option(
+    "--pictures",
+    type=PATH,
+    metavar="DIR",
+    help=f"With --reference: write {PICTURE} to DIR, the patches that each kept.",
+)
 @backend_option
 @json_option
 def command(
@@ -36,31 +63,45 @@ def command(
     coco_category: CocoCategory | None,
     split: str | None,
     reference: Path | None,
+    pictures: Path | None,
     backend: str | None,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Check a bundle on this machine: hashes, structure, golden outputs.
 
-    With --data also accuracy, with --reference also agreement on those images. Exit 1 when a check
-    fails.
+    With --data also its accuracy; with --reference how far it is from another artifact of the same
+    network on those images, and on which of them the two disagree. Exits 1 when a check fails.
+
+    gft-edge verify bundles/grocery --data grocery --reference runs/grocery --pictures pictures
     """
     manifest = read_manifest(bundle)
+    if pictures is not None:
+        _check_picture(reference, manifest.model)
     source = given_source(data, dataset, coco_category)
     images = None
     if source is not None:
         images = read_split(source, split or reporting_split(source), manifest.model.labels)
+    drawn: list[Comparison] = []
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None
+        # Made sure of before the work, and not before it is known that there will be some.
+        folder = made_folder(pictures, "--pictures") if pictures and images else None
         report = stack.enter_context(progress())
         count = advance(report, f"verify on {images.name}", len(images.paths)) if images else None
-        result = verify(bundle, backend, images, expected, count)
+        result = verify(bundle, backend, images, expected, count, drawn.append)
+    picture = None
+    if folder is not None and drawn:
+        picture = folder / PICTURE
+        comparison_sheet(drawn[0], manifest.model).save(picture)
     if result.golden is not None:
         result = _with_structure(result, bundle / manifest.artifact.path, manifest)
     if as_json:
         content = {f.name: to_json(getattr(result, f.name)) for f in dataclasses.fields(result)}
-        print_json(content)
+        print_json({**content, "picture": None if picture is None else str(picture)})
     else:
         _print(bundle, result)
+        if picture is not None:
+            click.echo(f"picture: {picture}")
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
 
@@ -86,6 +127,16 @@ def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> Ver
     return result
 
 
+def _check_picture(reference: Path | None, model: ModelSpec) -> None:
+    """Raise UsageError where there is nothing to draw."""
+    if reference is None:
+        raise UsageError("--pictures shows what two artifacts kept: give --reference too")
+    if not model.stages:
+        raise UsageError(
+            "this network drops no patches, there is nothing to draw: leave out --pictures"
+        )
+
+
 def _print(bundle: Path, result: Any) -> None:
     rows = [("verdict", result.verdict)]
     if result.golden is not None:
@@ -102,8 +153,36 @@ def _print(bundle: Path, result: Any) -> None:
             ("cosine", f"{result.cosine:.6f}"),
             ("max abs", f"{result.max_abs:.1e}"),
         ]
+    if result.kept_overlap:
+        near = _counts(result.lost_near_border) or "not known: only a run ranks its patches"
+        rows.append(("patches lost an image", _counts(result.patches_lost)))
+        rows.append(("of these near the border", near))
     print_table(str(bundle), ("check", "result"), rows)
+    if result.disagreements is not None:
+        _print_disagreements(result)
     for failure in result.failures:
         say(f"Error: {failure}")
     for reason in result.skipped:
         say(f"skipped: {reason}")
+
+
+def _print_disagreements(result: VerifyReport) -> None:
+    differing = result.disagreements or ()
+    if not differing:
+        click.echo("A (the reference) and B (the bundle) give every image the same label")
+        return
+    print_table(
+        f"A (the reference) and B (the bundle) disagree on {len(differing)} of {result.images} images",
+        ("image", "true label", "A", "B", "kept patches, last stage"),
+        [
+            (shown(row.path), row.label, row.reference, row.candidate,
+             overlaps(row.kept_overlap[-1:]))
+            for row in differing[:LISTED]
+        ],
+    )  # fmt: skip
+    if len(differing) > LISTED:
+        click.echo(f"and {len(differing) - LISTED} more: --json lists all")
+
+
+def _counts(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)

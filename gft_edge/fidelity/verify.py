@@ -16,6 +16,7 @@ from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, KeptPatchesError, UsageError
 from gft_edge.fidelity.compare import TOLERANCES, compare
+from gft_edge.fidelity.comparison import Comparison, Disagreement, compared
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Advance, Classifier, load_pixels
 from gft_edge.runtime.golden import read_golden
@@ -32,7 +33,8 @@ class VerifyReport:
     """The result of `verify`; None where it was not asked for. Fractions of 1.
 
     The fidelity figures are against the reference on the split; `golden` has its own.
-    `skipped` names each check that this machine could not make, and why.
+    `skipped` names each check that this machine could not make, and why. `disagreements` are the
+    images that bundle and reference classify differently, those with the least overlap first.
     """
 
     verdict: Verdict
@@ -46,6 +48,9 @@ class VerifyReport:
     failures: tuple[str, ...]
     golden: FidelityReport | None
     skipped: tuple[str, ...] = ()
+    patches_lost: tuple[float, ...] | None = None
+    lost_near_border: tuple[float, ...] | None = None
+    disagreements: tuple[Disagreement, ...] | None = None
 
 
 def verify(
@@ -54,10 +59,12 @@ def verify(
     split: Split | None = None,
     reference: Reference | None = None,
     advance: Advance | None = None,
+    seen: Callable[[Comparison], object] | None = None,
 ) -> VerifyReport:
     """Check hashes, structure and golden outputs, and with a split accuracy and agreement too.
 
-    A damaged bundle is a failed verdict. Raises BundleError when `folder` is no bundle at all,
+    `seen` is told what bundle and reference gave for each image, to draw it. A damaged bundle is a failed
+    verdict. Raises BundleError when `folder` is no bundle at all,
     UsageError for a reference without images.
     """
     if reference is not None and split is None:
@@ -68,7 +75,7 @@ def verify(
         classifier, skipped = _opened(bundle, backend)
         with classifier:
             golden = check_golden(classifier)
-            report = _judge(classifier, golden, split, reference, advance)
+            report = _judge(classifier, golden, split, reference, advance, seen)
         if not skipped and backend_for(backend or bundle.manifest.target).TARGET == "tensorrt":
             report = _with_deployed(report, bundle, backend)
         return dataclasses.replace(report, skipped=(*skipped, *report.skipped))
@@ -175,9 +182,11 @@ def _judge(
     split: Split | None,
     reference: Reference | None,
     advance: Advance | None,
+    seen: Callable[[Comparison], object] | None,
 ) -> VerifyReport:
     failures = [f"golden outputs: {failure}" for failure in golden.failures]
     fidelity: FidelityReport | None = None
+    comparison: Comparison | None = None
     top1, reference_top1, images = None, None, golden.images
     if split is not None:
         targets = np.asarray(split.targets)
@@ -189,6 +198,9 @@ def _judge(
             bound = export_tolerance(classifier.bundle.manifest)
             fidelity = _compared("reference", expected, outputs, bound, split.targets)
             failures += [f"against the reference: {failure}" for failure in fidelity.failures]
+            comparison = compared(split, expected, outputs)
+            if seen is not None:
+                seen(comparison)
     return VerifyReport(
         verdict="fail" if failures else "pass",
         top1=top1,
@@ -200,4 +212,7 @@ def _judge(
         images=images,
         failures=tuple(failures),
         golden=golden,
+        patches_lost=fidelity.patches_lost if fidelity else None,
+        lost_near_border=fidelity.lost_near_border if fidelity else None,
+        disagreements=comparison.disagreements() if comparison else None,
     )

@@ -65,7 +65,7 @@ def test_the_commands_for_lower_precision_run(
     (shell,) = blocks("sh", "Lower precision")
     commands = shell.splitlines()
     assert [shlex.split(line)[1] for line in commands] == [
-        "export", "compare", "sensitivity", "export", "export",
+        "export", "verify", "sensitivity", "export", "export",
     ]  # fmt: skip
     for command in commands:
         execute(command, tmp_path)

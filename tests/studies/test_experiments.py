@@ -209,7 +209,7 @@ def test_csv_has_the_numbers_in_full() -> None:
 
 
 def test_latencies_that_are_not_to_be_trusted_say_so() -> None:
-    doubt = "UNSTABLE: do not decide on these latencies. Likely cause: 50% busy."
+    doubt = "UNSTABLE: do not decide on these latencies. Likely cause: 50% busy"
     assert doubt in markdown_of(UNSTABLE)
     assert doubt.replace("%", "\\%") in latex_of(UNSTABLE)
     assert "False" in csv_of(UNSTABLE)
@@ -325,9 +325,11 @@ def test_a_table_is_of_its_data_set_wherever_that_was_unpacked(
     (root / "meta").mkdir()
     (root / "meta" / "classes.txt").write_text("".join(f"{label}\n" for label in labels))
     (root / "meta" / "test.txt").write_text("".join(images))
-    content = run_json("evaluate", gft, "--data", root.parent, "--dataset", "food-101")
+    content = run_json(
+        "evaluate", gft, "--average", "weighted", "--data", root.parent, "--dataset", "food-101"
+    )
     assert (content["data"], content["images"]) == ("food-101", 12)
-    assert run_json("evaluate", gft)["data"] == micro_data.name
+    assert run_json("evaluate", gft, "--average", "weighted")["data"] == micro_data.name
 
 
 def test_a_table_is_written_as_its_file_is_called(gft: Path, dense: Path, tmp_path: Path) -> None:
@@ -361,7 +363,7 @@ def test_an_evaluation_is_kept_until_weights_network_or_images_change(
         assert kept["logits"].shape == (12, 4)
         assert kept["targets"].tolist() == [n // 3 for n in range(12)]
     record = json.loads((gft / "evaluation" / "test.json").read_text())
-    assert record["metrics"] == run_json("evaluate", gft)
+    assert {"split": "test", **record["metrics"]} == run_json("evaluate", gft)
 
     run("evaluate", gft, "--fresh")
     assert calls == 2
