@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,12 @@ from gft_edge.bundle.store import (
     read_bundle,
     read_manifest,
     replacing,
-    sha256_of,
     size_bytes,
 )
 from gft_edge.errors import BundleError
+from tests.support.bundles import sign
+from tests.support.files import contents
+from tests.support.refusals import refusal_of
 
 Alter = Callable[[dict[str, Any]], None]
 
@@ -47,26 +48,12 @@ def alter_manifest(bundle: Path, alter: Alter) -> None:
     (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
 
 
-def rewrite_with_its_sha256(bundle: Path, name: str, content: str) -> None:
-    (bundle / name).write_text(content, encoding="utf-8")
-    digest = sha256_of(bundle / name)
-    alter_manifest(bundle, lambda data: data["files"].update({name: digest}))
-
-
-def refusal(bundle: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        read_bundle(bundle)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+def refusal(bundle: Path, *words: str) -> str:
+    return refusal_of(BundleError, lambda: read_bundle(bundle), *words)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_whole_bundle_is_read(bundle: Path) -> None:
@@ -76,7 +63,7 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
     assert manifest.target == "openvino"
     assert manifest.model.labels == ("apple", "brown bread", "café", "dill")
     assert set(manifest.files) == {"model.xml", "model.bin", "labels.txt", "golden/golden.npz"}
-    assert files(bundle) == {*manifest.files, "manifest.json"}
+    assert set(contents(bundle)) == {*manifest.files, "manifest.json"}
     assert size_bytes(opened) == sum(
         (bundle / name).stat().st_size for name in ("model.xml", "model.bin")
     )
@@ -91,27 +78,24 @@ def test_the_lineage_leads_from_the_first_graph_to_the_artifact(bundle: Path) ->
 
 
 @pytest.mark.parametrize("name", ["model.xml", "model.bin", "labels.txt", "golden/golden.npz"])
-def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
-    (bundle / name).unlink()
-    assert refusal(bundle) == f"{bundle} lacks {name}: copy the whole bundle again"
-
-
-@pytest.mark.parametrize("name", ["model.xml", "model.bin", "labels.txt", "golden/golden.npz"])
-def test_a_truncated_file_is_named(bundle: Path, name: str) -> None:
-    os.truncate(bundle / name, (bundle / name).stat().st_size - 1)
-    assert refusal(bundle).startswith(f"{bundle / name} is not the file the manifest describes")
-
-
-def test_one_altered_bit_is_seen(bundle: Path) -> None:
-    content = bytearray((bundle / "model.bin").read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / "model.bin").write_bytes(content)
-    assert "copy the bundle again or export it anew" in refusal(bundle)
+def test_a_file_that_is_altered_cut_missing_or_not_listed_is_named(bundle: Path, name: str) -> None:
+    path = bundle / name
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (bytes(flipped), whole[:-1]):
+        path.write_bytes(content)
+        refusal(bundle, str(path), "sha256")
+    path.unlink()
+    refusal(bundle, name)
+    path.write_bytes(whole)
+    alter_manifest(bundle, lambda data: data["files"].pop(name))
+    refusal(bundle, name, "sha256")
 
 
 def test_a_missing_folder_and_a_folder_that_is_no_bundle_are_told_apart(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such bundle"
-    assert refusal(tmp_path) == f"{tmp_path} is no bundle: it has no manifest.json"
+    assert refusal(tmp_path / "nowhere", str(tmp_path / "nowhere")) != refusal(tmp_path)
+    refusal(tmp_path, "manifest.json")
     assert not is_bundle(tmp_path)
 
 
@@ -121,14 +105,13 @@ def test_a_missing_folder_and_a_folder_that_is_no_bundle_are_told_apart(tmp_path
 )
 def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
     alter_manifest(bundle, lambda data: data["files"].update({name: "ab"}))
-    assert refusal(bundle).endswith(f"names {name!r}: a bundle's paths stay inside its folder")
+    refusal(bundle, repr(name))
 
 
-@pytest.mark.parametrize("key", ["path", "companions"])
-def test_an_artifact_outside_the_folder_is_refused(bundle: Path, key: str) -> None:
-    value = "../model.xml" if key == "path" else ["../model.bin"]
+@pytest.mark.parametrize(("key", "value"), [("path", "../m"), ("companions", ["../m"])])
+def test_an_artifact_outside_the_folder_is_refused(bundle: Path, key: str, value: Any) -> None:
     alter_manifest(bundle, lambda data: data["artifact"].update({key: value}))
-    assert "a bundle's paths stay inside its folder" in refusal(bundle)
+    refusal(bundle, "../m")
 
 
 def test_a_path_that_no_file_can_have_is_refused(bundle: Path) -> None:
@@ -136,16 +119,12 @@ def test_a_path_that_no_file_can_have_is_refused(bundle: Path) -> None:
     refusal(bundle)
 
 
-def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_bundle_or_to_itself_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / "model.bin", tmp_path / "model.bin")
-    (bundle / "model.bin").symlink_to(tmp_path / "model.bin")
-    assert refusal(bundle).endswith("is a link out of the bundle: copy the file itself")
-
-
-def test_a_link_to_itself_is_refused(bundle: Path) -> None:
-    (bundle / "model.bin").unlink()
-    (bundle / "model.bin").symlink_to("model.bin")
-    refusal(bundle)
+    for place in (str(tmp_path / "model.bin"), "model.bin"):
+        (bundle / "model.bin").symlink_to(place)
+        refusal(bundle, "model.bin")
+        (bundle / "model.bin").unlink()
 
 
 def test_a_bundle_reached_through_a_link_is_read(bundle: Path, tmp_path: Path) -> None:
@@ -153,55 +132,48 @@ def test_a_bundle_reached_through_a_link_is_read(bundle: Path, tmp_path: Path) -
     assert read_bundle(tmp_path / "link").artifact_path == tmp_path / "link" / "model.xml"
 
 
-def test_a_newer_schema_asks_for_a_newer_gft_edge(bundle: Path) -> None:
+def test_another_schema_version_asks_for_an_upgrade_or_a_new_export(bundle: Path) -> None:
+    reads = read_manifest(bundle).schema_version
     # Whatever else a newer manifest has: the version is read first.
-    alter_manifest(bundle, lambda data: data.update(schema_version=5, novelty=1))
-    assert refusal(bundle).endswith(
-        "manifest.json has schema version 5, this gft-edge reads 4: upgrade gft-edge"
-    )
-
-
-def test_an_older_schema_asks_for_a_new_export(bundle: Path) -> None:
+    alter_manifest(bundle, lambda data: data.update(schema_version=reads + 1, novelty=1))
+    refusal(bundle, str(reads + 1), str(reads), "upgrade gft-edge")
     alter_manifest(bundle, lambda data: data.update(schema_version=1))
-    assert refusal(bundle).endswith("this gft-edge reads 4: export the run again")
+    refusal(bundle, "1", str(reads), "export the run again")
+
+
+def test_what_is_no_manifest_is_refused(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    whole = path.read_bytes()
+    for content in (
+        b"{}",
+        b"[]",
+        b"3",
+        b"null",
+        b'{"schema_version": "1"}',
+        b'{"schema_version": 0}',
+    ):
+        path.write_bytes(content)
+        refusal(bundle, "manifest.json", "schema_version")
+    cut = [whole[:length] for length in range(0, len(whole) - 2, 97)]
+    for content in (b"", b"\x80\x81", b"[" * 100_000, *cut):
+        path.write_bytes(content)
+        refusal(bundle, "manifest.json", "JSON")
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", "[]", "3", "null", '{"schema_version": "1"}', '{"schema_version": 0}']
-)
-def test_json_that_is_no_manifest_is_refused(bundle: Path, content: str) -> None:
-    (bundle / "manifest.json").write_text(content)
-    assert refusal(bundle).endswith("has no schema_version: it is no gft-edge manifest")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\x80\x81", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"]
-)
-def test_a_manifest_that_is_no_json_is_refused(bundle: Path, content: bytes) -> None:
-    (bundle / "manifest.json").write_bytes(content)
-    assert "manifest.json is not JSON" in refusal(bundle)
-
-
-def test_a_manifest_cut_anywhere_is_refused(bundle: Path) -> None:
-    content = (bundle / "manifest.json").read_bytes()
-    for length in range(0, len(content) - 2, 97):
-        (bundle / "manifest.json").write_bytes(content[:length])
-        assert "manifest.json is not JSON" in refusal(bundle)
-
-
-@pytest.mark.parametrize(
-    ("alter", "message"),
+    ("alter", "words"),
     [
-        (lambda d: d.pop("model"), "manifest.json lacks the field 'model'"),
-        (lambda d: d.update(colour=1), "has unknown fields (colour), written by a newer"),
-        (lambda d: d["input"].update(dtype="int8"), "dtype is 'int8', expected one of uint8"),
-        (lambda d: d["files"].update(x=1), "files.x is 1, expected str"),
+        (lambda d: d.pop("model"), "'model'"),
+        (lambda d: d.update(colour=1), "colour"),
+        (lambda d: d["input"].update(dtype="int8"), "'int8'"),
+        (lambda d: d["files"].update(x=1), "files.x"),
         (lambda d: d["model"].update(temperature=10**400), "temperature"),
+        (lambda d: d["kept_outputs"].pop(), "kept_outputs"),
     ],
 )
-def test_a_wrong_field_of_the_manifest_is_named(bundle: Path, alter: Alter, message: str) -> None:
+def test_a_wrong_field_of_the_manifest_is_named(bundle: Path, alter: Alter, words: str) -> None:
     alter_manifest(bundle, alter)
-    assert message in refusal(bundle)
+    refusal(bundle, words)
 
 
 @pytest.mark.parametrize(
@@ -219,23 +191,13 @@ def test_preprocessing_that_no_image_can_go_through_is_refused(
     bundle: Path, field: str, value: Any
 ) -> None:
     alter_manifest(bundle, lambda data: data["model"]["preprocessing"].update({field: value}))
-    assert field in refusal(bundle)
-
-
-@pytest.mark.parametrize("name", ["model.xml", "model.bin", "labels.txt", "golden/golden.npz"])
-def test_a_file_without_a_sha256_is_refused(bundle: Path, name: str) -> None:
-    alter_manifest(bundle, lambda data: data["files"].pop(name))
-    assert refusal(bundle).endswith(f"lists no sha256 of {name}: export it anew")
+    refusal(bundle, field)
 
 
 def test_labels_that_differ_from_the_manifest_are_refused(bundle: Path) -> None:
-    rewrite_with_its_sha256(bundle, "labels.txt", "dill\ncafé\nbrown bread\napple\n")
-    assert refusal(bundle).endswith("labels.txt and the manifest disagree: export it anew")
-
-
-def test_one_kept_output_a_stage_is_required(bundle: Path) -> None:
-    alter_manifest(bundle, lambda data: data["kept_outputs"].pop())
-    assert "kept_outputs" in refusal(bundle)
+    (bundle / "labels.txt").write_text("dill\ncafé\nbrown bread\napple\n", encoding="utf-8")
+    sign(bundle, "labels.txt")
+    refusal(bundle, "labels.txt")
 
 
 def test_the_manifest_alone_is_read_without_the_files(bundle: Path) -> None:
@@ -262,13 +224,6 @@ def test_a_new_bundle_takes_the_place_of_the_old(old: Path) -> None:
         assert names(old) == ["manifest.json", "old"]
     assert names(old) == ["new"]
     assert names(old.parent) == ["out"]
-
-
-def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with replacing(tmp_path / "out") as folder:
-        (folder / "new").touch()
-    assert names(tmp_path / "out") == ["new"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -299,8 +254,7 @@ def test_a_full_disk_leaves_the_old_bundle(old: Path) -> None:
             (folder / "model.onnx").symlink_to("/dev/full")
             (folder / "model.onnx").write_bytes(b"x")
 
-    with pytest.raises(BundleError, match=rf"cannot write {old}: No space left on device"):
-        write_to_a_full_disk()
+    refusal_of(BundleError, write_to_a_full_disk, str(old), "No space left on device")
     assert names(old) == ["manifest.json", "old"]
     assert names(old.parent) == ["out"]
 
@@ -311,22 +265,17 @@ def test_a_full_disk_leaves_the_old_bundle(old: Path) -> None:
 def test_a_parent_that_cannot_be_written_is_refused(tmp_path: Path, parent: str) -> None:
     (tmp_path / "a_file").touch()
     out = tmp_path / parent / "gft-edge-test" / "out"
-    with pytest.raises(BundleError, match=rf"cannot write beside {out}: "), replacing(out):
-        pytest.fail("the block ran")
+    refusal_of(BundleError, lambda: replacing(out).__enter__(), str(out))
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, kind: str) -> None:
-    out = tmp_path / "out"
-    if kind == "file":
-        out.write_text("thesis")
-    else:
-        out.mkdir()
-        (out / "thesis.tex").touch()
-    message = "exists and is no bundle: choose another --out"
-    with pytest.raises(BundleError, match=message), replacing(out):
-        pytest.fail("the block ran")
-    assert names(tmp_path) == ["out"]
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("thesis")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").touch()
+    out = tmp_path / name
+    refusal_of(BundleError, lambda: replacing(out).__enter__(), str(out), "--out")
+    assert set(contents(tmp_path)) == {"file", "folder/thesis.tex"}
 
 
 def test_a_bundle_reached_through_a_link_is_replaced_and_nothing_is_left(

@@ -22,6 +22,7 @@ from gft_edge.bundle.specs import (
 )
 from gft_edge.bundle.stages import check_stages, parse_keep, parse_stages
 from gft_edge.errors import SpecError
+from tests.support.refusals import refusal_of
 
 PREPROCESSING = Preprocessing(64, 0.9, "center", "bicubic", (0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
 MODEL = ModelSpec(
@@ -76,44 +77,29 @@ def test_a_field_with_a_default_may_be_missing() -> None:
     assert from_json(Manifest, data, "manifest.json").reports == ()
 
 
-def test_an_unknown_field_is_named() -> None:
-    message = (
-        r"^model\.json has unknown fields \(colour, flavour\), written by a newer gft-edge: "
-        "upgrade it here$"
-    )
-    with pytest.raises(SpecError, match=message):
-        from_json(ModelSpec, {**to_json(MODEL), "flavour": 1, "colour": 2}, "model.json")
-
-
-def test_a_missing_field_is_named() -> None:
-    data = to_json(MODEL)
-    del data["gala"]
-    with pytest.raises(SpecError, match=r"^model\.json lacks the field 'gala'$"):
-        from_json(ModelSpec, data, "model.json")
-
-
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("change", "words"),
     [
-        ("name", 3, r"model\.json: name is 3, expected str"),
-        ("temperature", "hot", r"model\.json: temperature is 'hot', expected float"),
-        ("temperature", True, r"model\.json: temperature is True, expected float"),
-        ("gala", "lair", r"model\.json: gala is 'lair', expected one of layer, block"),
-        ("labels", "apple", r"model\.json: labels is not a list"),
-        ("labels", ["apple", None], r"model\.json: labels\[1\] is None, expected str"),
-        ("patch_grid", [8], r"model\.json: patch_grid has 1 entries, expected 2"),
-        ("patch_grid", [8, True], r"model\.json: patch_grid\[1\] is True, expected int"),
-        ("backbone_args", [], r"model\.json: backbone_args is not an object"),
-        ("backbone_args", {"depth": 4.5}, r"backbone_args\.depth is 4\.5, expected int"),
-        ("stages", [{"position": 1}], r"stages\[0\] lacks the field 'keep'"),
-        ("preprocessing", None, r"model\.json: preprocessing is not an object"),
+        ({"flavour": 1, "colour": 2}, "colour, flavour"),
+        ({"gala": ...}, "'gala'"),
+        ({"name": 3}, "name is 3"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"temperature": True}, "temperature is True"),
+        ({"gala": "lair"}, "gala is 'lair'"),
+        ({"labels": "apple"}, "labels"),
+        ({"labels": ["apple", None]}, "labels[1] is None"),
+        ({"patch_grid": [8]}, "patch_grid"),
+        ({"patch_grid": [8, True]}, "patch_grid[1] is True"),
+        ({"backbone_args": []}, "backbone_args"),
+        ({"backbone_args": {"depth": 4.5}}, "backbone_args.depth is 4.5"),
+        ({"stages": [{"position": 1}]}, "stages[0]"),
+        ({"preprocessing": None}, "preprocessing"),
     ],
 )
-def test_a_value_of_another_type_is_named_with_its_field(
-    field: str, value: Any, message: str
-) -> None:
-    with pytest.raises(SpecError, match=message):
-        from_json(ModelSpec, {**to_json(MODEL), field: value}, "model.json")
+def test_a_wrong_field_is_named_with_its_file(change: dict[str, Any], words: str) -> None:
+    """`...` takes a field out."""
+    data = {name: value for name, value in {**to_json(MODEL), **change}.items() if value is not ...}
+    refusal_of(SpecError, lambda: from_json(ModelSpec, data, "model.json"), "model.json", words)
 
 
 def test_an_absent_parent_is_none() -> None:
@@ -161,37 +147,31 @@ def test_a_share_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "words"),
     [
-        ("8", r"stage 1 \(8\) is not POSITION:KEEP: write for example --stages 8:147,9:98"),
-        ("8:147,", r"stage 2 \(\) is not POSITION:KEEP"),
-        ("", "is not POSITION:KEEP"),
-        (":5", "is not POSITION:KEEP"),
-        ("8.0:4", "is not POSITION:KEEP"),
-        ("8:", r"stage 1 \(8:\): '' is no keep count: write for example --stages .* 3:auto:16"),
-        ("8:x", "'x' is no keep count"),
-        ("8:nan%", "'nan%' is no keep count"),
-        ("8:1e-1", "'1e-1' is no keep count"),
-        ("8:3/4", "'3/4' is no keep count"),
-        ("8:auto", "'auto' is no keep count"),
-        ("8:auto:-8", "'auto:-8' is no keep count"),
-        ("8:" + "9" * 5000, "is no keep count"),
-        ("8:101%", r"101% is no share of the patches: give more than 0, up to 100%"),
-        ("8:0%", "0% is no share of the patches"),
-        ("8:0.0", r"0\.0 is no share of the patches"),
-        ("8:1.5", r"1\.5 is no share of the patches"),
-        ("8:auto:0", r"stage 1 \(8:auto:0\): auto:0 is no multiple: give 1 or more, as auto:16"),
-        (
-            "3:auto:64,6:auto:64,9:auto:64",
-            r"stage 3 \(9:auto:64\): 50 tokens \(1 of them no patches\) hold no multiple of 64 with a "
-            "patch in it: give a smaller one",
-        ),
+        ("8", "stage 1 (8)"),
+        ("8:147,", "stage 2 ()"),
+        ("", "stage 1 ()"),
+        (":5", "(:5)"),
+        ("8.0:4", "(8.0:4)"),
+        ("8:", "stage 1 (8:): ''"),
+        ("8:x", "'x'"),
+        ("8:nan%", "'nan%'"),
+        ("8:1e-1", "'1e-1'"),
+        ("8:3/4", "'3/4'"),
+        ("8:auto", "'auto'"),
+        ("8:auto:-8", "'auto:-8'"),
+        ("8:" + "9" * 5000, "999"),
+        ("8:101%", "101%"),
+        ("8:0%", "0%"),
+        ("8:0.0", "0.0"),
+        ("8:1.5", "1.5"),
+        ("8:auto:0", "auto:0"),
+        ("3:auto:64,6:auto:64,9:auto:64", "stage 3 (9:auto:64): 50 tokens"),
     ],
 )
-def test_a_stage_list_that_cannot_be_read_says_how_to_write_one(text: str, message: str) -> None:
-    with pytest.raises(SpecError, match=message) as raised:
-        parse_stages(text, 196, 1)
-    assert "\n" not in str(raised.value)
+def test_a_stage_list_that_cannot_be_read_is_named(text: str, words: str) -> None:
+    refusal_of(SpecError, lambda: parse_stages(text, 196, 1), words)
 
 
 def test_keep_counts_go_to_the_stages_that_a_network_has() -> None:
@@ -206,43 +186,39 @@ def test_keep_counts_go_to_the_stages_that_a_network_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "stages", "message"),
+    ("text", "stages", "words"),
     [
-        ("120,80", 3, "--keep 120,80 has 2 counts for 3 stages: give 3 with commas between"),
-        (
-            "3:120",
-            1,
-            "--keep 3:120, stage 1: '3:120' is no keep count: write for example --keep 120",
-        ),
-        ("none", 1, "'none' is no keep count"),
-        ("50", 0, "--keep 50 is for a network with stages, and this one keeps all: leave it out"),
+        ("120,80", 3, "--keep 120,80 has 2 counts for 3 stages"),
+        ("3:120", 1, "--keep 3:120, stage 1: '3:120'"),
+        ("none", 1, "'none'"),
+        ("50", 0, "--keep 50"),
     ],
 )
 def test_keep_counts_that_do_not_fit_the_stages_are_refused(
-    text: str, stages: int, message: str
+    text: str, stages: int, words: str
 ) -> None:
-    with pytest.raises(SpecError, match=message):
-        parse_keep(text, tuple(Stage(n, 4) for n in range(stages)), 196, 1)
+    network = tuple(Stage(n, 4) for n in range(stages))
+    refusal_of(SpecError, lambda: parse_keep(text, network, 196, 1), words)
 
 
 @pytest.mark.parametrize(
-    ("stages", "mode", "message"),
+    ("stages", "mode", "words"),
     [
-        ("5:10", "layer", r"stage 1 \(5:10\) is out of range: .* positions 0 to 4 in layer mode"),
-        ("-1:10", "layer", r"out of range"),
-        ("3:10", "block", r"positions 0 to 2 in block mode"),
-        ("2:10,1:5", "layer", r"stage 2 \(1:5\) follows position 2: positions must not descend"),
-        ("1:10,1:5", "block", r"stage 2 \(1:5\) follows position 1: positions must ascend"),
-        ("1:65", "layer", r"keeps 65 patches and 64 are left there: choose a count from 1 to 64"),
-        ("1:10,2:11", "layer", r"stage 2 \(2:11\) keeps 11 patches and 10 are left"),
-        ("1:0", "layer", r"keeps 0 patches"),
+        ("5:10", "layer", "positions 0 to 4"),
+        ("-1:10", "layer", "(-1:10)"),
+        ("3:10", "block", "positions 0 to 2"),
+        ("2:10,1:5", "layer", "stage 2 (1:5)"),
+        ("1:10,1:5", "block", "stage 2 (1:5)"),
+        ("1:65", "layer", "1 to 64"),
+        ("1:10,2:11", "layer", "stage 2 (2:11)"),
+        ("1:0", "layer", "(1:0)"),
     ],
 )
 def test_stages_that_do_not_fit_the_network_are_refused(
-    stages: str, mode: GalaMode, message: str
+    stages: str, mode: GalaMode, words: str
 ) -> None:
-    with pytest.raises(SpecError, match=message):
-        check_stages(parse_stages(stages, 64, 1), mode, depth=4, patch_count=64)
+    given = parse_stages(stages, 64, 1)
+    refusal_of(SpecError, lambda: check_stages(given, mode, depth=4, patch_count=64), words)
 
 
 @pytest.mark.parametrize(
