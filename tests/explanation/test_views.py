@@ -57,14 +57,7 @@ def test_patches_are_ordered_by_how_far_they_come_and_then_by_the_last_stage_to_
 
 
 def test_the_composite_is_the_mean_of_the_stages_scaled_and_0_where_a_patch_is_gone() -> None:
-    expected = [
-        (4 / 8 + 0) / 2,
-        (1 / 8) / 2,
-        (6 / 8 + 1 / 4) / 2,
-        (1 + 3 / 4) / 2,
-        0,
-        (5 / 8 + 1) / 2,
-    ]
+    expected = [4 / 16, 1 / 16, (6 / 8 + 1 / 4) / 2, (1 + 3 / 4) / 2, 0, (5 / 8 + 1) / 2]
     np.testing.assert_allclose(composite(hand_made_stages(), 6), expected, rtol=1e-6)
     assert scaled(np.full(3, 7, np.float32)).tolist() == [0, 0, 0]
 
@@ -190,20 +183,16 @@ def test_a_cover_of_several_patches_is_shared_by_them(window_model: ModelSpec) -
     assert drop[1, 1] == pytest.approx(drop[0, 0] / 4, rel=1e-3)
 
 
-def test_a_cover_as_large_as_the_grid_is_refused(window_model: ModelSpec) -> None:
-    refusal_of(UsageError, lambda: cover_side(window_model, 8), "8 x 8")
-    tiny = dataclasses.replace(window_model, patch_grid=(1, 1))
-    refusal_of(UsageError, lambda: cover_side(tiny, 1), "1 x 1", "give 0")
+def test_the_cover_moves_on_every_grid(window_model: ModelSpec) -> None:
+    def on(grid: tuple[int, int]) -> ModelSpec:
+        return dataclasses.replace(window_model, patch_grid=grid)
 
-
-def test_the_cover_unless_given_moves_on_every_grid(window_model: ModelSpec) -> None:
     for grid, side in (((14, 14), 2), ((3, 3), 2), ((2, 2), 1), ((2, 5), 1), ((1, 1), 0)):
-        model = dataclasses.replace(window_model, patch_grid=grid)
-        assert cover_side(model) == side
+        assert cover_side(on(grid)) == side
     assert cover_side(window_model, 7) == 7
-
-
-def test_cells_share_a_side_to_the_pixel() -> None:
+    refusal_of(UsageError, lambda: cover_side(window_model, 8), "8 x 8")
+    refusal_of(UsageError, lambda: cover_side(on((1, 1)), 1), "1 x 1", "give 0")
+    # Cells share a side to the pixel.
     assert cell_edges(64, 8) == list(range(0, 65, 8))
     edges = cell_edges(64, 14)
     assert (edges[0], edges[-1]) == (0, 64)

@@ -209,18 +209,15 @@ def test_unknown_words_are_passed_over() -> None:
     assert parse_line(words + " VDD_LATE 12W/13W ZONE@1.5F VDD_CUT 89") == known
 
 
-@pytest.mark.parametrize("line", ["", "\x00\ufffd\x1b[2J", "tegrastats: not found", "[[[@@%%C mW"])
-def test_garbage_is_no_line(line: str) -> None:
-    assert parse_line(line) is None
+def test_garbage_is_no_line() -> None:
+    for line in ("", "\x00\ufffd\x1b[2J", "tegrastats: not found", "[[[@@%%C mW"):
+        assert parse_line(line) is None
 
 
-def test_the_total_is_never_added_to_its_parts() -> None:
+def test_the_total_is_never_added_to_its_parts_and_a_sum_is_called_a_sum() -> None:
     assert total_of(["VDD_SOC", "VDD_IN", "VDD_CPU_GPU_CV"]) == ("VDD_IN",)
     assert total_of(["VIN_SYS_5V0", "VDD_GPU", "VDD_CPU_SOC_MSS", "VIN"]) == ("VIN",)
     assert total_of(["VIN_SYS_5V0", "VDD_GPU_SOC"]) is None
-
-
-def test_a_sum_of_rails_is_called_a_sum() -> None:
     total = total_of(["VDDQ_VDD2_1V8AO", "VIN_SYS_5V0", "VDD_CPU_CV", "VDD_GPU_SOC"])
     assert total is not None
     assert total_name(total) == "sum of VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"
@@ -259,31 +256,29 @@ def test_the_total_of_thor_is_its_ina238(tmp_path: Path, label: Mapping[str, str
     assert watts_now(source)["VIN"] == 19.78
 
 
-def test_two_rails_of_one_name_are_no_total(tmp_path: Path) -> None:
+def test_rails_without_a_known_total_are_named_and_not_added(tmp_path: Path) -> None:
     for number in (3, 4):
-        chip = tmp_path / "class" / "hwmon" / f"hwmon{number}"
-        write(chip, {"name": "ina238", "power1_input": 1})
-    why = "which of its rails make up the total is not known here: VIN (hwmon3), VIN (hwmon4)"
-    assert why in why_not(tmp_path)
-
-
-def test_rails_of_an_unknown_board_are_named_and_not_added(tmp_path: Path) -> None:
-    ina3221(tmp_path, 1, VDD_ARM=(5000, 100), VDD_DDR=(5000, 100))
-    why = "hwmon: which of its rails make up the total is not known here: VDD_ARM, VDD_DDR"
-    assert why in why_not(tmp_path)
-
-
-def test_an_unreadable_total_is_said_with_its_reason(tmp_path: Path) -> None:
-    chip = orin_nano(tmp_path)
+        files = {"name": "ina238", "power1_input": 1}
+        write(tmp_path / "same" / "class" / "hwmon" / f"hwmon{number}", files)
+    ina3221(tmp_path / "unknown", 1, VDD_ARM=(5000, 100), VDD_DDR=(5000, 100))
+    chip = orin_nano(tmp_path / "unreadable")
     (chip / "curr1_input").unlink()
     (chip / "curr1_input").mkdir()
-    assert "hwmon: VDD_IN: Is a directory; tegrastats: not on the PATH" in why_not(tmp_path)
+    for machine, words in (
+        ("same", "VIN (hwmon3), VIN (hwmon4)"),
+        ("unknown", "VDD_ARM, VDD_DDR"),
+        ("unreadable", "hwmon: VDD_IN: Is a directory; tegrastats: not on the PATH"),
+    ):
+        assert words in why_not(tmp_path / machine)
 
 
 def test_a_machine_without_any_source_names_each(tmp_path: Path) -> None:
     head = "hwmon: no INA3221 or INA238; tegrastats: not on the PATH; "
     assert why_not(tmp_path) == head + "RAPL: no package in /sys/class/powercap"
     assert why_not(tmp_path, nvidia_gpu=True) == head + "nvidia-smi: not on the PATH"
+    result = measured(find_power_source(tmp_path), tmp_path).energy(images=10)
+    assert (result.available, str(result.why).startswith(head)) == (False, True)
+    assert (result.source, result.mean_power_w, result.gross_mj_per_image) == (None, None, None)
 
 
 def test_the_packages_are_summed_and_their_parts_are_not(tmp_path: Path) -> None:
@@ -346,24 +341,26 @@ def test_lines_that_say_nothing_are_waited_out(tmp_path: Path, no_tools: Path) -
     assert found(tmp_path).total == ("VDD_IN",)
 
 
-def test_tegrastats_without_power_shows_what_it_prints(
-    tmp_path: Path, no_tools: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (LOOP.format("RAM 1/2MB cpu@50C"), "no power in what it prints: RAM 1/2MB cpu@50C"),
+        ("echo 'no such device' >&2; exit 1", "it ended; its last line: no such device"),
+        (None, "it did not start: No such file"),
+    ],
+)
+def test_tegrastats_that_tells_no_power_says_why(
+    script: str | None,
+    words: str,
+    tmp_path: Path,
+    no_tools: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(power, "FIRST_LINE_S", 0.3)
-    tool(no_tools, "tegrastats", LOOP.format("RAM 1/2MB cpu@50C"))
-    why = "tegrastats: no power in what it prints: RAM 1/2MB cpu@50C"
-    assert why in why_not(tmp_path)
-
-
-def test_tegrastats_that_dies_at_once_says_why(tmp_path: Path, no_tools: Path) -> None:
-    tool(no_tools, "tegrastats", "echo 'no such device' >&2; exit 1")
-    assert "tegrastats: it ended; its last line: no such device" in why_not(tmp_path)
-
-
-def test_tegrastats_that_does_not_start_says_why(tmp_path: Path, no_tools: Path) -> None:
-    (no_tools / "tegrastats").write_text("#!/no/such/shell\n")
-    (no_tools / "tegrastats").chmod(0o755)
-    assert "tegrastats: it did not start: No such file" in why_not(tmp_path)
+    monkeypatch.setattr(power, "FIRST_LINE_S", 0.3 if script else 5)
+    tool(no_tools, "tegrastats", script or "")
+    if script is None:
+        (no_tools / "tegrastats").write_text("#!/no/such/shell\n")
+    assert f"tegrastats: {words}" in why_not(tmp_path)
 
 
 def test_tegrastats_that_dies_in_the_run_takes_the_energy_with_it(
@@ -406,9 +403,10 @@ def test_a_card_that_reads_no_power_is_named(tmp_path: Path, no_tools: Path) -> 
     assert why_not(tmp_path, nvidia_gpu=True).endswith(why)
 
 
-def test_energy_is_power_by_time_by_image(tmp_path: Path) -> None:
+def test_energy_is_power_by_time_by_image_and_survives_json(tmp_path: Path) -> None:
     orin_nano(tmp_path)
-    result = measured(found(tmp_path), tmp_path).energy(images=100, idle_power_w=5.0)
+    meter = measured(found(tmp_path), tmp_path)
+    result = meter.energy(images=100, idle_power_w=5.0)
     assert (result.available, result.why, result.net_note) == (True, None, None)
     assert (result.source, result.total, result.images) == ("hwmon", "VDD_IN", 100)
     assert result.mean_power_w == pytest.approx(8.0)
@@ -418,16 +416,18 @@ def test_energy_is_power_by_time_by_image(tmp_path: Path) -> None:
     assert {rail.name: round(rail.mean_power_w, 6) for rail in result.rails} == {
         "VDD_CPU_GPU_CV": 2.0, "VDD_IN": 8.0, "VDD_SOC": 1.5,
     }  # fmt: skip
-
-
-def test_energy_survives_json(tmp_path: Path) -> None:
-    orin_nano(tmp_path)
-    for result in (
-        measured(found(tmp_path), tmp_path).energy(images=3),
-        measured(Unavailable("none here"), tmp_path).energy(images=3),
-    ):
-        data = json.loads(json.dumps(to_json(result)))
-        assert from_json(Energy, data, "energy") == result
+    # A net below nothing is said and not hidden.
+    below = meter.energy(images=10, idle_power_w=9.0)
+    assert below.net_mj_per_image is not None
+    assert below.net_mj_per_image < 0
+    assert "drew less at work (8.00 W) than idle (9.00 W)" in str(below.net_note)
+    unknown = meter.energy(images=10)
+    assert unknown.net_mj_per_image is None
+    assert unknown.net_note == "the power of the idle machine was not measured"
+    none = meter.energy(images=0)
+    assert (none.available, none.why) == (False, "no image was predicted")
+    for one in (result, measured(Unavailable("none here"), tmp_path).energy(images=3)):
+        assert from_json(Energy, json.loads(json.dumps(to_json(one))), "energy") == one
 
 
 def test_the_integral_is_the_trapezoids_and_holds_the_edges() -> None:
@@ -447,19 +447,6 @@ def test_a_counter_gives_its_joules_whatever_the_pace(tmp_path: Path) -> None:
     assert result.gross_mj_per_image == pytest.approx(600, rel=0.02)
 
 
-def test_a_net_below_nothing_is_said_and_not_hidden(tmp_path: Path) -> None:
-    orin_nano(tmp_path)
-    meter = measured(found(tmp_path), tmp_path)
-    below = meter.energy(images=10, idle_power_w=9.0)
-    assert below.net_mj_per_image is not None
-    assert below.net_mj_per_image < 0
-    assert below.net_note is not None
-    assert "drew less at work (8.00 W) than idle (9.00 W)" in below.net_note
-    unknown = meter.energy(images=10)
-    assert unknown.net_mj_per_image is None
-    assert unknown.net_note == "the power of the idle machine was not measured"
-
-
 def test_idle_power_needs_no_long_window(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     assert idle_power_w(found(tmp_path), seconds=0.05) == pytest.approx(8.0)
@@ -475,41 +462,25 @@ def test_a_short_window_gives_no_energy(tmp_path: Path, monkeypatch: pytest.Monk
     assert (result.mean_power_w, result.gross_mj_per_image, result.rails) == (None, None, ())
 
 
-def test_no_image_gives_no_energy(tmp_path: Path) -> None:
-    orin_nano(tmp_path)
-    result = measured(found(tmp_path), tmp_path).energy(images=0)
-    assert (result.available, result.why) == (False, "no image was predicted")
-
-
-def test_a_machine_without_a_source_says_so_in_its_energy(tmp_path: Path) -> None:
-    result = measured(find_power_source(tmp_path), tmp_path).energy(images=10)
-    assert not result.available
-    assert result.why is not None
-    assert result.why.startswith("hwmon: no INA3221 or INA238; tegrastats: not on the PATH")
-    assert (result.source, result.mean_power_w, result.gross_mj_per_image) == (None, None, None)
-
-
-def test_a_sensor_that_vanishes_in_the_run_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["chip", "rail"])
+def test_a_total_that_vanishes_in_the_run_is_said_and_a_part_leaves_the_total(
+    lost: str, tmp_path: Path
+) -> None:
     chip = orin_nano(tmp_path)
     with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
         time.sleep(0.1)
-        shutil.rmtree(chip)
+        if lost == "chip":
+            shutil.rmtree(chip)
+        else:
+            (chip / "in3_input").unlink()
         time.sleep(0.1)
     result = meter.energy(images=10)
-    assert result.why == "hwmon failed during the run: VDD_IN: No such file or directory"
-    assert result.mean_power_w is None
-    assert meter.mean_power_w is None
-
-
-def test_a_part_that_vanishes_leaves_the_total(tmp_path: Path) -> None:
-    chip = orin_nano(tmp_path)
-    with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
-        time.sleep(0.1)
-        (chip / "in3_input").unlink()
-        time.sleep(0.1)
-    result = meter.energy(images=10)
-    assert result.mean_power_w == pytest.approx(8.0)
-    assert [round(r.mean_power_w, 6) for r in result.rails if r.name == "VDD_SOC"] == [1.5]
+    if lost == "chip":
+        assert result.why == "hwmon failed during the run: VDD_IN: No such file or directory"
+        assert result.mean_power_w is meter.mean_power_w is None
+    else:
+        assert result.mean_power_w == pytest.approx(8.0)
+        assert [round(r.mean_power_w, 6) for r in result.rails if r.name == "VDD_SOC"] == [1.5]
 
 
 def test_a_reading_that_fails_once_is_bridged(tmp_path: Path) -> None:
@@ -534,27 +505,21 @@ def test_a_source_that_never_speaks_is_said(tmp_path: Path) -> None:
     assert result.why == "script said nothing during the run"
 
 
-def test_throttling_within_the_window_is_named(tmp_path: Path) -> None:
+def test_throttling_within_the_window_is_named_and_silence_is_no_calm(tmp_path: Path) -> None:
     orin_nano(tmp_path)
-    alert = tmp_path / "class" / "thermal" / "cooling_device7"
-    write(alert, {"type": "gpu-throttle-alert", "cur_state": 1})
-    events = write(
-        tmp_path / "class" / "hwmon" / "hwmon9", {"name": "soctherm_oc", "oc3_event_cnt": 5}
-    )
+    assert measured(found(tmp_path), tmp_path).energy(images=1).throttled is None
+    hot = {"type": "gpu-throttle-alert", "cur_state": 0}
+    alert = write(tmp_path / "class" / "thermal" / "cooling_device7", hot)
+    assert measured(found(tmp_path), tmp_path).energy(images=1).throttled == ()
+    write(alert, {"cur_state": 1})
+    counter = {"name": "soctherm_oc", "oc3_event_cnt": 5}
+    events = write(tmp_path / "class" / "hwmon" / "hwmon9", counter)
     with PowerMeter(found(tmp_path), interval_s=0.02, sysfs=tmp_path) as meter:
         time.sleep(0.1)
         write(alert, {"cur_state": 0})
         write(events, {"oc3_event_cnt": 8})
         time.sleep(0.05)
     assert meter.energy(images=1).throttled == ("gpu-throttle-alert", "over-current oc3: 3 events")
-
-
-def test_a_machine_that_does_not_say_is_not_called_unthrottled(tmp_path: Path) -> None:
-    orin_nano(tmp_path)
-    assert measured(found(tmp_path), tmp_path).energy(images=1).throttled is None
-    alert = {"type": "cpu-throttle-alert", "cur_state": 0}
-    write(tmp_path / "class" / "thermal" / "cooling_device0", alert)
-    assert measured(found(tmp_path), tmp_path).energy(images=1).throttled == ()
 
 
 def test_a_meter_stopped_before_the_first_reading_ends(
