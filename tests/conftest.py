@@ -14,6 +14,7 @@ from tests.support.cli import run
 from tests.support.fake_cudart import FakeCudart
 from tests.support.fake_tensorrt import FakeTensorrt
 from tests.support.paths import SHARED
+from tests.support.studies import Shortcut
 
 TARGETS = ("onnx", "openvino")
 
@@ -166,6 +167,35 @@ def profile_data(profile_file: Path) -> dict[str, Any]:
     """The content of that JSON."""
     content: dict[str, Any] = json.loads(profile_file.read_text())
     return content
+
+
+@pytest.fixture
+def shortcut(
+    micro_bundles: dict[str, Path], profile_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Shortcut:
+    """Studies that copy the micro bundles where they would export, and measure nothing."""
+    return Shortcut(micro_bundles, profile_file).use(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def micro_benchmark(
+    tmp_path_factory: pytest.TempPathFactory,
+    micro_run: Path,
+    micro_data: Path,
+    micro_bundles: dict[str, Path],
+    profile_file: Path,
+) -> Path:
+    """The folder of a benchmark of the micro run in FP32, done, and FP16, failed; nothing exported."""
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        Shortcut(micro_bundles, profile_file).use(patch)
+        result = run(
+            "benchmark", micro_run, "--data", micro_data, "--out", out,
+            "--targets", "onnx,openvino", "--precisions", "fp32,fp16",
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (out / ".printed.txt").write_text(result.output)
+    return out
 
 
 # A GPU's doubles.

@@ -31,11 +31,12 @@ from gft_edge.cli.output import (
     say,
 )
 from gft_edge.cli.sources import source_of_run
-from gft_edge.datasets import read_split, splits_of, verification_split
+from gft_edge.datasets import verification_split
 from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.runtime.backends import backend_for, backends
+from gft_edge.studies.images import calibration_images, verification_images
 
 
 @click.command("export")
@@ -80,10 +81,10 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
     """
     try:
-        from gft_edge.export.auto import AUTO, export_fastest
         from gft_edge.export.recipe import ExportRequest, check_request, export
         from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
         from gft_edge.model.schedule import stages_from_keep
+        from gft_edge.studies.auto import AUTO, export_fastest
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if is_bundle(run):
@@ -93,6 +94,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     if options["timing_cache"] is not None and options["precision"] == "auto":
         raise UsageError("--timing-cache is for one precision: leave it out with --precision auto")
     spec, model = load_run(run)
+    source = source_of_run(run, options["data"], options["dataset"], options["coco_category"])
     precision, keep = _precision(options), options["keep"]
     request = ExportRequest(
         target,
@@ -102,7 +104,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
         not options["no_simplify"],
         options["compress_weights"],
         options["max_drop"],
-        _calibration(run, spec, options),
+        _calibration(source, spec, options),
         engine_settings(options),
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
@@ -110,7 +112,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     )
     if precision != AUTO:
         check_request(request)
-    images = _images(run, spec, options, request.calibration)
+    images = _images(source, spec, options, request.calibration)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
@@ -168,26 +170,7 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
         ) from error
 
 
-def _images(run: Path, spec: ModelSpec, options: dict[str, Any], calibration: Any) -> ImageSet:
-    from gft_edge.calibration.image_set import draw_image_set, without_images
-
-    source = _source(run, options)
-    if not source.folder.is_dir():
-        raise UsageError(f"{source.folder}, the data of this run, is not here: give --data FOLDER")
-    split = options["split"] or verification_split(source)
-    available = read_split(source, split, spec.labels)
-    if calibration is not None:
-        available = without_images(available, calibration.images)
-    images = draw_image_set(available, options["images"], options["seed"])
-    if len(images.paths) < options["images"]:
-        say(
-            f"the {split} split of {source.folder} has {len(images.paths)} images: verifying on all of them"
-        )
-    return images
-
-
-def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
-    from gft_edge.calibration.image_set import draw_calibration_set, read_calibration_folder
+def _calibration(source: DataSource, spec: ModelSpec, options: dict[str, Any]) -> Any:
     from gft_edge.export.int8 import CalibrationRequest
 
     folder = options["calibration_data"]
@@ -197,16 +180,15 @@ def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} is for int8: give --calibration-data FOLDER too")
         return None
-    source = _source(run, options)
-    known = read_split(source, "test", spec.labels) if "test" in splits_of(source) else None
-    images, remarks = draw_calibration_set(
-        read_calibration_folder(folder, spec.labels, source.dataset, source.coco_category),
-        options["subset_size"] or CALIBRATION_IMAGES,
+    count = options["subset_size"]
+    images = calibration_images(
+        folder,
+        source,
+        spec.labels,
+        say,
+        CALIBRATION_IMAGES if count is None else count,
         options["seed"],
-        known,
     )
-    for remark in remarks:
-        say(remark)
     keep = options["keep_high_precision"] or ""
     return CalibrationRequest(
         images,
@@ -215,13 +197,26 @@ def _calibration(run: Path, spec: ModelSpec, options: dict[str, Any]) -> Any:
     )
 
 
+def _images(
+    source: DataSource, spec: ModelSpec, options: dict[str, Any], calibration: Any
+) -> ImageSet:
+    if not source.folder.is_dir():
+        raise UsageError(f"{source.folder}, the data of this run, is not here: give --data FOLDER")
+    split = options["split"] or verification_split(source)
+    calibrated_on = calibration and calibration.images
+    images = verification_images(
+        source, spec.labels, options["images"], calibrated_on, split, options["seed"]
+    )
+    if len(images.paths) < options["images"]:
+        say(
+            f"the {split} split of {source.folder} has {len(images.paths)} images: verifying on all of them"
+        )
+    return images
+
+
 def _precision(options: dict[str, Any]) -> str:
     short = [name for name, flag in (("fp16", "half"), ("int8", "int8")) if options[flag]]
     asked = {*short, *filter(None, [options["precision"]])}
     if len(asked) > 1:
         raise UsageError(f"more than one precision is asked for: {', '.join(sorted(asked))}")
     return asked.pop() if asked else "fp32"
-
-
-def _source(run: Path, options: dict[str, Any]) -> DataSource:
-    return source_of_run(run, options["data"], options["dataset"], options["coco_category"])

@@ -73,7 +73,7 @@ def _check_same_counts(path: Path, reference: ModelSpec, bundle: Path, model: Mo
     if reference.stages != model.stages:
         raise UsageError(
             f"{path} keeps {_counts(reference)} patches and {bundle} {_counts(model)}: give the run "
-            "as the reference, which is taken at the bundle's counts; gft-edge sweep shows what "
+            "as the reference, which is taken at the bundle's counts; gft-edge benchmark --keep shows what "
             "other counts cost"
         )
 

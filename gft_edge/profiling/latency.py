@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,6 @@ LEAST_IN_TURN = 5
 LEAST_TURNS = 9
 
 # Warm: the last three turns within this of each other. What never settles is measured as it is.
-WARM_UP_MS = 200.0
 WARM_SPREAD = 0.05
 MOST_WARM_UP_S = 2.0
 
@@ -251,23 +250,3 @@ def measure_in_turn(
         for series in all_series:
             series.forget(after=whole)
         return False
-
-
-def engine_medians_ms(
-    bundles: Mapping[str, Path], duration_s: float = 2.0, min_samples: int = 64
-) -> dict[str, float]:
-    """Median of each bundle's engine on its golden frames, in turn; Ctrl-C is raised."""
-    with ExitStack() as stack:
-        series = {}
-        for name, folder in bundles.items():
-            worker = stack.enter_context(Worker(str(folder)))
-            open_bundle(worker, folder)
-            series[name] = Series(worker, "engine")
-        each = list(series.values())
-        turn_s = warm_up(each, WARM_UP_MS, duration_s)
-        if not measure_in_turn(each, duration_s, min_samples, turn_s):
-            raise KeyboardInterrupt
-        return {
-            name: statistics.median(sample for turn in one.samples_ms for sample in turn)
-            for name, one in series.items()
-        }

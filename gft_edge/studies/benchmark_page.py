@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from gft_edge.bundle.store import write_whole
@@ -25,9 +25,8 @@ from gft_edge.reporting.page import (
     verdict,
 )
 from gft_edge.studies.benchmark_table import (
-    COLUMNS,
     LEGEND,
-    cells,
+    benchmark_table,
     conditions,
     heading,
     origin,
@@ -35,7 +34,8 @@ from gft_edge.studies.benchmark_table import (
     warnings,
     winners,
 )
-from gft_edge.studies.results import Benchmark, Row
+from gft_edge.studies.results import Benchmark
+from gft_edge.studies.variants import Variant
 
 
 def write_page(benchmark: Benchmark, profile: Profile | None, path: Path) -> None:
@@ -64,25 +64,17 @@ def _summary(benchmark: Benchmark) -> str:
 
 
 def _table(benchmark: Benchmark) -> str:
-    rows = cells(benchmark)
-    goals = [", ".join(cell.best for cell in row if cell.best) for row in rows]
-    texts = [
-        [row[0].text, best, *(cell.text for cell in row[1:])]
-        for row, best in zip(rows, goals, strict=True)
-    ]
-    marked = [number for number, best in enumerate(goals) if best]
+    found = benchmark_table(benchmark)
+    rows = found.cells()
+    texts = [[f"{cell.text} *" if cell.best else cell.text for cell in row] for row in rows]
+    marked = [number for number, row in enumerate(rows) if any(cell.best for cell in row)]
     missing = shortfalls(benchmark)
     return section(
         "Everything that runs here",
-        (_cells(texts, marked) if rows else "")
-        + paragraph(f"Best is of those that hold their bounds; {LEGEND}.", "note")
+        (table(found.columns, texts, "Targets and precisions", marked) if rows else "")
+        + paragraph(f"* is the best of those that hold their bounds; {LEGEND}.", "note")
         + (bullets(missing) if missing else ""),
     )
-
-
-def _cells(rows: Sequence[Sequence[str]], marked: Sequence[int]) -> str:
-    columns = (COLUMNS[0], "best", *COLUMNS[1:])
-    return table(columns, rows, "Targets and precisions", marked)
 
 
 def _points(benchmark: Benchmark) -> list[ParetoPoint]:
@@ -94,7 +86,7 @@ def _points(benchmark: Benchmark) -> list[ParetoPoint]:
 
 
 def _by_name(benchmark: Benchmark, profile: Profile) -> dict[str, Report]:
-    names: dict[str | None, Row] = {row.digest: row for row in benchmark.rows if row.measured}
+    names: dict[str | None, Variant] = {row.digest: row for row in benchmark.rows if row.measured}
     return {names[report.digest].name: report for report in profile.reports}
 
 

@@ -1,79 +1,125 @@
-"""A benchmark as one table and the lines below it, for a terminal, Markdown and HTML alike."""
+"""A benchmark as tables: what people read, with the lines below it, and the CSV with everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from gft_edge.bundle.store import write_whole
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.samples import samples_needed
-from gft_edge.studies.results import Benchmark, Goal, Row
+from gft_edge.reporting.table import Cell, Table, Value
+from gft_edge.studies.results import Benchmark, Goal
+from gft_edge.studies.variants import Measured, Variant
+
+LEGEND = (
+    "latencies in ms; drop, agreement and kept patches (a number a stage) are against PyTorch at the "
+    "same keep counts, in percent; images/s end to end; energy an image; memory: the peak of the "
+    "process; build: export with its verification, and the engine"
+)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell's text, and the goal that it is the best for, if any."""
+class _Column:
+    """A column of what people read; `where` says in which benchmarks it stands."""
 
-    text: str
-    best: Goal | None = None
+    head: str
+    text: Callable[[Variant], str | None]
+    goal: Goal | None = None
+    where: str = "all"
 
 
-COLUMNS = (
-    "bundle", "size MiB", "top-1 %", "drop", "agree %", "kept patches %", "engine p50", "engine p99",
-    "end to end p50", "end to end p99", "images/s", "energy mJ", "memory MiB", "build s",
-)  # fmt: skip
+def _number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
-LEGEND = (
-    "latencies in ms; drop, agreement and kept patches (a number a stage) are against PyTorch, in "
-    "percent; images/s end to end; energy an image; memory: the peak of the process; build: export "
-    "with its verification, and the engine"
+
+def _judged(name: str) -> Callable[[Variant], str | None]:
+    return lambda row: _number(100 * getattr(row.accuracy, name), 2) if row.accuracy else None
+
+
+def _timed(name: str, digits: int, otherwise: str | None = None) -> Callable[[Variant], str | None]:
+    return lambda row: (
+        (_number(getattr(row.measured, name), digits) or otherwise) if row.measured else None
+    )
+
+
+def _kept(row: Variant) -> str | None:
+    overlaps = row.accuracy.kept_overlap if row.accuracy else ()
+    return " / ".join(f"{100 * overlap:.1f}" for overlap in overlaps) or None
+
+
+def _difference(row: Variant) -> str | None:
+    found = row.at_counts.difference if row.at_counts else None
+    if found is None:
+        return None
+    return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _changed(row: Variant) -> str | None:
+    found = row.at_counts
+    return f"{found.gained} / {found.lost}" if found and found.difference else None
+
+
+# A column without any value is left out.
+_COLUMNS = (
+    _Column("variant", lambda row: row.name if row.holds else f"{row.name} (see below)"),
+    _Column("size MiB", lambda row: _number(row.files_mb, 1), "smallest", "plain"),
+    _Column("top-1 %", lambda row: _number(row.top1 and 100 * row.top1, 2), "most accurate"),
+    _Column("drop", _judged("top1_drop")),
+    _Column("agree %", _judged("top1_agreement")),
+    _Column("kept patches %", _kept, None, "plain"),
+    _Column("to trained counts %", _difference),
+    _Column("gained / lost", _changed),
+    _Column("GFLOPs", lambda row: _number(row.at_counts.gflops, 3) if row.at_counts else None),
+    _Column("engine p50", _timed("engine_p50_ms", 2, "withheld")),
+    _Column("ratio", _timed("ratio_to_first", 2), None, "counts"),
+    _Column("engine p99", _timed("engine_p99_ms", 2, "withheld"), None, "plain"),
+    _Column("end to end p50", _timed("end_to_end_p50_ms", 2, "withheld"), "fastest"),
+    _Column("end to end p99", _timed("end_to_end_p99_ms", 2, "withheld"), None, "plain"),
+    _Column("images/s", _timed("images_per_s", 1), None, "plain"),
+    _Column("energy mJ", _timed("energy_mj_per_image", 1), "least energy"),
+    _Column("memory MiB", _timed("peak_rss_mb", 0), "least memory"),
+    _Column("build s", lambda row: _number(row.build_s, 0), None, "plain"),
+    _Column("front", lambda row: "yes" if row.front else None, None, "counts"),
 )
+
+
+def benchmark_table(benchmark: Benchmark) -> Table:
+    """The variants that were judged, the best cell for each goal marked, and the notes."""
+    rows = [row for row in benchmark.rows if row.top1 is not None]
+    where = "counts" if any(row.keep for row in rows) else "plain"
+    columns = [
+        column
+        for column in _COLUMNS
+        if column.where in ("all", where) and any(column.text(row) is not None for row in rows)
+    ]
+    return Table(
+        heading(benchmark),
+        [column.head for column in columns],
+        [[_cell(benchmark, column, row) for column in columns] for row in rows],
+        notes(benchmark),
+    )
+
+
+def _cell(benchmark: Benchmark, column: _Column, row: Variant) -> Value:
+    text = column.text(row)
+    best = benchmark.best_at(column.goal) if column.goal else None
+    return None if text is None else Cell(text, best is not None and best.row == row.name)
 
 
 def heading(benchmark: Benchmark) -> str:
     """What was judged on what."""
-    return f"{benchmark.network} on {benchmark.split}, {benchmark.images} images"
+    counts = ", not retrained" if any(row.keep for row in benchmark.rows) else ""
+    return f"{benchmark.network} on {benchmark.split}, {benchmark.images} images{counts}"
 
 
-def cells(benchmark: Benchmark) -> list[list[Cell]]:
-    """The rows that were measured or at least judged, a cell for each of COLUMNS."""
-    return [_cells(row, benchmark) for row in benchmark.rows if row.accuracy is not None]
-
-
-def _cells(row: Row, benchmark: Benchmark) -> list[Cell]:
-    def best(goal: Goal) -> Goal | None:
-        found = benchmark.best_at(goal)
-        return goal if found and found.row == row.name else None
-
-    accuracy, speed = row.accuracy, row.measured
-    assert accuracy is not None
-    judged = [
-        Cell(row.name if row.holds else f"{row.name} (see below)"),
-        Cell(_number(row.files_mb, 1), best("smallest")),
-        Cell(_number(100 * accuracy.top1, 2), best("most accurate")),
-        Cell(_number(100 * accuracy.top1_drop, 2)),
-        Cell(_number(100 * accuracy.top1_agreement, 2)),
-        Cell(" / ".join(f"{100 * value:.1f}" for value in accuracy.kept_overlap) or "-"),
-    ]
-    if speed is None:
-        return [*judged, *[Cell("-")] * 7, Cell(_number(row.build_s, 0))]
+def notes(benchmark: Benchmark) -> list[str]:
+    """Every line without which the numbers would be read wrongly."""
     return [
-        *judged,
-        Cell(_number(speed.engine_p50_ms, 2, "withheld")),
-        Cell(_number(speed.engine_p99_ms, 2, "withheld")),
-        Cell(_number(speed.end_to_end_p50_ms, 2, "withheld"), best("fastest")),
-        Cell(_number(speed.end_to_end_p99_ms, 2, "withheld")),
-        Cell(_number(speed.images_per_s, 1)),
-        Cell(_number(speed.energy_mj_per_image, 1), best("least energy")),
-        Cell(_number(speed.peak_rss_mb, 0), best("least memory")),
-        Cell(_number(row.build_s, 0)),
+        *warnings(benchmark),
+        *conditions(benchmark),
+        *winners(benchmark),
+        *shortfalls(benchmark),
     ]
-
-
-def _number(value: float | None, digits: int, otherwise: str = "-") -> str:
-    return otherwise if value is None else f"{value:.{digits}f}"
 
 
 def warnings(benchmark: Benchmark) -> list[str]:
@@ -88,10 +134,18 @@ def warnings(benchmark: Benchmark) -> list[str]:
 
 
 def conditions(benchmark: Benchmark) -> list[str]:
-    """The machine, and the reference."""
+    """The machine, the reference, and what a difference between keep counts is."""
     lines = [f"machine: {summary(benchmark.machine)}"]
     if benchmark.reference_top1 is not None:
         lines.append(f"PyTorch: {100 * benchmark.reference_top1:.2f} % top-1 on the same images")
+    if any(row.keep for row in benchmark.rows):
+        lines += [
+            "to trained counts: PyTorch's accuracy against that at the trained counts, over the same "
+            "images, with its 95 % interval over images, of this one training; the network was not "
+            "trained at any other row's counts",
+            f"counts chosen by this table are chosen on these {benchmark.split} images, which "
+            "flatter them: report them on other images, once",
+        ]
     return lines
 
 
@@ -134,38 +188,45 @@ def shortfalls(benchmark: Benchmark) -> list[str]:
     return lines
 
 
-def write_markdown(benchmark: Benchmark, path: Path) -> None:
-    """Write the table, best cells bold, with the lines that belong to it."""
-    rows = [
-        [f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in cells(benchmark)
-    ]
-    lines = [
-        f"# {_escaped(heading(benchmark))}",
-        "",
-        *_bullets([*warnings(benchmark), *conditions(benchmark)]),
-        "",
-        _row(COLUMNS),
-        _row(["---", *["---:"] * (len(COLUMNS) - 1)]),
-        *map(_row, rows),
-        "",
-        f"Bold is best of those that hold their bounds; {LEGEND}.",
-        "",
-        *_bullets(winners(benchmark)),
-    ]
-    if missing := shortfalls(benchmark):
-        lines += ["", *_bullets(missing)]
-    lines += ["", _escaped(origin(benchmark))]
-    write_whole(path, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+def csv_table(benchmark: Benchmark) -> Table:
+    """A line a variant, everything that is known of it in columns of its own."""
+    stages = max((len(r.accuracy.kept_overlap) for r in benchmark.rows if r.accuracy), default=0)
+    lines = [_line(row, benchmark, stages) for row in benchmark.rows]
+    return Table("", list(lines[0]), [list(line.values()) for line in lines])
 
 
-def _bullets(lines: Sequence[str]) -> list[str]:
-    return [f"- {_escaped(line)}" for line in lines]
-
-
-def _row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
-
-
-def _escaped(text: str) -> str:
-    """A path's own signs are no Markdown."""
-    return "".join(f"\\{sign}" if sign in "\\`*[]<>|" else sign for sign in text)
+def _line(row: Variant, benchmark: Benchmark, stages: int) -> dict[str, Value]:
+    counts, missed = row.at_counts, row.accuracy.missed if row.accuracy else ()
+    overlap = row.accuracy.kept_overlap if row.accuracy else ()
+    difference = counts.difference if counts else None
+    return {
+        "target": row.target,
+        "precision": row.precision,
+        "keep": row.keep.name if row.keep else None,
+        "role": row.keep.role if row.keep else None,
+        "status": row.status,
+        "reason": row.reason,
+        "best": "; ".join(best.goal for best in benchmark.best if best.row == row.name),
+        "front": row.front,
+        "bundle": row.bundle,
+        "digest": row.digest,
+        "files_mb": row.files_mb,
+        "build_s": row.build_s,
+        "images": None if row.top1 is None else benchmark.images,
+        "top1": row.top1,
+        "top1_drop": row.accuracy.top1_drop if row.accuracy else None,
+        "top1_agreement": row.accuracy.top1_agreement if row.accuracy else None,
+        **{
+            f"kept_overlap_{n + 1}": overlap[n] if n < len(overlap) else None for n in range(stages)
+        },
+        "bounds_missed": "; ".join(missed) or None,
+        "gflops": counts.gflops if counts else None,
+        "pytorch_top1": counts.top1 if counts else None,
+        "difference": difference.mean if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "gained": counts.gained if counts else None,
+        "lost": counts.lost if counts else None,
+        **{field.name: getattr(row.measured, field.name, None) for field in fields(Measured)},
+        "machine": summary(benchmark.machine),
+    }

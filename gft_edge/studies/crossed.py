@@ -58,10 +58,6 @@ def crossed_estimate(values: npt.NDArray[Any]) -> Estimate:
     whose F' has this denominator; F. E. Satterthwaite, Biometrics Bulletin 2 (1946). Raises UsageError
     for fewer than two seeds or images, MissingDependencyError without SciPy.
     """
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise MissingDependencyError("SciPy", "train") from None
     x = np.asarray(values, dtype=np.float64)
     seeds, images = x.shape
     if seeds < 2:
@@ -88,7 +84,27 @@ def crossed_estimate(values: npt.NDArray[Any]) -> Estimate:
             (ms_image, df_image, "images"),
         )
         total, df, rests_on = max(alone, key=lambda one: (one[0], -one[1]))
-    error = float(np.sqrt(total / (seeds * images)))
+    return _estimate(mean, float(np.sqrt(total / (seeds * images))), df, rests_on)
+
+
+def paired_estimate(differences: npt.NDArray[Any]) -> Estimate:
+    """differences (I,), one of every image -> the mean they have in the long run of images.
+
+    The interval is of the networks that were compared, and not of the way they were trained, which
+    takes seeds (crossed_estimate). Raises UsageError for one image, MissingDependencyError without
+    SciPy.
+    """
+    x = np.asarray(differences, dtype=np.float64)
+    if len(x) < 2:
+        raise UsageError("one image has no interval: evaluate on a --split with more")
+    return _estimate(float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5), len(x) - 1, "images")
+
+
+def _estimate(mean: float, error: float, df: float, rests_on: Rests) -> Estimate:
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise MissingDependencyError("SciPy", "train") from None
     # Rounding alone: what did not vary has no error.
     if error < 1e-12:
         return Estimate(mean, 0.0, df, mean, mean, None, None, None)

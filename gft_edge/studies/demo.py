@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.locks import claimed_folder
 from gft_edge.bundle.specs import ModelSpec, Prediction, Preprocessing, Progress, Say, Score
 from gft_edge.bundle.store import size_bytes
-from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import Split, read_split
 from gft_edge.datasets.drawings import CLASSES, draw, write_drawings
 from gft_edge.errors import GateError
@@ -37,6 +37,7 @@ from gft_edge.runtime.backends import backends
 from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.runtime.outputs import Outputs, grid_positions
 from gft_edge.runtime.preprocess import batch_from_pixels
+from gft_edge.studies.images import verification_images
 from gft_edge.training.loop import RunConfig, supports_bf16, train
 from gft_edge.training.recipes import Recipe
 
@@ -125,7 +126,7 @@ def _fill(out: Path, progress: Progress, say: Say, settings: Settings) -> DemoRe
     say(f"training a micro GFT from scratch for {settings.recipe.epochs} epochs")
     spec, model = _trained(out / "run", data, settings, progress)
     targets = [target for target, backend in backends().items() if backend.missing() is None]
-    images = draw_image_set(read_split(data, "val", spec.labels), 256, seed=0)
+    images = verification_images(DataSource(data), spec.labels)
     for target in targets:
         say(f"exporting to {target}, every step verified on {len(images.paths)} images")
         export(

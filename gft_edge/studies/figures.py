@@ -1,9 +1,8 @@
-"""Histories, gradients, confusions and sweeps drawn as PNG files."""
+"""Histories, gradients and confusions drawn as PNG files."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.studies.confusion import ClassResult, Confusion, Pair
 from gft_edge.studies.history import ACCURACY, LOSS, History
-from gft_edge.studies.sweep_results import Sweep
 
 DPI = 120
 # More counts than that are too small to be read inside a matrix.
@@ -26,7 +24,6 @@ MOST_INCHES = 22.0
 LISTED = 15
 LONGEST_LABEL = 40
 MOST_LAYER_TICKS = 40
-LINE_CHARACTERS = 90
 
 
 def draw_curves(histories: Mapping[str, History], path: Path) -> None:
@@ -173,55 +170,6 @@ def draw_hardest(
     for axes in (left, right):
         axes.set_ylim(rows - 0.5, -0.5)
     figure.suptitle(_literal(title), fontsize=11)
-    _save(figure, path)
-
-
-def draw_sweep(found: Sweep, path: Path) -> None:
-    """Accuracy over latency, or over GFLOPs without any: every point, the front as a line."""
-    figure = _figure(8, 5)
-    axes = figure.subplots()
-    places = [
-        (cost, 100 * point.top1, point)
-        for point in found.points
-        if (cost := found.cost(point)) is not None
-    ]
-    front = sorted((x, y) for x, y, point in places if point.front)
-    axes.plot(*zip(*front, strict=True), "-", color="#7a8aa0", linewidth=1, label="Pareto front")
-    for role, marker, size, colour, label in (
-        ("other", "o", 6, "C0", "other keep counts, not retrained"),
-        ("trained", "*", 14, "#d9822b", "as trained"),
-        ("dense", "s", 7, "black", "nothing dropped"),
-    ):
-        of_role = [(x, y) for x, y, point in places if point.role == role]
-        if of_role:
-            xs, ys = zip(*of_role, strict=True)
-            axes.plot(xs, ys, marker, markersize=size, color=colour, label=label)
-    for x, y, point in places:
-        # A grid often has a point beside the trained one.
-        trained = point.role == "trained"
-        axes.annotate(
-            point.name.replace(",", "/"),
-            (x, y),
-            xytext=(-6, 7) if trained else (5, -11),
-            textcoords="offset points",
-            horizontalalignment="right" if trained else "left",
-            fontsize=8,
-        )
-    axes.margins(x=0.15, y=0.12)
-    axes.set_ylabel(f"top-1 on {_literal(found.split)}, %")
-    measured = found.measured
-    if measured is None:
-        axes.set_xlabel("GFLOPs an image")
-    else:
-        doubt = "" if measured.stable else ", UNSTABLE"
-        axes.set_xlabel(
-            f"{found.target} {found.precision}, median ms at batch {measured.batch}{doubt}\n"
-            f"{textwrap.fill(_literal(measured.machine), LINE_CHARACTERS)}",
-            fontsize=9,
-        )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_title(_literal(f"{found.network}: {found.images} images"), fontsize=11)
     _save(figure, path)
 
 

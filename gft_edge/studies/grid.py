@@ -1,38 +1,22 @@
-"""Which targets and precisions a run is benchmarked in, and why some of them cannot be here."""
+"""The variants that a benchmark tries: targets, precisions, and why some of them cannot be here."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import ALIASES, Backend, backends
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One target in one precision; `absent` says why this machine cannot have it, None where it can."""
-
-    target: str
-    precision: str
-    absent: str | None
-
-    @property
-    def name(self) -> str:
-        """For a person."""
-        return f"{self.target} {self.precision}"
-
-    @property
-    def folder_name(self) -> str:
-        """Of its bundle."""
-        return f"{self.target}-{self.precision}"
+from gft_edge.studies.variants import KeepCounts, Variant
 
 
 def grid(
-    targets: Sequence[str] | None, precisions: Sequence[str] | None, uncalibrated: str | None
-) -> tuple[Cell, ...]:
-    """Every target in every precision it has; None stands for all there are.
+    targets: Sequence[str] | None,
+    precisions: Sequence[str] | None,
+    uncalibrated: str | None,
+    counts: Sequence[KeepCounts | None] = (None,),
+) -> tuple[Variant, ...]:
+    """Every target in every precision it has at each of the keep counts; None stands for all there are.
 
     `uncalibrated` says why there are no images to calibrate INT8 on. Raises UsageError for a name that
     does not exist, for names without a combination, and where nothing asked for can run here.
@@ -43,21 +27,27 @@ def grid(
     for name in precisions or ():
         if name not in known:
             raise UsageError(f"there is no precision {name!r}{_meant(name, known)}")
-    cells = tuple(
-        Cell(target, precision, _absent(here[target], precision, uncalibrated))
+    pairs = [
+        (target, precision)
         for target in dict.fromkeys(chosen)
         for precision in here[target].PRECISIONS
         if precisions is None or precision in precisions
-    )
-    if not cells:
+    ]
+    if not pairs:
         raise UsageError(
             f"--precisions {','.join(precisions or ())} is not available for {', '.join(chosen)}: "
             f"choose from {', '.join(dict.fromkeys(p for t in chosen for p in here[t].PRECISIONS))}"
         )
-    if all(cell.absent for cell in cells):
-        reasons = dict.fromkeys(f"{cell.target}: {cell.absent}" for cell in cells)
+    absent = {(t, p): _absent(here[t], p, uncalibrated) for t, p in pairs}
+    if all(absent.values()):
+        reasons = dict.fromkeys(f"{target}: {reason}" for (target, _), reason in absent.items())
         raise UsageError(f"nothing that was asked for runs here. {'; '.join(reasons)}")
-    return cells
+    return tuple(
+        variant.absent(reason) if reason else variant
+        for keep in counts
+        for (target, precision), reason in absent.items()
+        for variant in [Variant(target, precision, keep)]
+    )
 
 
 def _target(name: str, here: dict[str, Backend]) -> str:

@@ -1,42 +1,29 @@
-"""Which keep counts a sweep tries: those asked for, or the trained ratios scaled."""
+"""The keep counts that a benchmark tries, and the accuracy of the trained network at each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
-from gft_edge.bundle.specs import ModelSpec, Stage
-from gft_edge.errors import UsageError
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.bundle.specs import ModelSpec, Progress, Say, Stage
+from gft_edge.errors import FailedError, UsageError
+from gft_edge.model.cost import cost_of
 from gft_edge.model.networks import Network
-from gft_edge.model.schedule import dense_stages, stages_from_keep
+from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
+from gft_edge.studies.crossed import paired_estimate
+from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case, spec_digest
+from gft_edge.studies.memory import Memory
+from gft_edge.studies.variants import AtCounts, KeepCounts
+from gft_edge.training.data import targets_of
+from gft_edge.training.loop import network_logits, silent
+from gft_edge.training.processes import accelerator_on
 
-Role = Literal["trained", "other", "dense"]
-
-DEFAULT_POINTS = 6
 # The share of all patches that the first stage of the smallest point of a grid keeps.
 LEAST_SHARE = Fraction(1, 4)
-
-
-@dataclass(frozen=True)
-class KeepCounts:
-    """A point of a sweep: the network's stages at other counts. `dense` drops nothing."""
-
-    role: Role
-    stages: tuple[Stage, ...]
-
-    @property
-    def name(self) -> str:
-        """`147,98,49`, as --keep takes it, or `dense`."""
-        if self.role == "dense":
-            return "dense"
-        return ",".join(str(stage.keep) for stage in self.stages)
-
-    @property
-    def file_name(self) -> str:
-        """The same where a comma would be awkward."""
-        return self.name.replace(",", "-")
 
 
 def keep_counts(
@@ -48,7 +35,7 @@ def keep_counts(
     for one that has no stages.
     """
     if not spec.stages:
-        raise UsageError(f"{spec.name} selects no patches: there are no keep counts to sweep")
+        raise UsageError(f"{spec.name} selects no patches: leave --keep and --grid out")
     asked = [stages_from_keep(text, spec, model) for text in keep] or scaled(spec, points)
     trained, dense = spec.stages, dense_stages(spec)
     others = [stages for stages in dict.fromkeys(asked) if stages not in (trained, dense)]
@@ -73,3 +60,90 @@ def scaled(spec: ModelSpec, points: int) -> list[tuple[Stage, ...]]:
             stages.append(Stage(stage.position, left))
         grid.append(tuple(stages))
     return grid
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is remembered of an evaluation: the class of each image."""
+
+    classes: tuple[int, ...]
+
+
+def evaluated_at(
+    counts: Sequence[KeepCounts],
+    trained: Case,
+    model: Network,
+    memory: Memory,
+    fresh: bool,
+    device: str,
+    workers: int,
+    progress: Progress,
+    say: Say,
+) -> dict[KeepCounts, AtCounts]:
+    """Evaluate the network of `trained` at each of the keep counts, the trained ones first.
+
+    What is remembered is taken over. At the trained counts it is the run's own evaluation, so that no
+    other command has another number. `device` and `workers` are evaluate_case's. Raises FailedError
+    for logits that are not finite, UsageError for a split of one image.
+    """
+    found: dict[KeepCounts, AtCounts] = {}
+    right_when_trained: npt.NDArray[np.bool_] | None = None
+    for number, each in enumerate(counts, start=1):
+        place = f"{each.name} ({number} of {len(counts)})"
+
+        def said(text: str, done: int, total: int, place: str = place) -> None:
+            progress(f"{place}: {text}", done, total)
+
+        if each.role == "trained":
+            evaluation = evaluate_case(trained, fresh, said, silent, device, workers, model)
+            model.to("cpu")
+            classes, reused = evaluation.logits.argmax(axis=1), evaluation.reused
+        else:
+            classes, reused = _predicted(each, trained, model, memory, device, workers, said)
+        right: npt.NDArray[np.bool_] = classes == targets_of(trained.split)
+        how = "as evaluated before" if reused else "evaluated"
+        say(f"{place}: {how}, top-1 {100 * right.mean():.2f} %")
+        gflops = cost_of(at_stages(trained.spec, model, each.stages)[1]).gflops
+        if right_when_trained is None:
+            right_when_trained = right
+            found[each] = AtCounts(gflops, float(right.mean()), None, 0, 0)
+            continue
+        found[each] = AtCounts(
+            gflops,
+            float(right.mean()),
+            paired_estimate(right.astype(int) - right_when_trained),
+            int((right & ~right_when_trained).sum()),
+            int((right_when_trained & ~right).sum()),
+        )
+    return found
+
+
+def _predicted(
+    counts: KeepCounts,
+    trained: Case,
+    model: Network,
+    memory: Memory,
+    device: str,
+    workers: int,
+    progress: Progress,
+) -> tuple[npt.NDArray[np.int64], bool]:
+    """(images,) classes at other counts than the trained ones, and whether they were remembered."""
+    spec, network = at_stages(trained.spec, model, counts.stages)
+    name = f"{trained.split.name}-{counts.name.replace(',', '-')}"
+    decides = {
+        "weights": trained.weights_sha256,
+        "model": spec_digest(spec),
+        "images": trained.split_digest,
+    }
+    known = memory.recall(name, Predictions, decides)
+    if known is not None:
+        return np.asarray(known.classes), True
+    accelerator = accelerator_on(chosen_device(device))
+    logits = network_logits(
+        network.to(accelerator.device), spec, trained.split, workers, progress, accelerator
+    )
+    if not np.isfinite(logits).all():
+        raise FailedError(f"at {counts.name} the logits hold NaN or infinity: train the run again")
+    classes = logits.argmax(axis=1)
+    memory.keep(name, Predictions(tuple(map(int, classes))), decides)
+    return classes, False

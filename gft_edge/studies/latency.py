@@ -12,7 +12,7 @@ from gft_edge.bundle.store import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.errors import UsageError
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.profile import ProfileRequest, profile
-from gft_edge.profiling.report import Report
+from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import backend_for
 
@@ -106,7 +106,7 @@ def assign(
                 "to: its latency does not belong beside that accuracy"
             )
             if bundle in given:
-                raise UsageError(f"{reason}; gft-edge sweep shows both")
+                raise UsageError(f"{reason}; gft-edge benchmark --keep shows both")
             say(f"{reason}: left out")
             continue
         missing = backend_for(manifest.target).missing()
@@ -129,18 +129,9 @@ def measure(
     progress: Progress,
     say: Say,
 ) -> tuple[dict[int, tuple[Latency, ...]], Conditions]:
-    """Row -> its latencies. An interrupt is raised: half a measurement is no column of a table.
-
-    Raises UsageError for bundles of different batches, FailedError where an engine dies.
-    """
+    """Row -> its latencies. Raises as `engine_reports` does."""
     places = sorted(assigned)
-    folders = tuple(assigned[place].folder for place in places)
-    request = ProfileRequest(
-        folders, duration_s=duration_s, min_samples=MIN_SAMPLES, percentiles=(50.0,)
-    )
-    found = profile(request, progress, say)
-    if not found.complete:
-        raise KeyboardInterrupt
+    found = engine_reports([assigned[place].folder for place in places], duration_s, progress, say)
     reports = dict(zip(places, found.reports, strict=True))
     rows: dict[int, tuple[Latency, ...]] = {}
     for (row, *column), report in reports.items():
@@ -150,6 +141,29 @@ def measure(
         summary(found.machine), found.settings.batch, found.stable, found.causes
     )
     return rows, conditions
+
+
+def engine_reports(
+    folders: Sequence[Path],
+    duration_s: float,
+    progress: Progress,
+    say: Say = lambda text: None,
+) -> Profile:
+    """Measure bundles in turn, for their medians alone, on golden frames; a report each, in order.
+
+    An interrupt is raised: half a measurement decides nothing. Raises UsageError for bundles of
+    different batches, FailedError where an engine dies.
+    """
+    found = profile(
+        ProfileRequest(
+            tuple(folders), duration_s=duration_s, min_samples=MIN_SAMPLES, percentiles=(50.0,)
+        ),
+        progress,
+        say,
+    )
+    if not found.complete:
+        raise KeyboardInterrupt
+    return found
 
 
 def _latency(report: Report, first: Report) -> Latency:

@@ -1,11 +1,11 @@
-"""What a benchmark keeps on disk to go on from: whose it is, and what is known of each bundle."""
+"""What a study keeps on disk to go on from: each result, with the digest of all that decides it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,95 +15,66 @@ from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.locks import claimed_folder
 from gft_edge.bundle.store import write_whole
 from gft_edge.errors import SpecError, UsageError
-from gft_edge.studies.results import Accuracy
 
 T = TypeVar("T")
 
 MARKER_FILE = ".gft-edge-benchmark"
-BUNDLES = "bundles"
-CSV_FILE, JSON_FILE, MARKDOWN_FILE = "benchmark.csv", "benchmark.json", "benchmark.md"
-HTML_FILE, PROFILE_FILE = "benchmark.html", "profile.json"
-RESULT_FILES = (CSV_FILE, JSON_FILE, MARKDOWN_FILE, HTML_FILE, PROFILE_FILE)
+BUNDLES, MEMORY, PROFILE_FILE = "bundles", "memory", "profile.json"
 
 
 @dataclass(frozen=True)
-class Owner:
-    """What a benchmark is of: its results are never mixed with those of another run or other images."""
+class Memory:
+    """A folder with a JSON file a result: {"decided_by": a digest, "result": the dataclass's JSON}."""
 
-    weights_sha256: str
-    split_digest: str
+    folder: Path
+
+    def recall(self, name: str, kind: type[T], decides: Mapping[str, Any]) -> T | None:
+        """The result of that name; None where there is none, or something that decides it changed."""
+        try:
+            data = json.loads(self._file(name).read_bytes())
+            if data["decided_by"] != _digest(decides):
+                return None
+            return from_json(kind, data["result"], name)
+        # Half a file after a crash is no result.
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, SpecError):
+            return None
+
+    def keep(self, name: str, result: Any, decides: Mapping[str, Any]) -> None:
+        """Keep a result, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"decided_by": _digest(decides), "result": to_json(result)}
+        write_whole(self._file(name), (json.dumps(content, indent=1) + "\n").encode())
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A bundle's state, in a file beside it. Digests are of everything that decides what they stand for.
-
-    `request` is of the export, `judged` of the accuracy. `digest` is the bundle's seal, None where the
-    export missed a bound: `missed` has the message.
-    """
-
-    request: str
-    digest: str | None
-    missed: str | None
-    build_s: float
-    judged: str | None = None
-    accuracy: Accuracy | None = None
-
-
-def digest_of(**parts: Any) -> str:
-    """Of anything JSON holds."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _digest(decides: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(to_json(decides), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def claimed(out: Path, owner: Owner, force: bool) -> Iterator[None]:
-    """Hold `out` as this benchmark's folder, new or gone on in; with `force` what a benchmark left goes.
+def claimed(out: Path, weights_sha256: str, files: Sequence[str], fresh: bool) -> Iterator[Memory]:
+    """Hold `out` as the folder of a study of these weights, new or gone on in, and give its memory.
 
-    Raises UsageError where it holds anything else, and the benchmark of another run or other images;
-    BundleError where another benchmark holds it.
+    With `fresh` what a study left there goes, `files` included. Raises UsageError where it holds
+    anything else, or the study of other weights; LockedError where another process holds it.
     """
     marker = out / MARKER_FILE
     with claimed_folder(out, MARKER_FILE, "benchmark"):
-        if force:
-            shutil.rmtree(out / BUNDLES, ignore_errors=True)
-            for name in RESULT_FILES:
+        if fresh:
+            for name in (BUNDLES, MEMORY):
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in files:
                 (out / name).unlink(missing_ok=True)
-        elif marker.exists():
-            _check_owner(out, _read(Owner, marker), owner)
-        write_whole(marker, json.dumps(to_json(owner)).encode())
+        elif marker.exists() and marker.read_bytes() != weights_sha256.encode():
+            raise UsageError(
+                f"{out} is the benchmark of other weights: choose another --out, or replace it with "
+                "--fresh"
+            )
+        write_whole(marker, weights_sha256.encode())
         (out / BUNDLES).mkdir(exist_ok=True)
-        # Of an export that was killed.
+        # What an export that was killed left.
         for partial in (out / BUNDLES).glob(".*"):
             shutil.rmtree(partial, ignore_errors=True)
-        yield
-
-
-def _check_owner(out: Path, there: Owner | None, owner: Owner) -> None:
-    instead = "choose another --out, or replace it with --force"
-    if there is None:
-        raise UsageError(f"{out / MARKER_FILE} cannot be read: {instead}")
-    if there.weights_sha256 != owner.weights_sha256:
-        raise UsageError(f"{out} is the benchmark of other weights: {instead}")
-    if there.split_digest != owner.split_digest:
-        raise UsageError(f"{out} is a benchmark on other images: {instead}")
-
-
-def read_kept(bundle: Path) -> Kept | None:
-    """What is known of the bundle in a folder; None where nothing is, or it cannot be read."""
-    return _read(Kept, _state_file(bundle))
-
-
-def write_kept(bundle: Path, kept: Kept) -> None:
-    """Whole or not at all."""
-    write_whole(_state_file(bundle), (json.dumps(to_json(kept), indent=1) + "\n").encode())
-
-
-def _state_file(bundle: Path) -> Path:
-    return bundle.with_name(f"{bundle.name}.json")
-
-
-def _read(kind: type[T], path: Path) -> T | None:
-    try:
-        return from_json(kind, json.loads(path.read_bytes()), str(path))
-    except (OSError, ValueError, RecursionError, SpecError):
-        return None
+        yield Memory(out / MEMORY)

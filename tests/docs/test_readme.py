@@ -119,7 +119,7 @@ def test_the_commands_for_scores_and_a_teacher_run(folder: Path, tmp_path: Path)
     commands = [line for shell in blocks("sh", "Networks") for line in shell.splitlines()]
     script = "benchmarks/ablation.py"
     words = [shlex.split(line)[1] for line in commands]
-    assert words == [script, "sweep", script, script]
+    assert words == [script, "benchmark", script, script]
     for command, word in zip(commands, words, strict=True):
         # As it stands, but for what would only take longer.
         shorter = " --seeds 1 --vary epochs=1 --vary batch_size=4" * (word == script)

@@ -54,7 +54,8 @@ from gft_edge.reporting.page import figure, html_page, section, table
 from gft_edge.reporting.profile_page import profile_page
 from gft_edge.runtime.classifier import Timing
 from gft_edge.studies.benchmark_page import benchmark_page
-from gft_edge.studies.results import Accuracy, Benchmark, Row, best_rows, measured
+from gft_edge.studies.results import Benchmark, best_rows
+from gft_edge.studies.variants import Accuracy, Variant, measured
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 HOSTILE = (
@@ -200,20 +201,21 @@ def benchmark() -> Benchmark:
     """Two bundles measured, one that missed its bounds, one that this machine cannot run."""
     reports = benchmark_profile().reports
     rows = [
-        Row(
-            "openvino", precision, "done", bundle=f"bundles/openvino-{precision}",
+        Variant(
+            "openvino", precision, bundle=f"bundles/openvino-{precision}",
             digest=report.digest, files_mb=21.6 - 10 * n, build_s=90.0,
             accuracy=Accuracy(0.9 - n / 100, 0.9, n / 100, 0.99, (1.0, 0.98, 0.95), (), ()),
             measured=measured(report),
         )
         for n, (precision, report) in enumerate(zip(("fp32", "int8"), reports, strict=True))
     ]  # fmt: skip
-    rows.append(Row("onnx", "int8", "failed", "kept patches of stage 3 0.62, at least 0.88"))
-    rows.append(Row("tensorrt", "fp16", "absent", "no NVIDIA driver here <script>"))
+    rows.append(Variant("onnx", "int8").failed("kept patches of stage 3 0.62, at least 0.88"))
+    rows.append(Variant("tensorrt", "fp16").absent("no NVIDIA driver here <script>"))
     profile = benchmark_profile()
     return Benchmark(
         schema_version=1, version="0.1.0", made_at=profile.made_at, complete=True, run="runs/grocery",
-        network="gft_tiny_edge", weights_sha256="0" * 64, data="grocery", split="test", images=600,
+        network="gft_tiny_edge", patches=196, weights_sha256="0" * 64, data="grocery",
+        split="test", images=600,
         split_digest="0" * 64, reference_top1=0.9, machine=profile.machine, stable=True, causes=(),
         rows=tuple(rows), best=best_rows(rows, 600, profile),
     )  # fmt: skip

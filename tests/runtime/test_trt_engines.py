@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.explanation.subject import BundleSubject
-from gft_edge.export import auto
 from gft_edge.export.recipe import ExportRequest
 from gft_edge.fidelity.verify import verify
 from gft_edge.model.checkpoint import load_run
@@ -27,6 +27,7 @@ from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.profiling.worker import Subject
 from gft_edge.runtime.backends import trt
 from gft_edge.runtime.classifier import Classifier, open_request
+from gft_edge.studies import auto, study
 from tests.support.cli import run, run_json
 from tests.support.fake_tensorrt import LAYER_MS
 from tests.support.refusals import refusal_of
@@ -184,15 +185,18 @@ def test_the_fastest_precision_is_found_among_engines(
     def build_engine(folder: Path, **_: Any) -> None:
         built.append(add_engine(machine, folder))
 
-    def engine_medians_ms(bundles: dict[str, Path]) -> dict[str, float]:
+    def engine_reports(bundles: list[Path], *_: Any) -> Any:
         """Each is measured in another process, which no stand-in reaches: here it is loaded."""
-        for folder in bundles.values():
+        reports = []
+        for folder, p50_ms in zip(bundles, (2.0, 1.0), strict=True):
             with Classifier.load(folder) as classifier:
                 assert "STRONGLY_TYPED" in classifier.session.flags()
-        return dict(zip(bundles, (2.0, 1.0), strict=True))
+            engine = SimpleNamespace(p50_ms=p50_ms)
+            reports.append(SimpleNamespace(boundaries=SimpleNamespace(engine=engine)))
+        return SimpleNamespace(reports=reports)
 
-    monkeypatch.setattr(auto, "build_engine", build_engine)
-    monkeypatch.setattr(auto, "engine_medians_ms", engine_medians_ms)
+    monkeypatch.setattr(study, "build_engine", build_engine)
+    monkeypatch.setattr(auto, "engine_reports", engine_reports)
     spec, model = load_run(calm_run)
     images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)
     bundle = auto.export_fastest(model, spec, images, ExportRequest("trt"), tmp_path / "auto")

@@ -5,65 +5,49 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import from_json, to_json
-from gft_edge.bundle.store import read_manifest
-from gft_edge.cli import main
-from gft_edge.errors import BundleError, UsageError
+from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
+from gft_edge.errors import DataError, LockedError, UsageError
 from gft_edge.profiling.report import read_profile
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
-from gft_edge.studies.benchmark_table import COLUMNS
+from gft_edge.studies.benchmark_table import benchmark_table
 from gft_edge.studies.grid import grid
 from gft_edge.studies.images import calibration_images
-from gft_edge.studies.memory import MARKER_FILE, Owner, claimed, read_kept
-from gft_edge.studies.results import Accuracy, Benchmark, Row, best_rows
+from gft_edge.studies.memory import MARKER_FILE, Memory, claimed
+from gft_edge.studies.results import RESULT_FILES, Benchmark, best_rows
+from gft_edge.studies.variants import Accuracy, Variant
+from tests.support.cli import refusal, run, run_json
+from tests.support.refusals import refusal_of
+from tests.support.studies import MISSED, Shortcut
 
-FILES = {"benchmark.csv", "benchmark.json", "benchmark.md", "benchmark.html", "profile.json"}
-QUICK = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16",
-         "--duration", 0.1, "--warmup-ms", 10, "--min-samples", 12)  # fmt: skip
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["benchmark", *map(str, arguments)])
-
-
-def assert_refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1 or "Usage" in result.stderr, result.stderr
-    for word in words:
-        assert word in result.stderr
-    assert "Traceback" not in result.stderr
+BOTH = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16")
+ONE = ("--targets", "onnx", "--precisions", "fp32")
 
 
-@dataclass(frozen=True)
-class Made:
-    """A benchmark that was interrupted before OpenVINO's turn, and what the command made of it then."""
-
-    out: Path
-    exported_at: int
-    content: dict[str, Any]
-    remarks: str
-
-    def row(self, target: str, precision: str) -> dict[str, Any]:
-        rows = self.content["rows"]
-        found = [r for r in rows if (r["target"], r["precision"]) == (target, precision)]
-        assert len(found) == 1
-        row: dict[str, Any] = found[0]
-        return row
+@pytest.fixture(scope="session")
+def content(micro_benchmark: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((micro_benchmark / "benchmark.json").read_text())
+    return found
 
 
-@pytest.fixture(scope="module")
-def made(micro_run: Path, micro_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    out = tmp_path_factory.mktemp("benchmark") / "out"
+def row_of(content: dict[str, Any], target: str, precision: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = content["rows"]
+    (found,) = [row for row in rows if (row["target"], row["precision"]) == (target, precision)]
+    return found
+
+
+@pytest.mark.slow
+def test_an_interrupted_benchmark_goes_on_where_it_was(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
 
     def interrupt(text: str) -> None:
         if text.startswith("openvino fp32"):
@@ -73,227 +57,309 @@ def made(micro_run: Path, micro_data: Path, tmp_path_factory: pytest.TempPathFac
     with pytest.raises(KeyboardInterrupt):
         benchmark(request, say=interrupt)
     exported_at = (out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns
-    result = run(micro_run, "--data", micro_data, "--out", out, *QUICK, "--json")
+    result = run(
+        "benchmark", micro_run, "--data", micro_data, "--out", out, *BOTH,
+        "--duration", 0.1, "--warmup-ms", 10, "--min-samples", 12,
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    return Made(out, exported_at, json.loads(result.stdout), result.stderr)
-
-
-def test_an_interrupted_benchmark_goes_on_where_it_was(made: Made) -> None:
-    assert "onnx fp32 (1 of 4): exported already" in made.remarks
-    assert "onnx fp16 (2 of 4): failed before, the same" in made.remarks
-    assert "openvino fp32 (3 of 4): exporting" in made.remarks
-    now = (made.out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns
-    assert now == made.exported_at
-    assert made.row("onnx", "fp32")["digest"] == read_manifest(made.out / "bundles/onnx-fp32").seal
-
-
-def test_each_row_is_done_or_says_why_not(made: Made) -> None:
+    assert "onnx fp32 (1 of 4): exported already" in result.stderr
+    assert "onnx fp16 (2 of 4): failed before, the same" in result.stderr
+    assert "openvino fp32 (3 of 4): exporting" in result.stderr
+    assert (out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns == exported_at
+    content = json.loads((out / "benchmark.json").read_text())
     for target in ("onnx", "openvino"):
-        row = made.row(target, "fp32")
-        assert row["status"] == "done"
-        assert row["reason"] is None
+        row = row_of(content, target, "fp32")
+        assert row["digest"] == read_manifest(out / row["bundle"]).seal
         assert row["build_s"] > 0
+        assert row["measured"]["engine_p50_ms"] > 0
+        assert row["measured"]["end_to_end_p99_ms"] is None
+    assert "logit cosine" in row_of(content, "onnx", "fp16")["reason"]
+
+
+def test_each_variant_is_done_or_says_why_not(content: dict[str, Any]) -> None:
+    for target in ("onnx", "openvino"):
+        row = row_of(content, target, "fp32")
+        assert (row["status"], row["reason"], row["keep"]) == ("done", None, None)
         assert row["files_mb"] > 0
         accuracy = row["accuracy"]
-        assert accuracy["top1"] == accuracy["reference_top1"] == made.content["reference_top1"]
+        assert accuracy["top1"] == accuracy["reference_top1"] == content["reference_top1"]
         assert accuracy["top1_drop"] == 0
         assert accuracy["top1_agreement"] == 1
         assert accuracy["kept_overlap"] == [1, 1, 1]
         assert row["measured"]["engine_p50_ms"] > 0
-        assert row["measured"]["end_to_end_p99_ms"] is None
-    failed = made.row("onnx", "fp16")
-    assert failed["status"] == "failed"
-    assert "differs from PyTorch on 12 images: logit cosine" in failed["reason"]
+    failed = row_of(content, "onnx", "fp16")
+    assert (failed["status"], failed["reason"]) == ("failed", MISSED)
     assert failed["measured"] is failed["bundle"] is failed["accuracy"] is None
     reason = backend_for("openvino").unsupported("fp16")
     if reason is not None:
-        assert made.row("openvino", "fp16")["status"] == "absent"
-        assert made.row("openvino", "fp16")["reason"] == reason
+        found = row_of(content, "openvino", "fp16")
+        assert (found["status"], found["reason"]) == ("absent", reason)
 
 
-def test_the_best_rows_are_the_least_of_their_column(made: Made) -> None:
-    best = {found["goal"]: found["row"] for found in made.content["best"]}
-    done = {f"{row['target']} {row['precision']}": row for row in made.content["rows"]
+def test_the_best_rows_are_the_least_of_their_column(content: dict[str, Any]) -> None:
+    best = {found["goal"]: found["row"] for found in content["best"]}
+    done = {f"{row['target']} {row['precision']}": row for row in content["rows"]
             if row["status"] == "done"}  # fmt: skip
     fastest = min(done, key=lambda name: done[name]["measured"]["end_to_end_p50_ms"])
     assert best["fastest"] == best["most accurate"] == fastest
     assert best["smallest"] == min(done, key=lambda name: done[name]["files_mb"])
     assert "least energy" in best or done[fastest]["measured"]["energy_why"]
+    # Equally accurate: on the front is the fastest alone.
+    front = [name for name, row in done.items() if row["front"]]
+    assert front == [min(done, key=lambda name: done[name]["measured"]["engine_p50_ms"])]
 
 
-def test_the_json_is_a_benchmark_and_keeps_what_was_printed(made: Made) -> None:
-    saved = json.loads((made.out / "benchmark.json").read_text())
-    assert saved == made.content
-    assert to_json(from_json(Benchmark, saved, "benchmark.json")) == saved
-    assert saved["machine"]["cpu"]
-
-
-def test_the_csv_has_a_line_a_row(made: Made) -> None:
-    with (made.out / "benchmark.csv").open(newline="") as file:
+def test_the_json_is_a_benchmark_and_the_csv_has_a_line_a_variant(
+    micro_benchmark: Path, content: dict[str, Any]
+) -> None:
+    assert to_json(from_json(Benchmark, content, "benchmark.json")) == content
+    with (micro_benchmark / "benchmark.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["target"], line["precision"], line["status"]) for line in lines] == [
-        (row["target"], row["precision"], row["status"]) for row in made.content["rows"]
+        (row["target"], row["precision"], row["status"]) for row in content["rows"]
     ]
-    first, row = lines[0], made.content["rows"][0]
+    first, row = lines[0], content["rows"][0]
     assert float(first["engine_p50_ms"]) == row["measured"]["engine_p50_ms"]
     assert [float(first[f"kept_overlap_{n}"]) for n in (1, 2, 3)] == [1, 1, 1]
     assert lines[1]["engine_p50_ms"] == ""
-    assert lines[1]["reason"] == made.row("onnx", "fp16")["reason"]
+    assert lines[1]["reason"] == MISSED
 
 
-def test_the_markdown_is_one_table_with_the_failures_below(made: Made) -> None:
-    text = (made.out / "benchmark.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    done = [row for row in made.content["rows"] if row["status"] == "done"]
-    assert len(rows) == 2 + len(done)
-    assert {row.count("|") for row in rows} == {len(COLUMNS) + 1}
-    assert "**" in rows[2]
-    assert "- failed: onnx fp16: stage" in text
+def test_what_is_printed_is_the_table_with_what_is_missing_below(
+    micro_benchmark: Path, content: dict[str, Any]
+) -> None:
+    printed = (micro_benchmark / ".printed.txt").read_text()
+    table = benchmark_table(from_json(Benchmark, content, "benchmark.json"))
+    assert len(table.rows) == 2
+    # Keep counts are no subject of this benchmark.
+    assert not {"ratio", "front", "GFLOPs", "gained / lost"} & {*table.columns}
+    for words in ("onnx fp32", " * │", f"failed: onnx fp16: {MISSED}", "judging on test"):
+        assert words in printed
+    fastest = next(best["row"] for best in content["best"] if best["goal"] == "fastest")
+    bundle = micro_benchmark / "bundles" / fastest.replace(" ", "-")
+    assert f"next: gft-edge predict {bundle} PHOTO" in printed
 
 
-def test_the_page_and_the_profile_have_every_bundle_measured(made: Made) -> None:
-    page = (made.out / "benchmark.html").read_text()
+def test_the_page_and_the_profile_have_every_bundle_measured(
+    micro_benchmark: Path, content: dict[str, Any]
+) -> None:
+    page = (micro_benchmark / "benchmark.html").read_text()
     for words in ("onnx fp32", "openvino fp32", "failed: onnx fp16", "Accuracy against latency"):
         assert words in page
-    profile = read_profile(made.out / "profile.json")
+    profile = read_profile(micro_benchmark / "profile.json")
     assert [report.digest for report in profile.reports] == [
-        row["digest"] for row in made.content["rows"] if row["status"] == "done"
+        row["digest"] for row in content["rows"] if row["status"] == "done"
     ]
 
 
-def test_a_second_call_measures_anew_and_prints_one_table(
-    made: Made, micro_run: Path, micro_data: Path, tmp_path: Path
+def test_what_is_remembered_is_neither_exported_nor_judged_nor_measured_again(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
 ) -> None:
-    out = tmp_path / "again"
-    shutil.copytree(made.out, out)
-    result = run(micro_run, "--data", micro_data, "--out", out, *QUICK, "--targets", "onnx")
-    assert result.exit_code == 0, result.stderr
-    assert "onnx fp32 (1 of 2): exported already" in result.stderr
-    assert "exporting" not in result.stderr
-    assert "accuracy" not in result.stderr
-    assert "onnx fp32 │ 0.6 * │" in result.stdout
-    assert "failed: onnx fp16: stage" in result.stdout
-    assert f"next: gft-edge predict {out}/bundles/onnx-fp32 PHOTO" in result.stdout
-    visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert visible == {*FILES, "bundles"}
-    again = json.loads((out / "benchmark.json").read_text())
-    assert again["rows"][0]["measured"] != made.content["rows"][0]["measured"]
-    assert again["rows"][0]["accuracy"] == made.content["rows"][0]["accuracy"]
+    out = tmp_path / "out"
+    given = ("benchmark", micro_run, "--data", micro_data, "--out", out, *BOTH)
+    shortcut.stable = False
+    first = run_json(*given)
+    assert (first["stable"], first["causes"]) == (False, ["busy"])
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == {
+        *RESULT_FILES, "bundles", "memory",
+    }  # fmt: skip
+    # Latencies that were not stable are measured again.
+    shortcut.stable = True
+    again = run(*given)
+    assert again.stderr.count("exported already") == 2
+    assert "failed before, the same" in again.stderr
+    assert "accuracy on" not in again.stderr
+    assert "measuring in turn: onnx fp32, openvino fp32" in again.stderr
+    assert "as measured before" in run(*given).stderr
+    assert len(shortcut.exported) == len({*shortcut.exported})
+    assert len(shortcut.measured) == 2
+    # A bundle that was altered is exported again, and measured with the others.
+    folder = out / "bundles/onnx-fp32"
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest)
+    (folder / "labels.txt").write_text("a\n")
+    altered = run(*given)
+    assert "onnx fp32 (1 of 4): exporting anew" in altered.stderr
+    assert read_bundle(folder).manifest == manifest
+    # And everything with --fresh, what failed included.
+    count = len(shortcut.exported)
+    assert run(*given, "--fresh").exit_code == 0
+    assert sorted(shortcut.exported[count:]) == sorted({*shortcut.exported})
 
 
-def test_a_state_that_a_crash_left_half_written_is_no_state(tmp_path: Path) -> None:
-    (tmp_path / "onnx-fp32.json").write_text('{"request": "')
-    assert read_kept(tmp_path / "onnx-fp32") is None
+def test_a_bundle_whose_engine_dies_costs_the_others_nothing(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+) -> None:
+    shortcut.dies = "onnx-fp32"
+    given = ("benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "out", *BOTH)
+    content = run_json(*given)
+    assert shortcut.measured == [["onnx-fp32", "openvino-fp32"], ["openvino-fp32"]]
+    row = row_of(content, "onnx", "fp32")
+    assert row["status"] == "failed"
+    assert "the process that measures it ended" in row["reason"]
+    assert row_of(content, "openvino", "fp32")["measured"]["engine_p50_ms"] > 0
+    # Nothing at all measured is a failure.
+    failed = run(*given, "--targets", "onnx")
+    assert failed.exit_code == 1
+    assert not (tmp_path / "out" / "profile.json").exists()
+
+
+def test_a_failure_of_the_disk_is_no_failure_of_a_variant(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gft_edge.studies.study.export", full)
+    out = tmp_path / "out"
+    given = ("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
+    assert "No space left" in refusal(*given, exit_code=1)
+    assert list((out).glob("memory/*")) == []
 
 
 def test_an_interrupt_says_how_to_go_on(
-    made: Made, micro_run: Path, micro_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gft_edge.cli import benchmark_command
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    heard: list[str] = []
-
-    def interrupted_once(text: str) -> None:
-        heard.append(text)
-        if text.startswith("measuring"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(benchmark_command, "say", interrupted_once)
-    result = run(micro_run, "--data", micro_data, "--out", made.out, *QUICK)
+    monkeypatch.setattr("gft_edge.studies.study.profile", interrupted)
+    out = tmp_path / "out"
+    result = run("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
     assert result.exit_code == 1
-    assert heard[-1] == f"interrupted: what is done is kept in {made.out}, the same command goes on"
+    assert f"is kept in {out}, the same command goes on" in result.stderr
+    shortcut.use(monkeypatch)
+    again = run("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
+    assert again.exit_code == 0
+    assert shortcut.exported == ["onnx-fp32"]
 
 
-def test_other_weights_and_other_images_are_never_mixed_in(
-    made: Made, micro_run: Path, micro_data: Path, tmp_path: Path
+def test_other_images_are_judged_anew_and_other_weights_refused(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
 ) -> None:
-    fewer = tmp_path / "fewer"
-    shutil.copytree(micro_data, fewer)
+    out, fewer = tmp_path / "out", Path(shutil.copytree(micro_data, tmp_path / "fewer"))
+    given = ("benchmark", micro_run, "--data", fewer, "--out", out, *ONE)
+    assert run_json(*given)["images"] == 12
     next((fewer / "test" / "apple").iterdir()).unlink()
-    result = run(micro_run, "--data", fewer, "--out", made.out, *QUICK)
-    assert_refused(result, "is a benchmark on other images: choose another --out", "--force")
-    other = tmp_path / "other"
-    shutil.copytree(made.out, other)
-    marker = json.loads((other / MARKER_FILE).read_text())
-    (other / MARKER_FILE).write_text(json.dumps({**marker, "weights_sha256": "0" * 64}))
-    result = run(micro_run, "--data", micro_data, "--out", other, *QUICK)
-    assert_refused(result, "is the benchmark of other weights")
-    owner = Owner("1", "2")
-    with claimed(other, owner, force=True):
-        assert sorted(path.name for path in other.iterdir()) == [MARKER_FILE, ".lock", "bundles"]
-        assert list((other / "bundles").iterdir()) == []
-        with (
-            pytest.raises(BundleError, match="is being written by another gft-edge"),
-            claimed(other, owner, force=True),
-        ):
+    content = run_json(*given)
+    assert content["images"] == 11
+    assert content["rows"][0]["accuracy"]["top1"] * 11 == pytest.approx(
+        round(content["rows"][0]["accuracy"]["top1"] * 11)
+    )
+    assert shortcut.exported == ["onnx-fp32"] * 2
+    (out / MARKER_FILE).write_text("0" * 64)
+    assert "--fresh" in refusal(*given)
+    assert run(*given, "--fresh").exit_code == 0
+
+
+def test_a_folder_is_held_by_one_study_at_a_time_and_cleared_by_fresh(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
+        memory.keep("a", Accuracy(1, 1, 0, 1, (), (), ()), {"of": 1})
+        with pytest.raises(LockedError), claimed(out, "1", RESULT_FILES, fresh=True):
             pass
-    (other / "bundles" / ".onnx-fp32.partial-x").mkdir()
-    with claimed(other, owner, force=False):
-        assert list((other / "bundles").iterdir()) == []
+    (out / "bundles" / ".onnx-fp32.partial-x").mkdir()
+    (out / "benchmark.csv").touch()
+    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
+        assert list((out / "bundles").iterdir()) == []
+        assert memory.recall("a", Accuracy, {"of": 1}) is not None
+    with claimed(out, "2", RESULT_FILES, fresh=True) as memory:
+        assert memory.recall("a", Accuracy, {"of": 1}) is None
+        assert sorted(path.name for path in out.iterdir()) == [MARKER_FILE, ".lock", "bundles"]
+
+
+def test_what_is_remembered_is_of_what_decides_it(tmp_path: Path) -> None:
+    memory, known = Memory(tmp_path), Accuracy(0.5, 0.75, 0.25, 1, (1.0,), ("a",), ())
+    memory.keep("a", known, {"weights": "1"})
+    assert memory.recall("a", Accuracy, {"weights": "1"}) == known
+    assert memory.recall("a", Accuracy, {"weights": "2"}) is None
+    assert memory.recall("a", Variant, {"weights": "1"}) is None
+    assert memory.recall("b", Accuracy, {"weights": "1"}) is None
+    for half in ("{", "[]", '{"decided_by": 1}'):
+        (tmp_path / "a.json").write_text(half)
+        assert memory.recall("a", Accuracy, {"weights": "1"}) is None
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(
     micro_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    for flags in ((), ("--force",)):
-        result = run(micro_run, "--data", micro_data, "--out", tmp_path, *QUICK, *flags)
-        assert_refused(result, "exists and is no benchmark: choose another --out")
-    result = run(micro_run, "--data", micro_data, "--out", tmp_path / "thesis.txt", *QUICK)
-    assert_refused(result, "is a file: give --out a folder")
+    given = ("benchmark", micro_run, "--data", micro_data, *ONE)
+    for flags in ((), ("--fresh",)):
+        line = refusal(*given, "--out", tmp_path, *flags)
+        assert line.startswith(str(tmp_path))
+        assert "--out" in line
+    assert "thesis.txt" in refusal(*given, "--out", tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("--targets", "openvin"), "there is no target 'openvin', did you mean openvino?"),
-        (("--targets", "coreml"), "there is no target 'coreml': choose from onnx, openvino"),
-        (("--precisions", "fp61"), "there is no precision 'fp61', did you mean fp16?"),
-        (("--targets", "onnx", "--precisions", "bf16"), "--precisions bf16 is not available for"),
-        (("--precisions", ""), "--precisions is empty"),
-        (("--split", "dev"), "has no dev/ folder (found: test)"),
-        (("--duration", 0), "--duration is 0: give seconds over 0"),
-        (("--images", 0), "--images is 0: give 1 or more"),
-        (("--limit", 0), "--limit is 0: give 1 or more"),
-        (("--percentiles", "half"), "--percentiles half is no list of numbers"),
-        (("--calibration-data", "nowhere"), "nowhere: no such calibration folder"),
+        (("--targets", "openvin"), ("'openvin'", "mean openvino?")),
+        (("--targets", "coreml"), ("'coreml'", "onnx, openvino")),
+        (("--precisions", "fp61"), ("'fp61'", "mean fp16?")),
+        (("--targets", "onnx", "--precisions", "bf16"), ("--precisions bf16", "onnx")),
+        (("--precisions", ""), ("--precisions",)),
+        (("--split", "dev"), ("dev/", "test")),
+        (("--split", "../run"), ("--split ../run",)),
+        (("--duration", 0), ("--duration is 0",)),
+        (("--images", 0), ("--images is 0",)),
+        (("--limit", 0), ("--limit is 0",)),
+        (("--percentiles", "half"), ("--percentiles half",)),
+        (("--calibration-data", "nowhere"), ("nowhere",)),
+        (("--calibration-data", "x", "--precisions", "fp32"), ("--calibration-data",)),
+        (("--no-latency",), ("--no-latency", "--keep", "--grid")),
     ],
 )
-def test_a_request_that_cannot_be_met_is_refused_in_a_line(
-    micro_run: Path, micro_data: Path, tmp_path: Path, changes: tuple[object, ...], words: str
+def test_a_request_that_cannot_be_met_is_refused_before_any_work(
+    micro_run: Path,
+    micro_data: Path,
+    tmp_path: Path,
+    changes: tuple[object, ...],
+    words: tuple[str, ...],
 ) -> None:
     out = tmp_path / "out"
-    assert_refused(run(micro_run, "--data", micro_data, "--out", out, *changes), words)
+    line = refusal("benchmark", micro_run, "--data", micro_data, "--out", out, *changes)
+    for word in words:
+        assert word in line
     assert not out.exists()
 
 
 def test_what_is_no_run_is_refused(
-    made: Made, micro_run: Path, micro_data: Path, tmp_path: Path
+    micro_run: Path, micro_data: Path, micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    out = ("--out", tmp_path / "out")
-    bundle = made.out / "bundles/onnx-fp32"
-    result = run(bundle, "--data", micro_data, *out)
-    assert_refused(result, "is a bundle: give the run that it was exported from")
-    assert_refused(run(tmp_path / "none", "--data", micro_data, *out), "none is no run")
-    assert_refused(run(micro_run, "--data", tmp_path / "none", *out), "no such data folder")
+    def line(subject: Path, data: Path = micro_data) -> str:
+        return refusal("benchmark", subject, "--data", data, "--out", tmp_path / "out")
+
+    assert str(micro_bundles["onnx"]) in line(micro_bundles["onnx"])
+    assert str(tmp_path / "none") in line(tmp_path / "none")
+    assert str(tmp_path / "none") in line(micro_run, tmp_path / "none")
     (tmp_path / "empty" / "test" / "apple").mkdir(parents=True)
-    assert_refused(run(micro_run, "--data", tmp_path / "empty", *out), "holds no image")
+    assert str(tmp_path / "empty") in line(micro_run, tmp_path / "empty")
+
+
+def test_processes_launched_together_do_not_benchmark(
+    micro_run: Path, micro_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "gft-edge benchmark" in refusal("benchmark", micro_run, "--data", micro_data)
 
 
 def test_a_target_without_its_engine_is_a_row_with_the_reason() -> None:
     reason = backend_for("tensorrt").missing()
     if reason is None:
         pytest.skip("an engine of TensorRT runs here")
-    cells = grid(("onnx", "trt"), ("fp32", "int8"), "nothing to calibrate on")
-    assert [(cell.name, cell.absent) for cell in cells] == [
-        ("onnx fp32", None),
-        ("onnx int8", "nothing to calibrate on"),
-        ("tensorrt fp32", reason),
-        ("tensorrt int8", reason),
+    found = grid(("onnx", "trt"), ("fp32", "int8"), "nothing to calibrate on")
+    assert [(variant.name, variant.status, variant.reason) for variant in found] == [
+        ("onnx fp32", "done", None),
+        ("onnx int8", "absent", "nothing to calibrate on"),
+        ("tensorrt fp32", "absent", reason),
+        ("tensorrt int8", "absent", reason),
     ]
-    with pytest.raises(UsageError, match=r"nothing that was asked for runs here\. tensorrt: "):
-        grid(("tensorrt",), None, None)
+    refusal_of(UsageError, lambda: grid(("tensorrt",), None, None), "tensorrt: ")
 
 
 def test_int8_is_calibrated_on_train_where_there_is_one(
@@ -301,30 +367,33 @@ def test_int8_is_calibrated_on_train_where_there_is_one(
 ) -> None:
     labels = tuple(sorted(path.name for path in (micro_pictures / "train").iterdir()))
     drawn = calibration_images(None, DataSource(micro_pictures), labels, print)
-    assert not isinstance(drawn, str)
     assert all(f"{micro_pictures}/train/" in path for path in drawn.paths)
-    reason = calibration_images(None, DataSource(micro_data), labels, print)
-    assert isinstance(reason, str)
-    assert "has no train/ to calibrate on: give --calibration-data FOLDER" in reason
+    refusal_of(
+        DataError,
+        lambda: calibration_images(None, DataSource(micro_data), labels, print),
+        "--calibration-data",
+    )
 
 
-def row(precision: str, top1: float, files_mb: float, missed: tuple[str, ...] = ()) -> Row:
+def variant(precision: str, top1: float, files_mb: float, missed: tuple[str, ...] = ()) -> Variant:
     accuracy = Accuracy(top1, 0.9, 0.9 - top1, 1.0, (), missed, ())
-    return Row("onnx", precision, "done", files_mb=files_mb, accuracy=accuracy)
+    return Variant("onnx", precision, files_mb=files_mb, accuracy=accuracy)
 
 
-def test_a_row_out_of_bounds_is_best_at_nothing() -> None:
-    rows = [row("fp32", 0.9, 20), row("fp16", 0.9, 10), row("int8", 0.95, 5, ("top-1 falls",))]
+def test_a_variant_out_of_bounds_is_best_at_nothing() -> None:
+    rows = [
+        variant("fp32", 0.9, 20), variant("fp16", 0.9, 10), variant("int8", 0.95, 5, ("falls",)),
+    ]  # fmt: skip
     best = {found.goal: found for found in best_rows(rows, 100, None)}
     assert set(best) == {"most accurate", "smallest"}
-    assert best["smallest"].row == "onnx fp16"
-    assert best["smallest"].value == "10.0 MiB"
-    assert best["most accurate"].row == "onnx fp32"
-    assert best["most accurate"].value == "90.00 % top-1"
+    assert (best["smallest"].row, best["smallest"].value) == ("onnx fp16", "10.0 MiB")
+    assert (best["most accurate"].row, best["most accurate"].value) == (
+        "onnx fp32", "90.00 % top-1",
+    )  # fmt: skip
     assert best["most accurate"].note == "as good: onnx fp16"
 
 
 def test_a_lead_of_one_image_is_said_to_be_one() -> None:
-    best = best_rows([row("fp32", 0.90, 20), row("fp16", 0.91, 10)], 100, None)
+    best = best_rows([variant("fp32", 0.90, 20), variant("fp16", 0.91, 10)], 100, None)
     assert best[0].row == "onnx fp16"
     assert best[0].note == "1 of 100 images more than onnx fp32"

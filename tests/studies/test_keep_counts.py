@@ -1,0 +1,361 @@
+"""Keep counts: which ones a benchmark tries, what it finds at each, keeps and refuses."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gft_edge.bundle.json_form import from_json
+from gft_edge.bundle.specs import Stage
+from gft_edge.datasets import read_split
+from gft_edge.export.structure import top_k_constant
+from gft_edge.export.verify import torch_outputs
+from gft_edge.model.checkpoint import load_run, save_network
+from gft_edge.model.cost import cost_of
+from gft_edge.model.networks import build_network
+from gft_edge.model.schedule import at_stages, stages_from_keep
+from gft_edge.model.variants import spec_from_name
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
+from gft_edge.studies import evaluation, keep_counts
+from gft_edge.studies.benchmark_table import benchmark_table
+from gft_edge.studies.crossed import paired_estimate
+from gft_edge.studies.keep_counts import scaled
+from gft_edge.studies.results import Benchmark
+from gft_edge.studies.variants import AtCounts, KeepCounts, Variant, with_front
+from gft_edge.training.loop import network_logits
+from tests.support.cli import refusal, run, run_json
+from tests.support.studies import MISSED, Shortcut
+
+
+def test_the_grid_goes_from_all_patches_at_the_first_stage_to_a_quarter(micro_run: Path) -> None:
+    spec, _ = load_run(micro_run)
+    grid = [[stage.keep for stage in stages] for stages in scaled(spec, 4)]
+    assert grid == [[64, 43, 21], [48, 32, 16], [32, 21, 11], [16, 11, 5]]
+    wide = dataclasses.replace(
+        spec, stages=(Stage(3, 143), Stage(6, 95), Stage(9, 47)), patch_grid=(14, 14)
+    )
+    assert [stages[0].keep for stages in scaled(wide, 6)] == [196, 167, 137, 108, 78, 49]
+    # Few enough that a stage would have a single patch to choose from.
+    few = dataclasses.replace(spec, stages=(Stage(1, 40), Stage(2, 3), Stage(3, 1)))
+    assert [s.keep for s in scaled(few, 2)[-1]] == [16, 2, 1]
+
+
+def names(content: dict[str, Any]) -> list[str]:
+    """Return the keep counts of the rows."""
+    return [
+        "dense" if row["keep"]["role"] == "dense"
+        else ",".join(str(stage["keep"]) for stage in row["keep"]["stages"])
+        for row in content["rows"]
+    ]  # fmt: skip
+
+
+def test_every_row_is_pytorchs_accuracy_at_its_counts(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    content = run_json(
+        "benchmark", micro_run, "--data", micro_data, "--no-latency", "--out", out,
+        "--keep", "20,10,5", "--keep", "75%,auto:8,auto:8",
+    )  # fmt: skip
+    spec, model = load_run(micro_run)
+    split = read_split(micro_data, "test", spec.labels)
+    pixels = np.stack([resize_and_crop(open_rgb(p), spec.preprocessing) for p in split.paths])
+    assert names(content) == ["48,32,16", "20,10,5", "48,31,15", "dense"]
+    trained: Any = None
+    for name, row in zip(names(content), content["rows"], strict=True):
+        counts = "64,64,64" if name == "dense" else name
+        _, network = at_stages(spec, model, stages_from_keep(counts, spec, model))
+        logits = torch_outputs(network, pixels, spec.preprocessing).logits
+        right = (logits.argmax(axis=1) == np.asarray(split.targets)).astype(int)
+        found = row["at_counts"]
+        assert found["top1"] == right.mean()
+        assert found["gflops"] == cost_of(network).gflops
+        if trained is None:
+            trained = right
+            assert found["difference"] is None
+            continue
+        estimate = found["difference"]
+        assert estimate["mean"] == pytest.approx((right - trained).mean())
+        error = (right - trained).std(ddof=1) / 12**0.5
+        assert estimate["standard_error"] == pytest.approx(error)
+        # The table's t of eleven degrees of freedom.
+        assert estimate["high"] == pytest.approx(estimate["mean"] + 2.201 * error, abs=1e-3)
+        assert found["gained"] - found["lost"] == (right - trained).sum()
+    with (out / "benchmark.csv").open(newline="") as file:
+        lines = [*csv.DictReader(file)]
+    assert [line["keep"] for line in lines] == names(content)
+    assert [float(line["top1"]) for line in lines] == [
+        row["at_counts"]["top1"] for row in content["rows"]
+    ]
+
+
+def test_counts_are_chosen_on_val_and_leave_test_to_be_reported(
+    calm_run: Path, micro_pictures: Path, tmp_path: Path
+) -> None:
+    shown = run(
+        "benchmark", calm_run, "--data", micro_pictures, "--no-latency", "--keep", "20,10,5",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert "judging on val" in shown.stderr
+    assert "on val, 48 images, not retrained" in shown.stdout
+    assert "chosen on these val images" in shown.stdout
+
+
+@pytest.fixture
+def own_run(micro_run: Path, tmp_path: Path) -> Path:
+    """A copy that keeps no evaluation yet."""
+    ignored = shutil.ignore_patterns("evaluation")
+    return Path(shutil.copytree(micro_run, tmp_path / "run", ignore=ignored))
+
+
+def test_an_interrupted_evaluation_goes_on_and_computes_nothing_twice(
+    own_run: Path, micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    given = (
+        "benchmark", own_run, "--data", micro_data, "--no-latency", "--out", out, "--grid", 3,
+    )  # fmt: skip
+    calls = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return network_logits(*arguments)
+
+    for module in (keep_counts, evaluation):
+        monkeypatch.setattr(module, "network_logits", interrupted)
+    stopped = run(*given)
+    assert stopped.exit_code == 1
+    assert str(out) in stopped.stderr
+    assert not (out / "benchmark.csv").exists()
+    resumed = run(*given)
+    assert resumed.exit_code == 0, resumed.stderr
+    # 48,32,16 64,43,21 | 40,27,13 16,11,5 dense.
+    assert resumed.stderr.count("as evaluated before") == 2
+    assert calls == 3 + 3
+    # The trained counts are the run's own evaluation, of whichever command.
+    metrics = json.loads((own_run / "evaluation" / "test.json").read_text())["metrics"]
+    assert run_json(*given)["rows"][0]["at_counts"]["top1"] == metrics["top1"]
+    assert run("evaluate", own_run, "--data", micro_data).exit_code == 0
+    assert calls == 6
+    assert run(*given, "--fresh").exit_code == 0
+    assert calls == 6 + 5
+    # Half a file is no evaluation.
+    (out / "memory" / "test-dense.json").write_text("{")
+    assert run(*given).stderr.count("as evaluated before") == 4
+    # Neither is one of other images.
+    data = Path(shutil.copytree(micro_data, tmp_path / "data"))
+    next((data / "test").rglob("*.png")).unlink()
+    fewer = run(*given, "--data", data)
+    assert "as evaluated before" not in fewer.stderr
+    assert "on test, 11 images" in fewer.stdout
+
+
+@pytest.mark.slow
+def test_bundles_have_the_counts_as_constants(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    out = tmp_path / "out"
+    content = run_json(
+        "benchmark", micro_run, "--data", micro_data, "--out", out, "--targets", "onnx",
+        "--duration", 0.2, "--min-samples", 12, "--no-layers", "--keep", "48,32,16",
+    )  # fmt: skip
+    assert names(content) == ["48,32,16", "dense"]
+    assert content["rows"][0]["measured"]["ratio_to_first"] == 1
+    for row, counts in zip(content["rows"], ([48, 32, 16], [64, 64, 64]), strict=True):
+        assert row["accuracy"]["top1"] == row["at_counts"]["top1"]
+        assert row["measured"]["engine_p50_ms"] > 0
+        graph = onnx.load(out / row["bundle"] / "model.onnx").graph
+        assert [top_k_constant(n, graph) for n in graph.node if n.op_type == "TopK"] == counts
+
+
+def test_one_engine_in_fp32_is_timed_unless_others_are_asked_for(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+) -> None:
+    given = ("benchmark", micro_run, "--data", micro_data, "--keep", "20,10,5", "--out")
+    run(*given, tmp_path / "a")
+    here = "onnx" if backend_for("openvino").missing() else "openvino"
+    assert shortcut.measured == [[f"{here}-fp32", f"{here}-fp32-20-10-5", f"{here}-fp32-dense"]]
+    shortcut.exported.clear()
+    # The bundle at the trained counts is that of a benchmark without any.
+    both = ("--targets", "onnx,openvino", "--precisions", "fp32")
+    run("benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "b", *both)
+    shown = run(*given, tmp_path / "b", *both)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stderr.count("exported already") == 2
+    assert shortcut.exported == [
+        "onnx-fp32", "openvino-fp32", "onnx-fp32-20-10-5", "openvino-fp32-20-10-5",
+        "onnx-fp32-dense", "openvino-fp32-dense",
+    ]  # fmt: skip
+    assert shown.stdout.splitlines()[-1].startswith("next: gft-edge predict ")
+
+
+def test_counts_that_miss_their_bounds_have_no_latency_and_are_not_tried_again(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+) -> None:
+    shortcut.refuses = lambda asked: asked.stages is not None
+    given = (
+        "benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "out",
+        "--targets", "onnx", "--keep", "20,10,5",
+    )  # fmt: skip
+    content = run_json(*given)
+    assert shortcut.exported == ["onnx-fp32", "onnx-fp32-20-10-5", "onnx-fp32-dense"]
+    assert [row["reason"] for row in content["rows"]] == [None, MISSED, MISSED]
+    assert [row["front"] for row in content["rows"]] == [True, False, False]
+    assert content["rows"][1]["at_counts"]["top1"] >= 0
+    assert run_json(*given)["rows"] == content["rows"]
+    assert len(shortcut.exported) == 3
+    # For as long as nothing that decides it has changed: here the images of the verification.
+    assert run_json(*given, "--images", 8)["rows"][1:] == content["rows"][1:]
+    assert len(shortcut.exported) == 6
+
+
+def test_a_bundle_whose_engine_was_not_built_is_given_one(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked_for: list[tuple[str, bool]] = []
+
+    def build(folder: Path, explain: bool, **_: Any) -> None:
+        asked_for.append((folder.name, explain))
+        if len(asked_for) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend_for("tensorrt"), "missing", lambda: None)
+    monkeypatch.setattr("gft_edge.studies.study.build_engine", build)
+    shortcut.bundles = {**shortcut.bundles, "tensorrt": shortcut.bundles["onnx"]}
+    given = (
+        "benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "out",
+        "--targets", "tensorrt", "--keep", "48,32,16",
+    )  # fmt: skip
+    assert run(*given).exit_code == 1
+    resumed = run(*given)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "tensorrt fp32 48,32,16 (1 of 2): exported already" in resumed.stderr
+    trained, dense = "tensorrt-fp32", "tensorrt-fp32-dense"
+    # The second engine returns the kept patches, which are compared.
+    assert asked_for == [
+        *[(trained, False), (trained, True)] * 2, (dense, False), (dense, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep", "20,10"), ("--keep 20,10", "3 stages")),
+        (("--keep", "20,10,5", "--keep", "20,21,5"), ("2:21", "20")),
+        (("--keep", "65,10,5"), ("1:65", "64")),
+        (("--keep", "x,10,5"), ("'x'",)),
+        (("--keep", "20,10,5", "--grid", "4"), ("--keep", "--grid")),
+        (("--grid", "1"), ("--grid",)),
+        (("--keep", "20,10,5", "--targets", "coreml"), ("'coreml'",)),
+        (("--keep", "20,10,5", "--limit", 4), ("--limit", "--keep")),
+        (("--keep", "20,10,5", "--no-latency", "--targets", "onnx"), ("--targets",)),
+        (("--keep", "20,10,5", "--no-latency", "--duration", 1), ("--duration", "--no-latency")),
+        (("--keep", "20,10,5", "--no-latency", "--split", "val"), ("val/",)),
+    ],
+)
+def test_counts_that_cannot_be_tried_are_refused_before_any_work(
+    options: tuple[object, ...],
+    words: tuple[str, ...],
+    micro_run: Path,
+    micro_data: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    line = refusal("benchmark", micro_run, "--data", micro_data, "--out", out, *options)
+    for word in words:
+        assert word in line
+    assert not out.exists()
+
+
+def test_a_network_without_stages_has_no_keep_counts(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    plain = spec_from_name("resnet18", load_run(micro_run)[0].labels, image_size_px=64)
+    (tmp_path / "run").mkdir()
+    save_network(tmp_path / "run", build_network(plain), plain)
+    line = refusal("benchmark", tmp_path / "run", "--data", micro_data, "--no-latency", "--grid", 3)
+    assert "resnet18" in line
+    assert "--grid" in line
+
+
+def counted(name: str, top1: float, gflops: float) -> Variant:
+    stages = (
+        () if name == "dense" else tuple(Stage(n, int(k)) for n, k in enumerate(name.split(",")))
+    )
+    at_counts = AtCounts(gflops, top1, None, 0, 0)
+    role: Any = "dense" if name == "dense" else "other"
+    return Variant("pytorch", "fp32", KeepCounts(role, stages), at_counts=at_counts)
+
+
+def test_on_the_front_is_what_nothing_beats() -> None:
+    rows = [
+        counted("147,98,49", 0.9, 10.0), counted("100,60,30", 0.9, 8.0),
+        counted("60,40,20", 0.8, 8.0), counted("40,30,10", 0.7, 5.0),
+        counted("20,10,5", 0.6, 1.0).failed("missed"), counted("dense", 0.95, 13.0),
+    ]  # fmt: skip
+    assert [row.keep.name for row in with_front(rows) if row.front and row.keep] == [
+        "100,60,30", "40,30,10", "dense",
+    ]  # fmt: skip
+    equal = with_front([counted("9", 0.9, 8.0), counted("8", 0.9, 8.0)])
+    assert [row.front for row in equal] == [True, True]
+
+
+def test_the_next_line_exports_what_saves_most_without_a_loss(
+    micro_run: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    given = (
+        "benchmark", micro_run, "--data", micro_data, "--no-latency", "--out", tmp_path / "out",
+        "--keep", "20,10,5", "--keep", "47,32,16",
+    )  # fmt: skip
+    shown = run(*given)
+    content = run_json(*given)
+    trained, *others = content["rows"]
+    held = [
+        row for row in content["rows"]
+        if row["front"] and row["at_counts"]["top1"] >= trained["at_counts"]["top1"] - 0.005
+    ]  # fmt: skip
+    cheapest = min(held, key=lambda row: row["at_counts"]["gflops"])
+    keep = names({"rows": [cheapest]})[0]
+    target = "onnx" if backend_for("openvino").missing() else "openvino"
+    option = "" if cheapest == trained else f" --keep {keep}"
+    assert shown.stdout.splitlines()[-1] == (
+        f"next: gft-edge export {micro_run} --target {target} --data {micro_data}{option} "
+        "--out BUNDLE"
+    )
+    assert others
+
+
+def test_what_the_numbers_are_of_stands_below_them(
+    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+) -> None:
+    shortcut.stable = False
+    content = run_json(
+        "benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "out",
+        "--targets", "onnx", "--keep", "20,10,5",
+    )  # fmt: skip
+    table = benchmark_table(from_json(Benchmark, content, "benchmark.json"))
+    assert {"ratio", "front", "GFLOPs", "gained / lost"} <= {*table.columns}
+    notes = "\n".join(table.notes)
+    for words in ("UNSTABLE", "busy", "95 % interval over images, of this one training"):
+        assert words in notes
+
+
+def test_an_interval_over_images_needs_two() -> None:
+    found = paired_estimate(np.array([1, 0, -1, 0, 1]))
+    assert found.mean == pytest.approx(0.2)
+    assert (found.degrees_of_freedom, found.rests_on) == (4, "images")
+    assert paired_estimate(np.zeros(5)).standard_error == 0
