@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -30,26 +31,27 @@ HUGGING_FACE = {
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj.W": "embeddings.patch_embeddings.projection.W",
     "blocks.N.norm1.W": "encoder.layer.N.layernorm_before.W",
+    "blocks.N.attn.q.W": "encoder.layer.N.attention.attention.query.W",
+    "blocks.N.attn.k.W": "encoder.layer.N.attention.attention.key.W",
+    "blocks.N.attn.v.W": "encoder.layer.N.attention.attention.value.W",
     "blocks.N.attn.proj.W": "encoder.layer.N.attention.output.dense.W",
     "blocks.N.norm2.W": "encoder.layer.N.layernorm_after.W",
     "blocks.N.mlp.fc1.W": "encoder.layer.N.intermediate.dense.W",
     "blocks.N.mlp.fc2.W": "encoder.layer.N.output.dense.W",
     "norm.W": "layernorm.W",
 }
-QKV = ("encoder.layer.N.attention.attention.query.W",
-       "encoder.layer.N.attention.attention.key.W",
-       "encoder.layer.N.attention.attention.value.W")  # fmt: skip
 # The names of transformers 5 in memory, which torch.save(model.state_dict()) writes.
 HUGGING_FACE_5 = {
     **HUGGING_FACE,
     "blocks.N.norm1.W": "layers.N.layernorm_before.W",
+    "blocks.N.attn.q.W": "layers.N.attention.q_proj.W",
+    "blocks.N.attn.k.W": "layers.N.attention.k_proj.W",
+    "blocks.N.attn.v.W": "layers.N.attention.v_proj.W",
     "blocks.N.attn.proj.W": "layers.N.attention.o_proj.W",
     "blocks.N.norm2.W": "layers.N.layernorm_after.W",
     "blocks.N.mlp.fc1.W": "layers.N.mlp.fc1.W",
     "blocks.N.mlp.fc2.W": "layers.N.mlp.fc2.W",
 }
-QKV_5 = ("layers.N.attention.q_proj.W", "layers.N.attention.k_proj.W",
-         "layers.N.attention.v_proj.W")  # fmt: skip
 VIT_HEADS = {"head.W": "classifier.W"}
 DEIT_HEADS = {"head.W": "cls_classifier.W", "head_dist.W": "distillation_classifier.W"}
 
@@ -70,30 +72,22 @@ def network(spec: ModelSpec) -> GFT:
 
 def renamed(
     state: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    qkv: tuple[str, ...],
-    heads: Mapping[str, str],
     prefix: str,
+    names: Mapping[str, str] = HUGGING_FACE,
+    heads: Mapping[str, str] = VIT_HEADS,
 ) -> dict[str, Tensor]:
     """A timm state dict under Hugging Face's names."""
-    result = {}
+    apart: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        words = name.split(".")
-        block = words[1] if words[0] == "blocks" else ""
-        leaf = words[-1] if words[-1] in ("weight", "bias") else ""
-        pattern = name.replace(f".{block}.", ".N.", 1) if block else name
-        pattern = f"{pattern.removesuffix(leaf)}W" if leaf else pattern
-
-        def real(theirs: str, block: str = block, leaf: str = leaf) -> str:
-            return theirs.replace(".N.", f".{block}.").replace(".W", f".{leaf}")
-
-        if pattern == "blocks.N.attn.qkv.W":
-            for theirs, part in zip(qkv, tensor.chunk(3), strict=True):
-                result[prefix + real(theirs)] = part.contiguous()
-        elif pattern in heads:
-            result[real(heads[pattern])] = tensor
-        else:
-            result[prefix + real(names[pattern])] = tensor
+        parts = zip("qkv", tensor.chunk(3), strict=True) if ".qkv." in name else [("qkv", tensor)]
+        apart |= {name.replace("qkv", letter): part.contiguous() for letter, part in parts}
+    result = {}
+    for name, tensor in apart.items():
+        _, _, rest = name.partition(".")
+        block, leaf = rest.partition(".")[0], name.rpartition(".")[2]
+        pattern = re.sub(r"^blocks\.\d+", "blocks.N", re.sub(r"\.(weight|bias)$", ".W", name))
+        theirs = heads[pattern] if pattern in heads else prefix + names[pattern]
+        result[theirs.replace(".N.", f".{block}.").replace(".W", f".{leaf}")] = tensor
     return result
 
 
@@ -110,18 +104,16 @@ def refused(path: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "vit.", "deit."])
-@pytest.mark.parametrize(
-    ("names", "qkv"), [(HUGGING_FACE, QKV), (HUGGING_FACE_5, QKV_5)], ids=["saved", "version 5"]
-)
+@pytest.mark.parametrize("names", [HUGGING_FACE, HUGGING_FACE_5], ids=["saved", "version 5"])
 def test_a_hugging_face_vit_gives_timms_logits(
-    tmp_path: Path, prefix: str, names: dict[str, str], qkv: tuple[str, ...]
+    tmp_path: Path, prefix: str, names: dict[str, str]
 ) -> None:
     # A DeiT's is distilled: its second token and head are kept.
     distilled = prefix == "deit."
     spec = small_spec(DISTILLED if distilled else PLAIN)
     model = network(spec)
     heads = DEIT_HEADS if distilled else VIT_HEADS
-    state = renamed(model.backbone.state_dict(), names, qkv, heads, prefix)
+    state = renamed(model.backbone.state_dict(), prefix, names, heads)
     assert (f"{prefix}embeddings.distillation_token" in state) == distilled
     if distilled:
         torch.save(state, tmp_path / "pytorch_model.bin")
@@ -137,13 +129,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_what_it_holds_or_lacks(
     tmp_path: Path,
 ) -> None:
     distilled = network(small_spec(DISTILLED)).backbone.state_dict()
-    keyless = renamed(
-        network(small_spec()).backbone.state_dict(), HUGGING_FACE, QKV, VIT_HEADS, "vit."
-    )
+    keyless = renamed(network(small_spec()).backbone.state_dict(), "vit.")
     del keyless["vit.encoder.layer.1.attention.attention.key.bias"]
     swin = {"swin.embeddings.patch_embeddings.projection.weight": torch.ones(48, 3, 4, 4)}
     for state, words in (
-        (renamed(distilled, HUGGING_FACE, QKV, DEIT_HEADS, "deit."), ("distilled_patch16",)),
+        (renamed(distilled, "deit.", heads=DEIT_HEADS), ("distilled_patch16",)),
         (keyless, ("1 tensors", "blocks.1.attn.qkv.bias")),
         (swin, ("w.safetensors", PLAIN)),
     ):
@@ -154,7 +144,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_what_it_holds_or_lacks(
 def test_a_checkpoint_without_a_classifier_leaves_the_head_fresh(tmp_path: Path) -> None:
     spec = small_spec()
     model = network(spec)
-    state = renamed(model.backbone.state_dict(), HUGGING_FACE, QKV, VIT_HEADS, "")
+    state = renamed(model.backbone.state_dict(), "")
     del state["classifier.weight"], state["classifier.bias"]
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     loaded = build_gft(spec)
@@ -203,7 +193,7 @@ def sharded(folder: Path, state: dict[str, Tensor]) -> Path:
 def test_the_shards_of_a_folder_are_one_checkpoint(tmp_path: Path) -> None:
     spec = small_spec()
     model = network(spec)
-    state = renamed(model.backbone.state_dict(), HUGGING_FACE, QKV, VIT_HEADS, "vit.")
+    state = renamed(model.backbone.state_dict(), "vit.")
     assert_same_logits(model, spec, sharded(tmp_path, state))
 
 
