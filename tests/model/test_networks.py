@@ -37,7 +37,11 @@ from tests.support.refusals import refusal_of
 @pytest.mark.parametrize(
     ("name", "classes", "millions"),
     # The paper's table. Its densenet169 is counted with the head of ImageNet's 1000 classes.
-    [("resnet18", 100, 11), ("densenet169", 1000, 14), ("resnetv2_101x3_bit", 100, 382)],
+    [
+        ("resnet18", 100, 11),
+        pytest.param("densenet169", 1000, 14, marks=pytest.mark.slow),
+        pytest.param("resnetv2_101x3_bit", 100, 382, marks=pytest.mark.slow),
+    ],
 )
 def test_the_papers_baselines_have_the_papers_size(name: str, classes: int, millions: int) -> None:
     spec = spec_from_name(name, tuple(map(str, range(classes))))
@@ -110,12 +114,12 @@ def test_heads_that_config_json_states_are_compared_for_any_vit(tmp_path: Path) 
     safetensors.torch.save_file(vit.state_dict(), file)
     gft = micro_spec(stages="1:8", patch_size=16)
     for spec in (small_spec("transfg_tiny"), gft):
-        for path in (file, tmp_path):
-            for heads in ("{}", '{"num_attention_heads": 3}'):
-                (tmp_path / "config.json").write_text(heads)
-                load_backbone(seeded(spec), spec, path)
+        model = seeded(spec)
+        for path, fitting in ((file, "{}"), (tmp_path, '{"num_attention_heads": 3}')):
+            (tmp_path / "config.json").write_text(fitting)
+            load_backbone(model, spec, path)
             (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
-            work = partial(load_backbone, seeded(spec), spec, path)
+            work = partial(load_backbone, model, spec, path)
             refusal_of(CheckpointError, work, "4 attention heads", "expected 3")
 
 

@@ -190,18 +190,18 @@ def test_import_says_the_same_to_machines(said: dict[str, Any], imported: Path) 
     assert json.loads((imported / "import.json").read_text())["left_out"] == said["left_out"]
 
 
-def test_a_vit_base_is_named_after_its_size_and_starts_a_gft_base(tmp_path: Path) -> None:
+def test_a_vit_tiny_is_named_after_its_size_and_starts_a_gft_tiny(tmp_path: Path) -> None:
     shapes = {
-        "base_model.cls_token": (1, 1, 768),
-        "base_model.pos_embed": (1, 197, 768),
-        "base_model.patch_embed.proj.weight": (768, 3, 16, 16),
-        "base_model.patch_embed.proj.bias": (768,),
-        "classifier.weight": (100, 768),
+        "base_model.cls_token": (1, 1, 192),
+        "base_model.pos_embed": (1, 197, 192),
+        "base_model.patch_embed.proj.weight": (192, 3, 16, 16),
+        "base_model.patch_embed.proj.bias": (192,),
+        "classifier.weight": (100, 192),
         "classifier.bias": (100,),
     }
     with torch.device("meta"):
-        block = timm.create_model("vit_base_patch16_224", depth=1, num_classes=0).state_dict()
-        stage = Stage(768, 12, 147).state_dict()
+        block = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0).state_dict()
+        stage = Stage(192, 3, 147).state_dict()
     for name, tensor in block.items():
         for number in range(12):
             if name.startswith("blocks.0."):
@@ -210,11 +210,10 @@ def test_a_vit_base_is_named_after_its_size_and_starts_a_gft_base(tmp_path: Path
             shapes[f"base_model.{name}"] = tensor.shape
     for number in range(3):
         shapes |= {f"hierarchical_blocks.{number}.{n}": t.shape for n, t in stage.items()}
-    # Of each tensor one number is saved, spread over its shape.
-    torch.save({n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}, tmp_path / "w")
+    torch.save({n: torch.zeros(shape) for n, shape in shapes.items()}, tmp_path / "w")
     found = read_published(tmp_path / "w")
-    assert (found.size, found.heads, found.depth, found.image_size_px) == ("base", 12, 12, 224)
-    assert found.variant == "gft_base"
+    assert (found.size, found.heads, found.depth, found.image_size_px) == ("tiny", 3, 12, 224)
+    assert found.variant == "gft_tiny"
 
 
 @pytest.mark.parametrize("source", ["run", "backbone", "checkpoint"])
