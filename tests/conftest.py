@@ -74,7 +74,17 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_data: Path) -> Path:
+def converted_once() -> Iterator[None]:
+    """From here on a network is converted to ONNX once, whatever targets it is exported for."""
+    with pytest.MonkeyPatch.context() as patch:
+        networks.convert_once(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def micro_run(
+    tmp_path_factory: pytest.TempPathFactory, micro_data: Path, converted_once: None
+) -> Path:
     """The run folder of a 4-block GFT at 64 px with three live stages and seeded random weights."""
     folder = tmp_path_factory.mktemp("micro_run")
     networks.save_micro_network(folder, micro_data, "test", spread=0.15)
@@ -82,7 +92,9 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_data: Path) -> Pat
 
 
 @pytest.fixture(scope="session")
-def calm_run(tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path) -> Path:
+def calm_run(
+    tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path, converted_once: None
+) -> Path:
     """A run like micro_run that rounding disturbs no more than a trained network."""
     folder = tmp_path_factory.mktemp("calm_run")
     networks.save_calm_network(folder, micro_pictures)

@@ -30,8 +30,10 @@ from gft_edge.errors import (
     PipelineError,
     UsageError,
 )
+from gft_edge.export import graphs
 from gft_edge.export import recipe as recipe_module
 from gft_edge.export.int8 import CalibrationRequest
+from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import build_gft
@@ -111,8 +113,14 @@ def test_an_onnx_bundle_runs_on_openvino_too(
 @slow
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_two_exports_of_one_run_are_equal_byte_for_byte(
-    target: str, micro_bundles: dict[str, Path], micro_run: Path, micro_data: Path, tmp_path: Path
+    target: str,
+    micro_bundles: dict[str, Path],
+    micro_run: Path,
+    micro_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(graphs, "onnx_from_torch", onnx_from_torch)  # converted anew
     export_run(micro_run, micro_data, tmp_path / "again", ExportRequest(target))
     first, again = contents(micro_bundles[target]), contents(tmp_path / "again")
     assert {"manifest.json", "labels.txt", "golden/golden.npz"} < set(first)

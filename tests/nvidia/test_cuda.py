@@ -21,14 +21,14 @@ from gft_edge.nvidia import cuda as cuda_room
 from gft_edge.nvidia import cudart
 from gft_edge.nvidia.cuda import Cuda, Gpu, host_view, open_cuda
 from gft_edge.nvidia.cudart import ADDRESSES, FUNCTIONS, PROTOTYPES, PROVIDERS, Libcudart, runtimes
+from tests.support.refusals import refusal_of
+from tests.support.trt import DESCRIBING
 
 if TYPE_CHECKING:
     from tests.support.fake_cudart import FakeCudart
 
 both_providers = pytest.mark.parametrize("provider", PROVIDERS)
 
-# These describe an error, and are not called without one.
-DESCRIBING = {"cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError"}
 # A failure of these is no failure of what was asked.
 TOLERATED = {"cudaRuntimeGetVersion", "cudaDriverGetVersion", "cudaGraphDestroy"}
 
@@ -139,8 +139,7 @@ def test_an_error_is_not_left_behind_for_the_next_library(
 ) -> None:
     cuda = fake_cudart.cuda(provider)
     fake_cudart.fail("cudaMemGetInfo", 700)
-    with pytest.raises(CudaError, match="cudaMalloc failed"):
-        cuda.device_buffer(1 << 40)
+    refusal_of(CudaError, lambda: cuda.device_buffer(1 << 40), "cudaMalloc")
     assert fake_cudart.last_error == 0
 
 
@@ -216,8 +215,7 @@ def test_a_graph_that_cannot_be_instantiated_is_destroyed(
     stream = cuda.stream()
     cuda.begin_capture(stream)
     fake_cudart.fail("cudaGraphInstantiate", 1)
-    with pytest.raises(CudaError, match=r"^cudaGraphInstantiate failed: cudaErrorInvalidValue \(1"):
-        cuda.end_capture(stream)
+    refusal_of(CudaError, lambda: cuda.end_capture(stream), "cudaGraphInstantiate", "(1)")
     assert fake_cudart.live == {"stream": 1}
 
 
@@ -228,10 +226,8 @@ def test_waiting_within_a_capture_spoils_it_and_the_stream_recovers(
     cuda = fake_cudart.cuda(provider)
     stream = cuda.stream()
     cuda.begin_capture(stream)
-    with pytest.raises(CudaError, match="cudaErrorStreamCaptureUnsupported"):
-        cuda.synchronize(stream)
-    with pytest.raises(CudaError, match="cudaErrorStreamCaptureInvalidated"):
-        cuda.end_capture(stream)
+    refusal_of(CudaError, lambda: cuda.synchronize(stream), "cudaErrorStreamCaptureUnsupported")
+    refusal_of(CudaError, lambda: cuda.end_capture(stream), "cudaErrorStreamCaptureInvalidated")
     cuda.synchronize(stream)
     assert fake_cudart.live == {"stream": 1}
 
@@ -243,13 +239,8 @@ def test_out_of_memory_says_what_was_asked_and_what_is_free(
 ) -> None:
     cuda = fake_cudart.cuda(provider)
     fake_cudart.free_bytes = 100
-    with pytest.raises(CudaError) as caught:
-        getattr(cuda, method)(8192)
-    assert re.fullmatch(
-        r"cuda(Malloc|HostAlloc) failed: cudaErrorMemoryAllocation \(2\): the fake's words for 2, "
-        r"8192 bytes asked for, 100 of the GPU's 1073741824 bytes free: end what else uses it, or "
-        r"run a smaller network",
-        str(caught.value),
+    refusal_of(
+        CudaError, lambda: getattr(cuda, method)(8192), "8192 bytes", "100 of the GPU's 1073741824"
     )
     assert fake_cudart.live == {}
 
@@ -261,64 +252,34 @@ def test_out_of_memory_without_a_size_or_a_count_still_says_what_to_do(
     cuda = fake_cudart.cuda(provider)
     fake_cudart.fail("cudaStreamCreateWithFlags", 2)
     fake_cudart.fail("cudaMemGetInfo", 2)
-    with pytest.raises(CudaError, match="words for 2: end what else uses it"):
-        cuda.stream()
+    refusal_of(CudaError, cuda.stream, "(2)", "end what else uses it")
 
 
 @both_providers
 @pytest.mark.parametrize(
-    ("code", "driver", "message"),
+    ("code", "driver", "words"),
     [
-        (
-            35,
-            0,
-            "no NVIDIA driver here: install it, or start the container with --gpus all (on a "
-            "Jetson --runtime nvidia) (cudaGetDeviceCount: cudaErrorInsufficientDriver)",
-        ),
-        (
-            34,
-            13000,
-            "no NVIDIA driver here: install it, or start the container with --gpus all (on a "
-            "Jetson --runtime nvidia) (cudaGetDeviceCount: cudaErrorStubLibrary)",
-        ),
-        (
-            35,
-            12060,
-            "the driver supports CUDA 12.6 and this runtime is CUDA 13.2: update the driver, or "
-            "install the runtime of CUDA 12: pip install 'cuda-python<13' "
-            "(cudaGetDeviceCount: cudaErrorInsufficientDriver)",
-        ),
-        (
-            35,
-            11040,
-            "the driver supports CUDA 11.4 and this runtime is CUDA 13.2: update the driver "
-            "(cudaGetDeviceCount: cudaErrorInsufficientDriver)",
-        ),
-        (
-            100,
-            13020,
-            "the driver finds no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES "
-            "does not hide it (cudaGetDeviceCount: cudaErrorNoDevice)",
-        ),
+        (35, 0, ("no NVIDIA driver", "--gpus all", "--runtime nvidia")),
+        (34, 13000, ("no NVIDIA driver", "cudaErrorStubLibrary")),
+        (35, 12060, ("CUDA 12.6", "CUDA 13.2", "'cuda-python<13'", "cudaErrorInsufficientDriver")),
+        (35, 11040, ("CUDA 11.4", "update the driver")),
+        (100, 13020, ("nvidia-smi", "CUDA_VISIBLE_DEVICES", "cudaErrorNoDevice")),
     ],
 )
 def test_a_machine_without_a_gpu_is_told_why(
-    fake_cudart: FakeCudart, provider: str, code: int, driver: int, message: str
+    fake_cudart: FakeCudart, provider: str, code: int, driver: int, words: tuple[str, ...]
 ) -> None:
     fake_cudart.driver_version = driver
     fake_cudart.fail("cudaGetDeviceCount", code)
-    with pytest.raises(NoGpuError) as caught:
-        fake_cudart.cuda(provider)
-    assert str(caught.value) == message
-    assert isinstance(caught.value, UsageError)
-    assert caught.value.exit_code == 2
+    refusal_of(NoGpuError, lambda: fake_cudart.cuda(provider), *words)
+    assert issubclass(NoGpuError, UsageError)
+    assert NoGpuError.exit_code == 2
 
 
 def test_a_runtime_that_fails_throughout_ends_in_an_error(fake_cudart: FakeCudart) -> None:
     for name in set(FUNCTIONS) - DESCRIBING:
         fake_cudart.fail(name, 35)
-    with pytest.raises(NoGpuError, match="no NVIDIA driver here"):
-        fake_cudart.cuda()
+    refusal_of(NoGpuError, fake_cudart.cuda)
 
 
 def test_cuda_python_that_cannot_load_the_driver_says_so_too(fake_cudart: FakeCudart) -> None:
@@ -329,8 +290,8 @@ def test_cuda_python_that_cannot_load_the_driver_says_so_too(fake_cudart: FakeCu
         raise RuntimeError("Failed to dlopen libcuda.so.1")
 
     module.cudaDriverGetVersion = module.cudaGetDeviceCount = without_driver
-    with pytest.raises(NoGpuError, match=r"^no NVIDIA driver here.*cudaErrorInsufficientDriver"):
-        Cuda(cudart.CudaPython(module))
+    opening = cudart.CudaPython(module)
+    refusal_of(NoGpuError, lambda: Cuda(opening), "cudaErrorInsufficientDriver")
 
 
 def test_versions_are_read_as_people_write_them(fake_cudart: FakeCudart) -> None:
@@ -350,8 +311,7 @@ def test_a_runtime_too_new_for_the_driver_makes_way_for_one_that_fits(
     monkeypatch.setattr(cuda_room, "runtimes", lambda provider: iter(found))
     assert open_cuda().provider == "ctypes"
     fake_cudart.fail("cudaGetDeviceCount", 100)
-    with pytest.raises(NoGpuError, match=r"the driver supports CUDA 12\.6"):
-        open_cuda()
+    refusal_of(NoGpuError, open_cuda, "CUDA 12.6")
 
 
 def test_a_gpu_that_fails_to_start_is_not_taken_for_an_absent_one(
@@ -359,8 +319,7 @@ def test_a_gpu_that_fails_to_start_is_not_taken_for_an_absent_one(
 ) -> None:
     fake_cudart.fail("cudaSetDevice", 719)
     monkeypatch.setattr(cuda_room, "runtimes", lambda provider: iter([fake_cudart.runtime()]))
-    with pytest.raises(CudaError, match="cudaSetDevice failed: cudaErrorLaunchFailure"):
-        open_cuda()
+    refusal_of(CudaError, open_cuda, "cudaSetDevice", "cudaErrorLaunchFailure")
 
 
 @pytest.mark.parametrize(
@@ -375,14 +334,12 @@ def test_a_machine_without_the_runtime_is_told_what_installs_it(
 
     monkeypatch.setattr(cudart, "importlib", SimpleNamespace(import_module=absent))
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    with pytest.raises(MissingDependencyError) as caught:
-        open_cuda(provider)
-    assert str(caught.value) == f"{name} is not installed here: pip install 'gft-edge[tensorrt]'"
+    install = "pip install 'gft-edge[tensorrt]'"
+    refusal_of(MissingDependencyError, lambda: open_cuda(provider), name, install)
 
 
 def test_an_unknown_provider_is_refused() -> None:
-    with pytest.raises(UsageError, match="no provider 'pycuda': there are cuda-python and ctypes"):
-        open_cuda("pycuda")
+    refusal_of(UsageError, lambda: open_cuda("pycuda"), "pycuda", *PROVIDERS)
 
 
 def test_libcudart_13_is_looked_for_before_12_and_wheels_before_the_toolkit(
@@ -430,14 +387,6 @@ def real(provider: str) -> Any:
     if found is None:
         pytest.skip(f"{provider} is not installed here")
     return found
-
-
-def no_gpu_reason() -> str | None:
-    try:
-        open_cuda()
-    except GftEdgeError as error:
-        return str(error)
-    return None
 
 
 def test_libcudart_has_every_function_of_the_table() -> None:
@@ -488,13 +437,7 @@ def test_without_a_driver_both_providers_say_so_alike(provider: str) -> None:
     code, versions = runtime.call("cudaDriverGetVersion")
     if not code and versions[0]:
         pytest.skip("this machine has an NVIDIA driver")
-    with pytest.raises(NoGpuError) as caught:
-        open_cuda(provider)
-    assert str(caught.value) == (
-        "no NVIDIA driver here: install it, or start the container with --gpus all (on a Jetson "
-        "--runtime nvidia) (cudaGetDeviceCount: cudaErrorInsufficientDriver)"
-    )
-    assert caught.value.exit_code == 2
+    refusal_of(NoGpuError, lambda: open_cuda(provider), "cudaErrorInsufficientDriver")
 
 
 @both_providers
@@ -516,14 +459,19 @@ def test_every_function_of_the_real_runtime_takes_what_the_table_says(provider: 
 # A GPU.
 
 
+def cuda_of_the_gpu(provider: str) -> Cuda:
+    try:
+        open_cuda()
+    except GftEdgeError as error:
+        pytest.skip(str(error))
+    real(provider)
+    return open_cuda(provider)
+
+
 @pytest.mark.gpu
 @both_providers
 def test_a_gpu_gets_images_and_gives_them_back(provider: str) -> None:
-    reason = no_gpu_reason()
-    if reason is not None:
-        pytest.skip(reason)
-    real(provider)
-    cuda = open_cuda(provider)
+    cuda = cuda_of_the_gpu(provider)
     free_before, _ = cuda.memory()
     for _ in range(20):
         gpu = round_trip(cuda)
@@ -535,11 +483,6 @@ def test_a_gpu_gets_images_and_gives_them_back(provider: str) -> None:
 @pytest.mark.gpu
 @both_providers
 def test_a_gpu_says_how_much_it_cannot_give(provider: str) -> None:
-    reason = no_gpu_reason()
-    if reason is not None:
-        pytest.skip(reason)
-    real(provider)
-    cuda = open_cuda(provider)
-    with pytest.raises(CudaError, match=f"{1 << 50} bytes asked for, .* bytes free"):
-        cuda.device_buffer(1 << 50)
+    cuda = cuda_of_the_gpu(provider)
+    refusal_of(CudaError, lambda: cuda.device_buffer(1 << 50), f"{1 << 50} bytes", "bytes free")
     round_trip(cuda)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from gft_edge.bundle.manifest import EngineSettings
@@ -28,9 +27,8 @@ from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
 from gft_edge.nvidia.engines import misfit
-from gft_edge.runtime.backends import trt
-from gft_edge.runtime.backends.trt import TrtSession
-from gft_edge.runtime.classifier import Classifier, load_pixels, open_request
+from gft_edge.runtime.classifier import Classifier, load_pixels
+from tests.support.trt import Pixels, assert_same, session_of
 
 pytestmark = pytest.mark.gpu
 
@@ -39,8 +37,6 @@ PRECISIONS = ("fp32", "fp16", "int8")
 RUNS = 10_000
 # What other programs may take meanwhile; a leak of 2 KiB a run is more.
 NOISE_BYTES = 16 << 20
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +97,6 @@ def pictures(micro_pictures: Path, calm_run: Path) -> Pixels:
     spec, _ = load_run(calm_run)
     split = read_split(micro_pictures, "val", spec.labels)
     return np.stack([load_pixels(path, spec.preprocessing) for path in split.paths])
-
-
-def session_of(folder: Path, cuda_graph: bool = False, explain: bool = True) -> TrtSession:
-    """As Classifier.load opens it."""
-    bundle = read_bundle(folder)
-    manifest = bundle.manifest
-    kept = manifest.kept_outputs if explain else ()
-    request = dataclasses.replace(
-        open_request(manifest.model, manifest.input, "typed", kept),
-        graph_sha256=manifest.artifact.sha256,
-        engines=manifest.engines,
-        cuda_graph=cuda_graph,
-    )
-    return trt.open_session(bundle.artifact_path, request)
-
-
-def assert_same(outputs: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> None:
-    """Bit for bit."""
-    for output, wanted in zip(outputs, expected, strict=True):
-        np.testing.assert_array_equal(output, wanted)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -186,7 +162,7 @@ def test_images_on_the_gpu_are_read_where_they_lie(
 def test_many_inferences_take_no_more_memory(
     cuda: Cuda, bundle: Path, pictures: Pixels, cuda_graph: bool
 ) -> None:
-    session = session_of(bundle, cuda_graph=cuda_graph, explain=False)
+    session = session_of(bundle, explain=False, cuda_graph=cuda_graph)
     images = pictures[:BATCH]
     expected = session.run(images)
     for _ in range(100):

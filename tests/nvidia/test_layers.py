@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -12,118 +13,98 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from gft_edge.bundle.specs import GalaMode, InputSpec, ModelSpec
-from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
-from gft_edge.cli import main
-from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.recipe import ExportRequest, export
 from gft_edge.export.simplify import simplify
 from gft_edge.export.structure import finish
-from gft_edge.model.checkpoint import load_run
-from gft_edge.model.gft import GFT, build_gft
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.gft import GFT
 from gft_edge.nvidia.attention import attention_in_network
 from gft_edge.nvidia.layer_report import LayerReport, report_of
 from gft_edge.nvidia.layers import PRODUCTS, Layer, engine_layers, network_layers
 from gft_edge.nvidia.library import builder_library, parse
+from tests.support.cli import refusal, run, run_json
+from tests.support.networks import micro_spec, seeded
+from tests.support.refusals import refusal_of
 
+BLOCKS = 4
+# A selection reads its own GALA layer, or in the slow run the block before it.
 MODES: tuple[GalaMode, ...] = ("layer", "block")
-PRECISIONS = ("fp32", "fp16", "int8")
-STAGES = {"layer": "3:48,4:32,5:16", "block": "1:48,2:32,4:16"}
-BLOCKS = 6
-
 every_graph = pytest.mark.parametrize(
-    ("mode", "precision"), [(mode, precision) for mode in MODES for precision in PRECISIONS]
+    ("mode", "precision"),
+    [
+        pytest.param(mode, precision, marks=pytest.mark.slow if mode == "block" else ())
+        for mode in MODES
+        for precision in ("fp32", "fp16", "int8")
+    ],
 )
 
 # (mode, precision, head size) -> an ONNX file.
 GraphOf = Callable[..., Path]
+ReportFor = Callable[[GalaMode, str], LayerReport]
 
 
 @functools.cache
-def network(mode: GalaMode, head_size: int) -> tuple[ModelSpec, GFT]:
-    """Six blocks of three heads at 64 px; weights are moved, for fresh GALA layers project to zero."""
-    width = 3 * head_size
-    spec = spec_from_name(
-        "vit_tiny_patch16_224",
-        ("apple", "bread"),
-        image_size_px=64,
-        backbone_args={"patch_size": 8, "embed_dim": width, "depth": BLOCKS, "num_heads": 3},
-        stages=STAGES[mode],
-        gala=mode,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_gft(spec).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim >= 2:
-                    parameter.add_(0.02 * torch.randn(parameter.shape))
+def network(mode: GalaMode = "layer", head_size: int = 16) -> tuple[ModelSpec, GFT]:
+    """Return four blocks of three heads; weights are moved, for fresh GALA layers project to zero."""
+    spec = dataclasses.replace(micro_spec(embed_dim=3 * head_size), gala=mode)
+    model = seeded(spec)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return spec, model
 
 
 @pytest.fixture(scope="module")
-def library() -> Any:
-    """TensorRT for RTX GPUs, which parses without a GPU."""
-    reason = "tensorrt_rtx cannot be imported here: its wheels are for x86-64"
-    return pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
-
-
-@pytest.fixture(scope="module")
-def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
-    """Exports a graph for TensorRT, each once."""
+def graph_of(tmp_path_factory: pytest.TempPathFactory, trt_bundle: Path) -> GraphOf:
+    """Exports a graph for TensorRT, each once; that of the shared bundle is there."""
     folder = tmp_path_factory.mktemp("graphs")
 
     @functools.cache
-    def graph(mode: GalaMode, precision: str, head_size: int = 16) -> Path:
+    def simplified(mode: GalaMode, halved: bool, head_size: int) -> tuple[Path, tuple[str, ...]]:
         spec, model = network(mode, head_size)
-        module = model if precision == "fp32" else half(model)
-        raw, path = folder / "raw.onnx", folder / f"{mode}-{precision}-{head_size}.onnx"
-        source = folder / "simplified.onnx"
-        centred = precision != "fp32"
-        kept = onnx_from_torch(module, spec, InputSpec("uint8", 1), 20, raw, centred=centred)
-        simplify(raw, source)
+        raw, path = folder / "raw.onnx", folder / f"{mode}-{halved}-{head_size}.onnx"
+        module = half(model) if halved else model
+        kept = onnx_from_torch(module, spec, InputSpec("uint8", 1), 20, raw, centred=halved)
+        simplify(raw, path)
+        return path, kept
+
+    @functools.cache
+    def graph(mode: GalaMode, precision: str, head_size: int = 16) -> Path:
+        if (mode, precision, head_size) == ("layer", "fp32", 16):
+            return trt_bundle / "model.onnx"
+        source, kept = simplified(mode, precision != "fp32", head_size)
+        path = folder / f"{mode}-{precision}-{head_size}.onnx"
         if precision == "int8":
             images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-            peaks = activation_peaks(model, [images])
-            quantize_onnx(
-                source,
-                folder / "int8.onnx",
-                peaks,
-                list(peaks),
-                pixel_layer="backbone.patch_embed.proj",
-            )
-            source = folder / "int8.onnx"
+            peaks = activation_peaks(network(mode, head_size)[1], [images])
+            quantized, pixels = folder / "int8.onnx", "backbone.patch_embed.proj"
+            quantize_onnx(source, quantized, peaks, list(peaks), pixel_layer=pixels)
+            source = quantized
         finish(source, path, {}, kept)
         return path
 
     return graph
 
 
-def report_on(library: Any, path: Path, mode: GalaMode, head_size: int = 16) -> LayerReport:
-    """The report on a graph's parsed network."""
+def report_on(path: Path, mode: GalaMode = "layer", head_size: int = 16) -> LayerReport:
+    """Return the report on a graph's parsed network."""
     parsed, _builder, _ = parse(builder_library("tensorrt-rtx"), path.read_bytes(), path)
     return report_of(network_layers(parsed), network(mode, head_size)[0], "parsed network")
 
 
 @pytest.fixture(scope="module")
-def report_for(library: Any, graph_of: GraphOf) -> Callable[[GalaMode, str], LayerReport]:
+def report_for(rtx: Any, graph_of: GraphOf) -> ReportFor:
     """Reports on an exported graph, each once."""
-    return functools.cache(
-        lambda mode, precision: report_on(library, graph_of(mode, precision), mode)
-    )
-
-
-ReportFor = Callable[[GalaMode, str], LayerReport]
+    return functools.cache(lambda mode, precision: report_on(graph_of(mode, precision), mode))
 
 
 @every_graph
@@ -131,7 +112,7 @@ def test_each_weighted_layer_is_counted_in_the_precision_asked_for(
     mode: GalaMode, precision: str, report_for: ReportFor
 ) -> None:
     report = report_for(mode, precision)
-    _, model = network(mode, 16)
+    _, model = network(mode)
     attentions = BLOCKS + (3 if mode == "layer" else 0)
     weighted = len(quantizable_layers(model))
     # Two products an attention, and the head, are never quantized.
@@ -168,21 +149,16 @@ def test_each_block_lies_behind_the_selections_before_it(
     mode: GalaMode, precision: str, report_for: ReportFor
 ) -> None:
     groups = {row.stage: row.groups for row in report_for(mode, precision).stages}
-    assert {name: sorted(inside) for name, inside in groups.items()} == (
-        {
-            "base": ["block 0", "block 1", "block 2", "patch embedding"],
-            "stage 1": ["GALA layer 1", "block 3", "selection 1"],
-            "stage 2": ["GALA layer 2", "block 4", "selection 2"],
-            "stage 3": ["GALA layer 3", "block 5", "head", "selection 3"],
-        }
-        if mode == "layer"
-        else {
-            "base": ["block 0", "patch embedding"],
-            "stage 1": ["block 1", "selection 1"],
-            "stage 2": ["block 2", "block 3", "selection 2"],
-            "stage 3": ["block 4", "block 5", "head", "selection 3"],
-        }
-    )
+    expected = {
+        "base": {"block 0", "patch embedding"},
+        "stage 1": {"block 1", "selection 1"},
+        "stage 2": {"block 2", "selection 2"},
+        "stage 3": {"block 3", "head", "selection 3"},
+    }
+    if mode == "layer":
+        for number in (1, 2, 3):
+            expected[f"stage {number}"].add(f"GALA layer {number}")
+    assert {name: set(inside) for name, inside in groups.items()} == expected
 
 
 @every_graph
@@ -206,7 +182,7 @@ def test_attention_is_fusable_unless_it_computes_in_fp32(
     blocks = [f"block {number}" for number in range(BLOCKS)]
     if mode == "layer":
         for number in (1, 2, 3):
-            blocks.insert(blocks.index(f"block {number + 2}"), f"GALA layer {number}")
+            blocks.insert(blocks.index(f"block {number}"), f"GALA layer {number}")
     assert [one.group for one in report.attention] == blocks
     if precision == "fp32":
         reason = "it computes in FP32, and fused kernels in FP16, BF16 or INT8"
@@ -217,19 +193,20 @@ def test_attention_is_fusable_unless_it_computes_in_fp32(
         assert report.warnings == ()
 
 
-def test_a_head_size_that_no_kernel_takes_is_the_reason(library: Any, graph_of: GraphOf) -> None:
-    report = report_on(library, graph_of("block", "fp16", 20), "block", 20)
+@pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
+def test_a_head_size_that_no_kernel_takes_is_the_reason(graph_of: GraphOf) -> None:
+    report = report_on(graph_of("layer", "fp16", 20), "layer", 20)
     assert {one.verdict for one in report.attention} == {"not fusable"}
     assert report.warnings == (
         "attention is not fusable anywhere: head size 20 is no multiple of 8 from 16 to 256",
     )
 
 
-def test_a_second_reader_of_the_scores_is_the_reason(
-    library: Any, graph_of: GraphOf, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("rtx")
+def test_a_second_reader_of_the_scores_is_the_reason(graph_of: GraphOf, tmp_path: Path) -> None:
     model = onnx.load(graph_of("layer", "fp16"))
-    product = next(n for n in model.graph.node if n.name == "backbone.blocks.2.attn/MatMul")
+    product = next(n for n in model.graph.node if n.name == "backbone.blocks.0.attn/MatMul")
     model.graph.node.append(
         helper.make_node("Identity", [product.output[0]], ["scores"], name="look/Identity")
     )
@@ -237,17 +214,17 @@ def test_a_second_reader_of_the_scores_is_the_reason(
         helper.make_tensor_value_info("scores", TensorProto.FLOAT16, [1, 3, 65, 65])
     )
     onnx.save(model, tmp_path / "model.onnx")
-    report = report_on(library, tmp_path / "model.onnx", "layer")
+    report = report_on(tmp_path / "model.onnx")
     unfit = [one for one in report.attention if one.verdict != "fusable"]
-    reason = "Q K^T is read by backbone.blocks.2.attn/Softmax and look/Identity"
-    assert [(one.group, one.reason) for one in unfit] == [("block 2", reason)]
-    assert report.warnings == (f"attention is not fusable in block 2: {reason}",)
+    reason = "Q K^T is read by backbone.blocks.0.attn/Softmax and look/Identity"
+    assert [(one.group, one.reason) for one in unfit] == [("block 0", reason)]
+    assert report.warnings == (f"attention is not fusable in block 0: {reason}",)
 
 
 def test_a_layer_quantized_on_one_side_falls_back(
-    library: Any, graph_of: GraphOf, report_for: ReportFor, tmp_path: Path
+    graph_of: GraphOf, report_for: ReportFor, tmp_path: Path
 ) -> None:
-    model = onnx.load(graph_of("block", "int8"))
+    model = onnx.load(graph_of("layer", "int8"))
     made = {output: node for node in model.graph.node for output in node.output}
     name = "backbone.blocks.3.mlp.fc1/MatMul"
     product = next(node for node in model.graph.node if node.name == name)
@@ -255,9 +232,9 @@ def test_a_layer_quantized_on_one_side_falls_back(
     assert quantize.op_type == "QuantizeLinear"
     product.input[0] = quantize.input[0]
     onnx.save(model, tmp_path / "model.onnx")
-    report = report_on(library, tmp_path / "model.onnx", "block")
+    report = report_on(tmp_path / "model.onnx")
     assert report.warnings == (f"{name} falls back to fp16: only one of its two inputs has Q/DQ",)
-    assert report.int8_layers == report_for("block", "int8").int8_layers - 1
+    assert report.int8_layers == report_for("layer", "int8").int8_layers - 1
 
 
 def attention_layers(
@@ -416,7 +393,7 @@ def test_an_engine_is_compared_with_the_network_it_was_built_from(
 ) -> None:
     asked = report_for("layer", "int8")
     layers = engine_layers(information(version, kernels(version, asked)))
-    report = report_of(layers, network("layer", 16)[0], "engine", asked.layers)
+    report = report_of(layers, network()[0], "engine", asked.layers)
     assert report.source == "engine"
     assert report.int8_layers == asked.int8_layers
     assert {one.verdict for one in report.attention} == {"fused"}
@@ -430,7 +407,7 @@ def test_an_engine_is_compared_with_the_network_it_was_built_from(
 def test_attention_that_an_engine_left_apart_is_warned_of(report_for: ReportFor) -> None:
     asked = report_for("layer", "fp16")
     layers = engine_layers(information(10, kernels(10, asked, block_1="apart")))
-    report = report_of(layers, network("layer", 16)[0], "engine", asked.layers)
+    report = report_of(layers, network()[0], "engine", asked.layers)
     reason = "its network allows it, and TensorRT chose other kernels"
     assert [one.group for one in report.attention if one.verdict != "fused"] == ["block 1"]
     assert report.warnings == (f"attention is not fused in block 1: {reason}",)
@@ -439,14 +416,14 @@ def test_attention_that_an_engine_left_apart_is_warned_of(report_for: ReportFor)
 def test_attention_in_fp32_is_not_fused_for_the_reason_its_network_gives(
     report_for: ReportFor,
 ) -> None:
-    asked = report_for("block", "fp32")
+    asked = report_for("layer", "fp32")
     apart = [
         entry(10, node, "kgen", "Float", "Float", (node,))
         for one in asked.attention
         for node in one.nodes
     ]
     layers = engine_layers(information(10, apart))
-    report = report_of(layers, network("block", 16)[0], "engine", asked.layers)
+    report = report_of(layers, network()[0], "engine", asked.layers)
     assert report.warnings == (
         "attention is not fused anywhere: "
         "it computes in FP32, and fused kernels in FP16, BF16 or INT8",
@@ -454,14 +431,12 @@ def test_attention_in_fp32_is_not_fused_for_the_reason_its_network_gives(
 
 
 def test_a_quantized_layer_that_runs_in_half_is_warned_of(report_for: ReportFor) -> None:
-    asked = report_for("block", "int8")
+    asked = report_for("layer", "int8")
     made = kernels(11, asked)
     name = "backbone.blocks.2.attn.proj/MatMul"
     fallen = next(one for one in made if one["Name"] == name)
     fallen["Inputs"] = [tensor(11, "in", "Half")]
-    report = report_of(
-        engine_layers(information(11, made)), network("block", 16)[0], "engine", asked.layers
-    )
+    report = report_of(engine_layers(information(11, made)), network()[0], "engine", asked.layers)
     assert report.int8_layers == asked.int8_layers - 1
     assert report.warnings == (
         f"{name} falls back to fp16: its network quantizes it, and TensorRT chose another kernel",
@@ -471,9 +446,9 @@ def test_a_quantized_layer_that_runs_in_half_is_warned_of(report_for: ReportFor)
 def test_an_engine_of_names_alone_tells_fused_attention_by_its_count(
     report_for: ReportFor,
 ) -> None:
-    asked = report_for("block", "fp16")
+    asked = report_for("layer", "fp16")
     names = [one["Name"] for one in kernels(10, asked)]
-    spec = network("block", 16)[0]
+    spec = network()[0]
     untold = "the engine tells no precisions: build it with detailed profiling verbosity"
     report = report_of(engine_layers(information(10, names)), spec, "engine", asked.layers)
     assert {one.verdict for one in report.attention} == {"fused"}
@@ -481,16 +456,16 @@ def test_an_engine_of_names_alone_tells_fused_attention_by_its_count(
     fewer = engine_layers(information(10, names[:-1]))
     report = report_of(fewer, spec, "engine", asked.layers)
     assert {(one.verdict, one.reason) for one in report.attention} == {
-        ("unknown", "5 fused kernels for 6 of them")
+        ("unknown", "6 fused kernels for 7 of them")
     }
 
 
 def test_a_foreign_node_hides_what_is_in_it(report_for: ReportFor) -> None:
-    asked = report_for("block", "fp16")
+    asked = report_for("layer", "fp16")
     box = "{ForeignNode[backbone.blocks.0.norm1/LayerNormalization...backbone.head/Gemm]}"
     layers = engine_layers(information(10, [box]))
     assert [(layer.kind, layer.precision) for layer in layers] == [("FOREIGN_NODE", "unknown")]
-    report = report_of(layers, network("block", 16)[0], "engine", asked.layers)
+    report = report_of(layers, network()[0], "engine", asked.layers)
     assert {(one.verdict, one.reason) for one in report.attention} == {
         ("unknown", "a ForeignNode hides it")
     }
@@ -502,25 +477,12 @@ def test_a_foreign_node_hides_what_is_in_it(report_for: ReportFor) -> None:
      '{"Layers": [{"Name": "a", "Inputs": ["b"]}]}', '{"Layers": [{"LayerType": "Cast"}]}'],
 )  # fmt: skip
 def test_what_is_no_inspector_json_is_refused_in_one_line(text: str) -> None:
-    message = r"^TensorRT's engine inspector gave no list of layers .*LayerInformationFormat\.JSON$"
-    with pytest.raises(PipelineError, match=message) as caught:
-        engine_layers(text)
-    assert "\n" not in str(caught.value)
+    refusal_of(PipelineError, lambda: engine_layers(text), "LayerInformationFormat.JSON")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, calm_run: Path, micro_pictures: Path) -> Path:
-    """The calm run exported for TensorRT in FP32, whose attention no kernel fuses."""
-    spec, model = load_run(calm_run)
-    images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=32, seed=0)
-    folder = tmp_path_factory.mktemp("bundles") / "fp32"
-    export(model, spec, images, ExportRequest("trt", "fp32"), folder)
-    return folder
-
-
-@pytest.mark.usefixtures("library")
-def test_inspect_shows_what_tensorrt_makes_of_a_bundle(bundle: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine"])
+@pytest.mark.usefixtures("rtx")
+def test_inspect_shows_what_tensorrt_makes_of_a_bundle(trt_bundle: Path) -> None:
+    result = run("inspect", trt_bundle, "--engine")
     assert result.exit_code == 0
     assert "TensorRT, parsed network" in result.stdout
     assert "GALA layer 3, selection 3" in result.stdout
@@ -530,10 +492,9 @@ def test_inspect_shows_what_tensorrt_makes_of_a_bundle(bundle: Path) -> None:
     assert warning.startswith("warning: attention is not fusable anywhere: ")
 
 
-@pytest.mark.usefixtures("library")
-def test_inspect_gives_the_whole_report_as_json(bundle: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine", "--json"])
-    content = json.loads(result.stdout)
+@pytest.mark.usefixtures("rtx")
+def test_inspect_gives_the_whole_report_as_json(trt_bundle: Path) -> None:
+    content = run_json("inspect", trt_bundle, "--engine")
     assert content["kind"] == "bundle"
     engine = content["engine"]
     assert engine["source"] == "parsed network"
@@ -544,34 +505,22 @@ def test_inspect_gives_the_whole_report_as_json(bundle: Path) -> None:
     assert names["backbone.head/Gemm"] == "fp32"
 
 
-def test_inspect_without_engine_says_nothing_of_it(bundle: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(bundle), "--json"])
+def test_inspect_without_engine_says_nothing_of_it(trt_bundle: Path) -> None:
+    result = run("inspect", trt_bundle, "--json")
     assert "engine" not in json.loads(result.stdout)
     assert result.stderr == ""
 
 
-def test_inspect_needs_tensorrt_for_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_needs_tensorrt_for_it(trt_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    result = CliRunner().invoke(main, ["inspect", str(bundle), "--engine"])
-    assert result.exit_code == 2
-    assert result.stderr == (
-        "Error: TensorRT is not installed here: pip install 'gft-edge[tensorrt]'\n"
-    )
+    assert "pip install 'gft-edge[tensorrt]'" in refusal("inspect", trt_bundle, "--engine")
 
 
 def test_inspect_names_the_bundle_that_engine_needs(
-    micro_bundles: dict[str, Path], graph_of: GraphOf
+    micro_bundles: dict[str, Path], trt_bundle: Path
 ) -> None:
-    other = CliRunner().invoke(main, ["inspect", str(micro_bundles["onnx"]), "--engine"])
-    assert other.exit_code == 2
-    assert other.stderr == (
-        f"Error: {micro_bundles['onnx']} is for onnx, and --engine shows what TensorRT makes of a "
-        "graph: export with --target tensorrt\n"
-    )
-    for what in ("gft_tiny", str(graph_of("block", "fp32"))):
-        result = CliRunner().invoke(main, ["inspect", what, "--engine"])
-        assert result.exit_code == 2
-        assert result.stderr == (
-            f"Error: --engine reads a bundle exported with --target tensorrt: {what} is none\n"
-        )
+    for what in (micro_bundles["onnx"], "gft_tiny", trt_bundle / "model.onnx"):
+        line = refusal("inspect", what, "--engine")
+        assert str(what) in line
+        assert "--target tensorrt" in line

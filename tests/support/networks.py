@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from gft_edge.bundle.specs import ModelSpec
 from tests.support.pictures import MICRO_LABELS
 
 if TYPE_CHECKING:
+    import pytest
     from torch import Tensor
 
     from gft_edge.bundle.specs import GalaMode, Score
@@ -178,6 +180,34 @@ def save_calm_network(folder: Path, data: Path) -> None:
         head.weight.copy_(directions[: len(MICRO_LABELS)])
         head.bias.copy_(-head.weight @ centre)
     save_network(folder, model, spec)
+
+
+def convert_once(patch: pytest.MonkeyPatch) -> None:
+    """Let exports convert a network to ONNX once a graph: of their steps it takes by far the longest.
+
+    The conversion itself is tested by calls of onnx_from_torch, which stay as they are.
+    """
+    from gft_edge.export import graphs
+    from gft_edge.export.onnx_from_torch import onnx_from_torch
+
+    made: dict[str, tuple[bytes, tuple[str, ...]]] = {}
+
+    def converted(
+        model: Any, spec: Any, given: Any, opset: int, path: Path, centred: bool = False
+    ) -> tuple[str, ...]:
+        digest = hashlib.sha256(repr((model, spec, given, opset, centred)).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype}".encode() + tensor.detach().numpy().tobytes())
+        key = digest.hexdigest()
+        if key in made:
+            path.write_bytes(made[key][0])
+            model.eval()
+        else:
+            kept = onnx_from_torch(model, spec, given, opset, path, centred)
+            made[key] = path.read_bytes(), kept
+        return made[key][1]
+
+    patch.setattr(graphs, "onnx_from_torch", converted)
 
 
 def export_run(
