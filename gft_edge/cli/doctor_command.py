@@ -49,7 +49,7 @@ def command(as_json: bool) -> None:
             ("CPU", f"{machine.cpu}, {machine.cores} cores"),
             ("instruction sets", " ".join(machine.instruction_sets) or "none of interest"),
             ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-            ("GPU", "; ".join(machine.gpus) or "none seen by nvidia-smi or CUDA"),
+            ("GPU", "; ".join(machine.gpus) or "none seen by NVML or CUDA"),
             ("board", machine.board or "-"),
             ("Jetson Linux", machine.l4t or "-"),
             ("system", f"{machine.system}, Python {machine.python}"),

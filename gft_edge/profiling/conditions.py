@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gft_edge.nvidia import smi
+import psutil
+
+from gft_edge.nvidia.nvml import cards
 from gft_edge.profiling.sysfs import listed, number, text
 from gft_edge.profiling.tegrastats import ABSENT_C
 
@@ -21,18 +23,6 @@ HOT_C = 85.0
 OTHER_CORES = 0.2
 STOLEN_CORES = 0.05
 LOCKED = 0.97
-
-# The bits of nvidia-smi's clock event reasons that hold a busy GPU down.
-_GPU_REASONS = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "hardware power brake",
-}
-_GPU_FIELDS = (
-    "index", "name", "clocks.sm", "clocks.max.sm", "temperature.gpu", "utilization.gpu",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,15 +63,15 @@ class Conditions:
 
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
-    """Read from /sys and /proc below `root`, nvidia-smi and nvpmodel. Raises nothing."""
-    sysfs, proc = root / "sys", root / "proc"
-    busy_s, stolen_s = _cpu_seconds(proc)
+    """Read from /sys below `root`, psutil, NVML and nvpmodel. Raises nothing."""
+    sysfs = root / "sys"
+    busy_s, stolen_s = _cpu_seconds()
     own = os.times()
-    # On Thor nvidia-smi answers too, and leaves the clocks to devfreq.
+    # On Thor NVML may answer too, and leaves the clocks to devfreq.
     gpus = (*_nvidia_gpus(), *_devfreq_gpus(sysfs))
     return Conditions(
         at_s=time.monotonic(),
-        cpu_mhz=_cpufreq_mhz(sysfs, "scaling_cur_freq") or _cpuinfo_mhz(proc),
+        cpu_mhz=_cpufreq_mhz(sysfs, "scaling_cur_freq") or _clocks_mhz(),
         cpu_max_mhz=_cpufreq_mhz(sysfs, "scaling_max_freq"),
         governors=tuple(
             sorted({text(file) or "" for file in _cpufreq(sysfs, "scaling_governor")} - {""})
@@ -91,7 +81,7 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
         power_mode=_nvpmodel() or _nvpmodel_status(root),
         throttling=_throttling(sysfs, gpus),
         throttle_counts=throttle_counts(sysfs),
-        load_1min=number(proc / "loadavg"),
+        load_1min=_load_1min(),
         busy_cpu_s=busy_s,
         stolen_cpu_s=stolen_s,
         own_cpu_s=own.user + own.system + own.children_user + own.children_system,
@@ -220,10 +210,11 @@ def _cpufreq_mhz(sysfs: Path, name: str) -> tuple[float, ...]:
     return tuple(khz / 1000 for khz in _numbers(_cpufreq(sysfs, name)))
 
 
-def _cpuinfo_mhz(proc: Path) -> tuple[float, ...]:
-    lines = (text(proc / "cpuinfo") or "").splitlines()
-    words = (line.partition(":")[2].strip() for line in lines if line.startswith("cpu MHz"))
-    return tuple(float(word) for word in words if re.fullmatch(r"\d+(\.\d+)?", word))
+def _clocks_mhz() -> tuple[float, ...]:
+    try:
+        return tuple(core.current for core in psutil.cpu_freq(percpu=True))
+    except (AttributeError, OSError, ValueError, NotImplementedError, TypeError):
+        return ()
 
 
 def _temperatures_c(sysfs: Path) -> dict[str, float]:
@@ -243,30 +234,17 @@ def _temperatures_c(sysfs: Path) -> dict[str, float]:
 
 
 def _nvidia_gpus() -> tuple[GpuState, ...]:
-    reasons = {row[0]: row[1] for row in smi.query("index", "clocks_throttle_reasons.active")}
     return tuple(
         GpuState(
-            f"GPU {index} {name}",
-            _value(mhz),
-            _value(max_mhz),
-            _value(temperature_c),
-            _value(busy_pct),
-            _gpu_reasons(reasons.get(index, "")),
+            f"GPU {card.index} {card.name}",
+            card.mhz,
+            card.max_mhz,
+            card.temperature_c,
+            card.busy_pct,
+            card.slowed_by,
         )
-        for index, name, mhz, max_mhz, temperature_c, busy_pct in smi.query(*_GPU_FIELDS)
+        for card in cards()
     )
-
-
-def _gpu_reasons(mask: str) -> tuple[str, ...] | None:
-    try:
-        bits = int(mask, 16)
-    except ValueError:
-        return None
-    return tuple(reason for bit, reason in _GPU_REASONS.items() if bits & bit)
-
-
-def _value(word: str) -> float | None:
-    return float(word) if re.fullmatch(r"\d+(\.\d+)?", word) else None
 
 
 def _devfreq_gpus(sysfs: Path) -> Iterator[GpuState]:
@@ -332,23 +310,22 @@ def _nvpmodel_status(root: Path) -> str | None:
     return f"{name[1]} (mode {mode})" if name else f"mode {mode}"
 
 
-def _cpu_seconds(proc: Path) -> tuple[float | None, float | None]:
+def _cpu_seconds() -> tuple[float | None, float | None]:
     """Of the whole machine since its start: at work, and taken by the hypervisor."""
-    for line in (text(proc / "stat") or "").splitlines():
-        words = line.split()
-        if words and words[0] == "cpu" and all(word.isdigit() for word in words[1:]):
-            # user nice system idle iowait irq softirq steal: guests are counted in user already.
-            ticks = [int(word) for word in words[1:9]] + [0] * 8
-            per_s = _ticks_per_s()
-            return (sum(ticks[:3]) + ticks[5] + ticks[6]) / per_s, ticks[7] / per_s
-    return None, None
-
-
-def _ticks_per_s() -> int:
     try:
-        return os.sysconf("SC_CLK_TCK")
-    except (AttributeError, ValueError, OSError):
-        return 100
+        times = psutil.cpu_times()
+    except (OSError, ValueError, IndexError):
+        return None, None
+    # Guests are counted in user already.
+    busy = ("user", "nice", "system", "irq", "softirq")
+    return sum(getattr(times, name, 0.0) for name in busy), getattr(times, "steal", None)
+
+
+def _load_1min() -> float | None:
+    try:
+        return float(psutil.getloadavg()[0])
+    except (AttributeError, OSError):
+        return None
 
 
 def _numbers(files: Iterable[Path]) -> list[float]:

@@ -7,9 +7,11 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from gft_edge.errors import GftEdgeError
-from gft_edge.nvidia import smi
 from gft_edge.nvidia.cuda import open_cuda
+from gft_edge.nvidia.nvml import cards
 from gft_edge.nvidia.system import driver, l4t
 from gft_edge.profiling.sysfs import text
 
@@ -40,14 +42,16 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Read from /proc, /etc, nvidia-smi and CUDA; what is not there is reported as absent."""
+    """Read from /proc, /etc, psutil, NVML and CUDA; what is not there is reported as absent."""
     info = _cpu_info()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return Machine(
         cpu=info.get("model name") or info.get("Model") or platform.processor() or "unknown",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cpus(),
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else psutil.cpu_count() or 1,
         instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=psutil.virtual_memory().total,
         gpus=_gpus(),
         driver=driver(),
         board=text(Path("/proc/device-tree/model")),
@@ -75,20 +79,12 @@ def _cpu_info() -> dict[str, str]:
     return info
 
 
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
-
-
-def _cpus() -> int:
-    return os.cpu_count() or 1
-
-
 def _gpus() -> tuple[str, ...]:
-    """As nvidia-smi lists them; where it does not, as on a Jetson, the one that CUDA opens."""
-    return _nvidia_smi() or _cuda()
+    """As NVML lists them; where it does not, as on a Jetson, the one that CUDA opens."""
+    listed = tuple(
+        f"{card.name} (driver {card.driver}, compute {card.compute_capability})" for card in cards()
+    )
+    return listed or _cuda()
 
 
 def _cuda() -> tuple[str, ...]:
@@ -98,8 +94,3 @@ def _cuda() -> tuple[str, ...]:
     except GftEdgeError:
         return ()
     return (f"{gpu.name} (CUDA {cuda.driver_version}, compute {gpu.compute_capability})",)
-
-
-def _nvidia_smi() -> tuple[str, ...]:
-    rows = smi.query("name", "driver_version", "compute_cap")
-    return tuple(f"{name} (driver {version}, compute {compute})" for name, version, compute in rows)

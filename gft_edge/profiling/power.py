@@ -1,4 +1,4 @@
-"""The power that a machine says it draws, rail by rail: hwmon, tegrastats, nvidia-smi or RAPL."""
+"""The power that a machine says it draws, rail by rail: hwmon, tegrastats, NVML or RAPL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gft_edge.nvidia import smi
+from gft_edge.nvidia import nvml
 from gft_edge.profiling.sysfs import listed, number, text
 from gft_edge.profiling.tegrastats import parse_line
 
@@ -145,6 +145,27 @@ class Rapl:
 
 
 @dataclass(frozen=True)
+class Nvml:
+    """The cards of a desktop or a server, each a rail."""
+
+    total: tuple[str, ...]
+    name: str = "NVML"
+    averaged: bool = False
+
+    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
+        last = False
+        try:
+            with nvml.power_meter() as watts:
+                while not last:
+                    last = stop.is_set()
+                    yield Reading(watts())
+                    if not last:
+                        stop.wait(interval_s)
+        except OSError as error:
+            yield Reading({}, str(error))
+
+
+@dataclass(frozen=True)
 class Tool:
     """A program that prints what it measures, line by line; `parse` finds the watts in a line."""
 
@@ -260,30 +281,14 @@ def _tegrastats_watts(line: str) -> dict[str, float]:
 
 
 def _nvidia() -> PowerSource | str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "nvidia-smi: not on the PATH"
-    rows = smi.query("index", "power.draw")
-    total = tuple(f"GPU {index}" for index, _ in rows)
-    if not rows:
-        return "nvidia-smi: it names no GPU"
-    unread = [f"GPU {row[0]}" for row in rows if not _nvidia_watts(", ".join(row))]
+    reason = nvml.missing()
+    if reason is not None:
+        return f"NVML: {reason}"
+    cards = nvml.cards()
+    unread = [f"GPU {card.index}" for card in cards if card.power_w is None]
     if unread:
-        return f"nvidia-smi: it does not read the power of {', '.join(unread)}"
-    query = [tool, "--query-gpu=index,power.draw", "--format=csv,noheader,nounits"]
-
-    def command(interval_ms: int) -> list[str]:
-        return [*query, f"--loop-ms={interval_ms}"]
-
-    return Tool("nvidia-smi", total, command, _nvidia_watts)
-
-
-def _nvidia_watts(line: str) -> dict[str, float]:
-    index, _, watts = line.partition(", ")
-    try:
-        return {f"GPU {index}": float(watts)}
-    except ValueError:
-        return {}
+        return f"NVML: it does not read the power of {', '.join(unread)}"
+    return Nvml(tuple(f"GPU {card.index}" for card in cards))
 
 
 def _rapl(sysfs: Path) -> PowerSource | str:

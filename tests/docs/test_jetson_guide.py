@@ -198,7 +198,7 @@ def test_the_wheel_holds_every_module_and_needs_what_the_guide_says(workstation:
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     names = {re.split(r"[<>=]", text)[0] for text in needed}
-    assert names == {"numpy", "pillow", "click", "rich"}
+    assert names == {"numpy", "pillow", "click", "rich", "psutil"}
 
 
 def test_the_commands_of_the_board_run(workstation: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from gft_edge.bundle.json_form import from_json, to_json
@@ -27,6 +29,7 @@ from gft_edge.profiling.conditions import (
 )
 from gft_edge.profiling.sysfs import listed, number, text
 from tests.profiling.machines import tool, write
+from tests.support.fake_nvml import NVMLError, fake_nvml
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 
@@ -55,7 +58,11 @@ def later(seconds: float = 10.0, **changes: Any) -> Conditions:
     return dataclasses.replace(after, **changes)
 
 
-def test_a_machine_that_says_nothing_is_all_none(tmp_path: Path) -> None:
+def test_a_machine_that_says_nothing_is_all_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cpu_freq", "cpu_times", "getloadavg"):
+        monkeypatch.setattr(psutil, name, lambda **_: raises(OSError("not on this system")))
     read = read_conditions(tmp_path)
     assert dataclasses.replace(read, at_s=0, own_cpu_s=0) == Conditions(
         at_s=0, cpu_mhz=(), cpu_max_mhz=(), governors=(), temperatures_c={}, gpus=(),
@@ -81,16 +88,17 @@ def test_the_clocks_of_an_orin_are_read(tmp_path: Path) -> None:
         })  # fmt: skip
     (cores / "cpu11" / "cpufreq" / "scaling_cur_freq").mkdir(parents=True)
     write(cores, {"cpufreq/boost": 1, "cpuidle/current_driver": "psci_idle"})
-    write(tmp_path / "proc", {"cpuinfo": "cpu MHz\t\t: 9999.0"})
     read = read_conditions(tmp_path)
     assert read.cpu_mhz == (1000, 1002, 1010)
     assert read.cpu_max_mhz == (1510.4, 1510.4, 1510.4)
     assert read.governors == ("performance", "schedutil")
 
 
-def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None:
-    lines = "processor: 0\ncpu MHz\t\t: 2596.122\nprocessor: 1\ncpu MHz\t\t: unknown\n"
-    write(tmp_path / "proc", {"cpuinfo": lines + "cpu MHz : 2500"})
+def test_without_cpufreq_the_clocks_are_psutils(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = [SimpleNamespace(current=2596.122), SimpleNamespace(current=2500.0)]
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: clocks)
     assert read_conditions(tmp_path).cpu_mhz == (2596.122, 2500.0)
 
 
@@ -134,15 +142,15 @@ def test_a_gpu_under_its_locked_clock_is_throttled(tmp_path: Path) -> None:
     assert read_conditions(tmp_path).throttling == (slow,)
 
 
-SMI = """case "$*" in
-*clocks_throttle_reasons*) {reasons};;
-*) echo '0, NVIDIA RTX A2000, 1200, 2100, 71, 98'; echo '1, NVIDIA T4, [N/A], 1590, 40, [N/A]';;
-esac"""
+A2000 = {
+    "name": "NVIDIA RTX A2000", "compute": (8, 6), "mhz": 1200, "max_mhz": 2100,
+    "temperature_c": 71, "busy_pct": 98, "reasons": 0x21,
+}  # fmt: skip
 
 
-def test_nvidia_cards_are_read(tmp_path: Path, no_tools: Path) -> None:
-    masks = "printf '0, 0x0000000000000021\\n1, 0x0000000000000001\\n'"
-    tool(no_tools, "nvidia-smi", SMI.format(reasons=masks))
+def test_nvidia_cards_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [A2000, {"name": "NVIDIA T4", "max_mhz": 1590, "temperature_c": 40, "reasons": 1}]
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(cards))
     read = read_conditions(tmp_path)
     assert read.gpus == (
         GpuState(
@@ -153,36 +161,35 @@ def test_nvidia_cards_are_read(tmp_path: Path, no_tools: Path) -> None:
     assert read.throttling == ("GPU 0 NVIDIA RTX A2000 software thermal slowdown",)
 
 
-def test_cards_are_read_where_nvidia_smi_knows_no_reasons(tmp_path: Path, no_tools: Path) -> None:
-    tool(no_tools, "nvidia-smi", SMI.format(reasons="echo not a valid field; exit 2"))
-    read = read_conditions(tmp_path)
-    assert [gpu.mhz for gpu in read.gpus] == [1200.0, None]
-    assert [gpu.slowed_by for gpu in read.gpus] == [None, None]
-    assert read.throttling is None
-
-
-def test_thor_has_its_clocks_from_devfreq_beside_nvidia_smi(tmp_path: Path, no_tools: Path) -> None:
-    tool(no_tools, "nvidia-smi", "echo '0, NVIDIA Thor, [N/A], [N/A], [N/A], 12'")
-    clock = {"gpu-gpc-0/cur_freq": 1575000000}
-    write(tmp_path / "sys" / "class" / "devfreq", clock)
+def test_thor_has_its_clocks_from_devfreq_beside_nvml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([{"name": "NVIDIA Thor", "busy_pct": 12}]))
+    write(tmp_path / "sys" / "class" / "devfreq", {"gpu-gpc-0/cur_freq": 1575000000})
     read = [(gpu.name, gpu.mhz, gpu.busy_pct) for gpu in read_conditions(tmp_path).gpus]
     assert read == [("GPU 0 NVIDIA Thor", None, 12.0), ("GPU gpu-gpc-0", 1575.0, None)]
+    assert read_conditions(tmp_path).throttling is None
 
 
-def test_a_machine_names_its_cards_and_their_driver(
-    no_tools: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_names_its_cards_and_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "driver", lambda: "570.86.10")
-    tool(no_tools, "nvidia-smi", "echo 'NVIDIA T4, 570.86.10, 7.5'")
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([A2000]))
     this = machine.this_machine()
     assert this.driver == "570.86.10"
-    assert this.gpus == ("NVIDIA T4 (driver 570.86.10, compute 7.5)",)
+    assert this.gpus == ("NVIDIA RTX A2000 (driver 570.86.10, compute 8.6)",)
 
 
-def test_a_broken_nvidia_smi_is_no_gpu(tmp_path: Path, no_tools: Path) -> None:
-    for script in ("exit 9", "echo '0, half'", "printf '\\377\\n'"):
-        tool(no_tools, "nvidia-smi", script)
-        assert read_conditions(tmp_path).gpus == ()
+def test_without_nvml_there_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert read_conditions(tmp_path).gpus == ()
+    absent = fake_nvml([])
+    absent.nvmlInit = lambda: raises(NVMLError("NVML Shared Library Not Found"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", absent)
+    assert read_conditions(tmp_path).gpus == ()
+
+
+def raises(error: Exception) -> None:
+    raise error
 
 
 def test_the_power_mode_is_what_nvpmodel_says(tmp_path: Path, no_tools: Path) -> None:
@@ -227,19 +234,16 @@ def test_throttle_events_are_counted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_cpu_seconds_leave_out_waiting_and_the_hypervisor(tmp_path: Path) -> None:
-    hertz = os.sysconf("SC_CLK_TCK")
-    ticks = [n * hertz for n in (10, 20, 30, 4000, 500, 1, 2, 7, 10, 0)]
-    line = " ".join(map(str, ticks))
-    write(tmp_path / "proc", {"stat": f"cpu  {line}\ncpu0 {line}", "loadavg": "1.25 0.9 0.5 1/2 3"})
+def test_cpu_seconds_leave_out_waiting_and_the_hypervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psutil's fields on Linux; guests are counted in user already."""
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest")
+    times = dict(zip(names, (10.0, 20.0, 30.0, 4000.0, 500.0, 1.0, 2.0, 7.0, 10.0), strict=True))
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(**times))
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (1.25, 0.9, 0.5))
     read = read_conditions(tmp_path)
     assert (read.busy_cpu_s, read.stolen_cpu_s, read.load_1min) == (63.0, 7.0, 1.25)
-
-
-def test_a_strange_stat_file_raises_nothing(tmp_path: Path) -> None:
-    for line in ("cpu", "cpu  1 2 3", "cpu  a b c d", "intr 5", ""):
-        write(tmp_path / "proc", {"stat": line})
-        assert read_conditions(tmp_path).stolen_cpu_s in (None, 0.0)
 
 
 def test_files_that_vanish_once_listed_are_absent(
@@ -260,6 +264,7 @@ def test_files_that_vanish_once_listed_are_absent(
         return found
 
     monkeypatch.setattr(conditions, "listed", listed_then_gone)
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: [])
     read = read_conditions(tmp_path)
     assert not list(sysfs.rglob("thermal_zone0"))
     assert (read.cpu_mhz, read.temperatures_c, read.throttling) == ((), {}, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from gft_edge.profiling import energy as energy_room
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
 from gft_edge.profiling.power import Hwmon, PowerSource, Reading, Unavailable
 from tests.profiling.machines import LOOP, ORIN_NANO, found, orin_nano, rapl_zone, tool, write
+from tests.support.fake_nvml import fake_nvml
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 
@@ -80,15 +82,16 @@ def test_a_tool_and_its_children_end_with_the_meter(tmp_path: Path, no_tools: Pa
     assert not left
 
 
-def test_the_power_of_every_nvidia_card_is_summed(tmp_path: Path, no_tools: Path) -> None:
+def test_the_power_of_every_nvidia_card_is_summed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rapl_zone(tmp_path, "intel-rapl:0", "package-0", 1)
-    once = "printf '0, 40.50\\n1, 9.50\\n'"
-    loop = f"while :; do {once}; sleep 0.02; done"
-    tool(no_tools, "nvidia-smi", f'case "$*" in *--loop-ms*) {loop};; *) {once};; esac')
+    cards = [{"name": "a", "milliwatts": 40500}, {"name": "b", "milliwatts": 9500}]
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(cards))
     source = found(tmp_path, nvidia_gpu=True)
     assert found(tmp_path).name == "RAPL"
     result = measured(source, tmp_path).energy(images=1)
-    assert (result.source, result.total) == ("nvidia-smi", "sum of GPU 0 + GPU 1")
+    assert (result.source, result.total) == ("NVML", "sum of GPU 0 + GPU 1")
     assert result.mean_power_w == pytest.approx(50)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from tests.profiling.machines import (
     tool,
     write,
 )
+from tests.support.fake_nvml import fake_nvml
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 
@@ -113,7 +115,7 @@ def test_rails_without_a_known_total_are_named_and_not_added(tmp_path: Path) -> 
 def test_a_machine_without_any_source_names_each(tmp_path: Path) -> None:
     head = "hwmon: no INA3221 or INA238; tegrastats: not on the PATH; "
     assert why_not(tmp_path) == head + "RAPL: no package in /sys/class/powercap"
-    assert why_not(tmp_path, nvidia_gpu=True) == head + "nvidia-smi: not on the PATH"
+    assert why_not(tmp_path, nvidia_gpu=True).startswith(head + "NVML: ")
 
 
 def test_the_packages_are_summed_and_their_parts_are_not(tmp_path: Path) -> None:
@@ -195,7 +197,10 @@ def test_tegrastats_that_tells_no_power_says_why(
     assert f"tegrastats: {words}" in why_not(tmp_path)
 
 
-def test_a_card_that_reads_no_power_is_named(tmp_path: Path, no_tools: Path) -> None:
-    tool(no_tools, "nvidia-smi", "echo '0, [N/A]'")
-    why = "nvidia-smi: it does not read the power of GPU 0"
-    assert why_not(tmp_path, nvidia_gpu=True).endswith(why)
+def test_a_card_that_reads_no_power_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([{"name": "a"}]))
+    assert why_not(tmp_path, nvidia_gpu=True).endswith("GPU 0")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "nvidia-ml-py" in why_not(tmp_path, nvidia_gpu=True)

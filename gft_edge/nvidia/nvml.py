@@ -1,0 +1,133 @@
+"""What NVIDIA's driver says of each card of a desktop or a server, by NVML (package nvidia-ml-py).
+
+A Jetson has no NVML: its GPU is in sysfs (profiling/conditions.py). https://docs.nvidia.com/deploy/nvml-api
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gft_edge.errors import MissingDependencyError
+
+# The clocks event reasons that hold a busy GPU down; the others say that it is idle or told to be slow.
+_REASONS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card at one moment. None: it does not say. `slowed_by` is what holds its clock down."""
+
+    index: int
+    name: str
+    driver: str
+    compute_capability: str
+    mhz: float | None
+    max_mhz: float | None
+    temperature_c: float | None
+    busy_pct: float | None
+    slowed_by: tuple[str, ...] | None
+    power_w: float | None
+
+
+def missing() -> str | None:
+    """Say why no card can be asked; None where some can."""
+    try:
+        import pynvml
+    except ImportError:
+        return str(MissingDependencyError("nvidia-ml-py", "tensorrt"))
+    try:
+        with _opened(pynvml):
+            return None if pynvml.nvmlDeviceGetCount() else "it names no GPU"
+    except pynvml.NVMLError as error:
+        return str(error)
+
+
+def cards() -> tuple[Card, ...]:
+    """Ask every card; nothing where NVML is absent."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        with _opened(pynvml):
+            return tuple(_card(pynvml, n) for n in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:
+        return ()
+
+
+@contextmanager
+def power_meter() -> Iterator[Callable[[], dict[str, float]]]:
+    """Give a function that reads the watts of every card that says them, by name.
+
+    NVML stays open until the block ends. Raises OSError where it cannot be opened.
+    """
+    import pynvml
+
+    def read() -> dict[str, float]:
+        found = {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            watts = _power_w(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+            if watts is not None:
+                found[f"GPU {index}"] = watts
+        return found
+
+    try:
+        with _opened(pynvml):
+            yield read
+    except pynvml.NVMLError as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def _opened(pynvml: Any) -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _card(pynvml: Any, index: int) -> Card:
+    card = pynvml.nvmlDeviceGetHandleByIndex(index)
+
+    def told(ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except pynvml.NVMLError:  # this card or driver does not know it
+            return None
+
+    compute = told(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(card))
+    reasons = told(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(card))
+    busy = told(lambda: pynvml.nvmlDeviceGetUtilizationRates(card))
+    return Card(
+        index=index,
+        name=str(told(lambda: pynvml.nvmlDeviceGetName(card))),
+        driver=str(told(pynvml.nvmlSystemGetDriverVersion)),
+        compute_capability="unknown" if compute is None else "{}.{}".format(*compute),
+        mhz=told(lambda: float(pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM))),
+        max_mhz=told(lambda: float(pynvml.nvmlDeviceGetMaxClockInfo(card, pynvml.NVML_CLOCK_SM))),
+        temperature_c=told(
+            lambda: float(pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
+        ),
+        busy_pct=None if busy is None else float(busy.gpu),
+        slowed_by=None
+        if reasons is None
+        else tuple(reason for bit, reason in _REASONS.items() if reasons & bit),
+        power_w=_power_w(pynvml, card),
+    )
+
+
+def _power_w(pynvml: Any, card: Any) -> float | None:
+    try:
+        return float(pynvml.nvmlDeviceGetPowerUsage(card)) / 1000
+    except pynvml.NVMLError:
+        return None
