@@ -103,19 +103,6 @@ def test_a_run_is_resumed_on_the_images_it_began_with(
     refused(run(*resume, "--data", aircraft), "val split", "16 images, 0 then")
 
 
-def test_a_run_older_than_data_sets_is_one_of_class_folders(airfield: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(airfield / "run", out)
-    content = json.loads((out / "train.json").read_text())
-    for name in ("dataset", "coco_category", "splits"):
-        del content[name]
-    write(out / "train.json", json.dumps(content))
-    _, config = read_run_config(out)
-    assert config.source == DataSource(airfield / "fgvc")
-    assert "--dataset fgvc-aircraft" in refusal("evaluate", out)
-    assert run_json("evaluate", out, *NAMED)["images"] == 16
-
-
 def test_a_run_remembers_its_category_of_coco(coco: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(coco.rglob("*.jpg"))):
         draw(path, number, number % 3)

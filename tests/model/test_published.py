@@ -62,9 +62,9 @@ def imported(said: dict[str, Any]) -> Path:
     return Path(said["run"])
 
 
-@pytest.fixture
-def labels(tmp_path: Path) -> Path:
-    path = tmp_path / "labels.txt"
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labels") / "labels.txt"
     path.write_text("".join(f"{label}\n" for label in MICRO_LABELS), encoding="utf-8")
     return path
 
@@ -73,6 +73,14 @@ def done(*arguments: object) -> Result:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+@pytest.fixture(scope="module")
+def with_data(checkpoint: Path, labels: Path, micro_data: Path) -> Path:
+    """The run of an import that names the data of its classes."""
+    out = labels.parent / "run"
+    done("import", checkpoint, "--labels", labels, "--heads", 3, "--data", micro_data, "--out", out)
+    return out
 
 
 def altered(source: Path, path: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
@@ -102,12 +110,12 @@ def test_an_imported_run_has_the_checkpoints_logits(imported: Path) -> None:
 
 
 def test_heads_are_64_wide_unless_told_otherwise(tmp_path: Path) -> None:
-    torch.save(published(width=128, heads=2, depth=8).state_dict(), tmp_path / "w.pth")
+    wide = published(width=128, heads=2, depth=8)
+    torch.save(wide.state_dict(), tmp_path / "w.pth")
     done("import", tmp_path / "w.pth", "--classes", 4, "--out", tmp_path / "run")
-    _, model = load_run(tmp_path / "run")
     with torch.inference_mode():
-        expected = published(width=128, heads=2, depth=8)(images())
-        torch.testing.assert_close(model(images()), expected, rtol=0, atol=1e-5)
+        found = load_run(tmp_path / "run")[1](images())
+        torch.testing.assert_close(found, wide(images()), rtol=0, atol=1e-5)
 
 
 def test_which_patches_the_checkpoint_keeps_changes_no_logit_of_it() -> None:
@@ -119,11 +127,10 @@ def test_which_patches_the_checkpoint_keeps_changes_no_logit_of_it() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_its_bundle_gives_the_published_logits_on_photographs(
-    checkpoint: Path, labels: Path, micro_data: Path, tmp_path: Path, target: str
+    with_data: Path, micro_data: Path, tmp_path: Path, target: str
 ) -> None:
-    out, bundle = tmp_path / "run", tmp_path / "bundle"
-    done("import", checkpoint, "--labels", labels, "--heads", 3, "--data", micro_data, "--out", out)
-    done("export", out, "--target", target, "--out", bundle)
+    bundle = tmp_path / "bundle"
+    done("export", with_data, "--target", target, "--out", bundle)
     prepare = transforms.Compose(
         [
             transforms.Resize((SIZE, SIZE), transforms.InterpolationMode.BICUBIC),
@@ -141,26 +148,21 @@ def test_its_bundle_gives_the_published_logits_on_photographs(
 
 
 def test_an_imported_run_is_evaluated_and_compared_like_any_other(
-    checkpoint: Path, labels: Path, micro_data: Path, tmp_path: Path
+    with_data: Path, micro_data: Path
 ) -> None:
-    out = tmp_path / "run"
-    done("import", checkpoint, "--labels", labels, "--heads", 3, "--data", micro_data, "--out", out)
-    metrics = run_json("evaluate", out)
+    metrics = run_json("evaluate", with_data)
     assert metrics["images"] == 12
-    assert metrics == run_json("evaluate", out, "--data", micro_data)
-    assert run_json("inspect", out)["dense_blocks"] == 8
+    assert metrics == run_json("evaluate", with_data, "--data", micro_data)
+    assert run_json("inspect", with_data)["dense_blocks"] == 8
 
 
 def test_a_run_without_data_of_its_own_says_so(
-    checkpoint: Path, labels: Path, micro_data: Path, tmp_path: Path
+    imported: Path, micro_data: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    done("import", checkpoint, "--labels", labels, "--heads", 3, "--out", out)
-    refused(run("evaluate", out), str(out), "--data FOLDER")
-    export = run("export", out, "--target", "onnx", "--out", tmp_path / "bundle")
-    refused(export, str(out), "--data FOLDER")
-    done("evaluate", out, "--data", micro_data)
-    assert "nothing to resume" in refusal("train", "--resume", out, "--data", micro_data)
+    refused(run("evaluate", imported), str(imported), "--data FOLDER")
+    export = run("export", imported, "--target", "onnx", "--out", tmp_path / "bundle")
+    refused(export, str(imported), "--data FOLDER")
+    assert "nothing to resume" in refusal("train", "--resume", imported, "--data", micro_data)
 
 
 def test_import_says_plainly_what_the_checkpoint_is(checkpoint: Path, tmp_path: Path) -> None:
