@@ -18,10 +18,14 @@ from gft_edge.nvidia.build import build_engine
 @click.argument("bundle", type=PATH)
 @click.option("--explain", is_flag=True,
               help="Build the engine that also returns the kept patches, which verify compares.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Build although a fresh engine is there.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Build anew although an engine of this graph and machine is there.",
+)
 @engine_options
 @json_option
-def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: Any) -> None:
+def command(bundle: Path, explain: bool, fresh: bool, as_json: bool, **options: Any) -> None:
     """Build the TensorRT engine of a bundle on the machine that runs it.
 
     It goes into the bundle beside those of other machines, and is built again only when the graph,
@@ -32,7 +36,7 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
     try:
         with progress() as report:
             built = build_engine(
-                bundle, settings, explain, options["timing_cache"], force, report, say
+                bundle, settings, explain, options["timing_cache"], fresh, report, say
             )
     except KeyboardInterrupt:
         say(f"interrupted: {bundle} is as it was")
@@ -41,7 +45,7 @@ def command(bundle: Path, explain: bool, force: bool, as_json: bool, **options: 
         print_json({"bundle": str(bundle), "made": built.made, "engine": to_json(built.engine)})
         return
     if not built.made:
-        say("this engine is of this graph and machine: not built again (--force builds it)")
+        say("this engine is of this graph and machine: not built again (--fresh builds it)")
     print_engine(bundle, built.engine)
     # What was built ahead of time need not run on this machine.
     next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {bundle}")

@@ -21,7 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gft_edge.nvidia", description=main.__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--explain", action="store_true", help="return the kept patches too")
-    parser.add_argument("--force", action="store_true", help="although a fresh engine is there")
+    parser.add_argument(
+        "--fresh", action="store_true", help="build although an engine of this graph is there"
+    )
     parser.add_argument("--workspace", type=float, metavar="GIB", help="scratch memory")
     given = parser.parse_args()
     try:
@@ -31,7 +33,7 @@ def main() -> None:
             given.bundle,
             None if given.workspace is None else changed,
             given.explain,
-            force=given.force,
+            fresh=given.fresh,
             say=lambda text: print(text, file=sys.stderr),
         )
     except GftEdgeError as error:

@@ -75,7 +75,7 @@ def build_engine(
     settings: EngineSettings | None = None,
     explain: bool = False,
     timing_cache: Path | None = None,
-    force: bool = False,
+    fresh: bool = False,
     progress: Progress = lambda text, done, total: None,
     say: Say = lambda text: None,
 ) -> Built:
@@ -101,8 +101,8 @@ def build_engine(
     name = EXPLAIN_FILE if explain else ENGINE_FILE
     path = f"{FOLDER}/{fingerprint(used, library, host)}/{name}"
     engine = fresh_engine(bundle, path, used if settings else None, outputs, library)
-    made = engine is None or force
-    if engine is None or force:
+    made = engine is None or fresh
+    if engine is None or fresh:
         with locked(folder):
             # Another build may have added its engine before the lock was had.
             bundle = read_bundle(folder)

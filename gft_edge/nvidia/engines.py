@@ -195,7 +195,7 @@ def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, log
             raise no_memory(path, len(plan), cuda, log)
         command = build_command(folder, engine.outputs)
         raise BundleError(
-            f"{library.name} does not load {path}: {reason}. Build it again: {command} --force"
+            f"{library.name} does not load {path}: {reason}. Build it again: {command} --fresh"
         )
     return loaded
 

@@ -81,14 +81,16 @@ def test_an_engine_is_built_recorded_and_sealed(
     }  # fmt: skip
 
 
-def test_a_fresh_engine_is_not_built_again_but_by_force(built: Path, tmp_path: Path) -> None:
+def test_a_fresh_engine_is_not_built_again_unless_fresh_is_asked_for(
+    built: Path, tmp_path: Path
+) -> None:
     before = files_of(built)
     second = build_engine(built)
     assert (second.made, second.engine) == (False, read_bundle(built).manifest.engines[0])
     assert files_of(built) == before
     moved = built.rename(tmp_path / "a place with spaces")
     assert not build_engine(moved).made
-    assert build_engine(moved, force=True).made
+    assert build_engine(moved, fresh=True).made
     assert len(read_bundle(moved).manifest.engines) == 1
 
 
@@ -200,7 +202,7 @@ def test_engines_of_another_machine_stay(built: Path) -> None:
     (built / other.path).parent.mkdir(parents=True)
     shutil.copyfile(built / here.path, built / other.path)
     write_manifest(built, dataclasses.replace(bundle.manifest, engines=(other, here)))
-    again = build_engine(built, force=True).engine
+    again = build_engine(built, fresh=True).engine
     assert read_bundle(built).manifest.engines == (other, again)
     assert sha256_of(built / other.path) == other.sha256
 
@@ -218,7 +220,7 @@ def test_a_full_disk_leaves_the_bundle_readable(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        refused(run("build", built, "--force"), "model.engine", os.strerror(errno.ENOSPC))
+        refused(run("build", built, "--fresh"), "model.engine", os.strerror(errno.ENOSPC))
     assert files_of(built) == before
     read_bundle(built)
     assert_free(built)
@@ -326,11 +328,11 @@ def test_a_second_build_is_refused_and_a_killed_one_leaves_no_lock(
     before = files_of(built)
     # A fresh engine is found while another build runs.
     assert not build_engine(built).made
-    refused(run("build", built, "--force"), str(built))
+    refused(run("build", built, "--fresh"), str(built))
     assert files_of(built) == before
     holder.kill()
     holder.wait()
-    assert build_engine(built, force=True).made
+    assert build_engine(built, fresh=True).made
 
 
 # What cannot be built.

@@ -203,7 +203,7 @@ def test_a_timing_cache_of_the_users_is_read_and_written(bundle: Path, tmp_path:
     engine = build_engine(bundle, QUICK, timing_cache=cache, say=said.append).engine
     assert engine.timing_cache is not None
     assert cache.read_bytes() == (bundle / engine.timing_cache).read_bytes()
-    assert build_engine(bundle, QUICK, timing_cache=cache, force=True, say=said.append).made
+    assert build_engine(bundle, QUICK, timing_cache=cache, fresh=True, say=said.append).made
     assert not [line for line in said if "timing anew" in line]
 
 

@@ -139,9 +139,9 @@ def test_an_engine_that_does_not_load_is_named_with_the_command_that_builds_it(
     line = refusal_of(
         BundleError, lambda: session_of(bundle, explain=False), str(bundle / engine.path), reason
     )
-    assert line.endswith(f"gft-edge build {bundle} --force")
+    assert line.endswith(f"gft-edge build {bundle} --fresh")
     line = refusal_of(BundleError, lambda: session_of(bundle))
-    assert line.endswith(f"gft-edge build {bundle} --explain --force")
+    assert line.endswith(f"gft-edge build {bundle} --explain --fresh")
 
 
 @pytest.mark.parametrize("name", ["deserialize_cuda_engine", "create_execution_context"])
