@@ -1,10 +1,8 @@
-"""Layers in INT8 on small networks: which there are, what they read, what smoothing and rounding do."""
+"""Layers in INT8 on small networks: which there are, and what rounding each of them costs."""
 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gft_edge.bundle.specs import GalaMode, Score
 from gft_edge.calibration.charts import sensitivity_chart
 from gft_edge.calibration.layers import layer_macs, quantizable_layers, reading
-from gft_edge.calibration.sampling import METHODS, activation_peaks
 from gft_edge.calibration.sensitivity import (
     LayerSensitivity,
     damage_of_all,
@@ -26,53 +22,21 @@ from gft_edge.calibration.sensitivity import (
     sensitivity,
     tensor_peaks,
 )
-from gft_edge.calibration.smoothing import channel_peaks, smooth
 from gft_edge.errors import FailedError
-from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network
-from tests.support.networks import wide_network
+from tests.calibration.networks import (
+    EMBEDDING,
+    OUTLIER,
+    PATCH_PX,
+    PATCHES,
+    WIDTH,
+    block_layers,
+    equal_weights,
+    hooks,
+    logits_of,
+    network,
+    with_outlier,
+)
 from tests.support.refusals import refusal_of
-
-# 48 px in patches of 8: 36 patches and the class token.
-PATCHES, WIDTH, PATCH_PX = 36, 48, 8
-OUTLIER = "backbone.blocks.1.mlp.fc1"
-EMBEDDING = "backbone.patch_embed.proj"
-
-
-def network(
-    stages: str = "0:20,1:15", gala: GalaMode = "block", score: Score = "gala", **changes: int
-) -> GFT:
-    """Three blocks of wide weights, biases and gains, so that each shows in the logits."""
-    return wide_network(stages, gala, score, bias_spread=1 / 4, depth=3, **changes)[1]
-
-
-def with_outlier(model: GFT, block: int = 1, gain: float = 1000) -> GFT:
-    """The same function, but for one channel that fc1 of a block reads `gain` times as large."""
-    changed = copy.deepcopy(model)
-    chosen: Any = changed.backbone.blocks[block]
-    chosen.norm2.weight.data[5] *= gain
-    chosen.norm2.bias.data[5] *= gain
-    chosen.mlp.fc1.weight.data[:, 5] /= gain
-    return changed
-
-
-@pytest.fixture(scope="module")
-def batches() -> list[Tensor]:
-    images = torch.randn(8, 3, 48, 48, generator=torch.Generator().manual_seed(2))
-    return [images[:5], images[5:]]
-
-
-def logits_of(model: GFT, batches: list[Tensor]) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([model(batch) for batch in batches])
-
-
-def block_layers(*numbers: int) -> list[str]:
-    return [
-        f"backbone.blocks.{number}.{layer}"
-        for number in numbers
-        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    ]
 
 
 def test_layers_are_listed_as_they_run_without_the_head() -> None:
@@ -123,10 +87,6 @@ def test_what_a_layer_reads_can_be_seen_and_replaced(batches: list[Tensor]) -> N
     assert torch.equal(plain, logits_of(model, batches[:1]))
 
 
-def hooks(model: GFT) -> int:
-    return sum(len(module._forward_pre_hooks) for module in model.modules())
-
-
 def test_reading_ends_when_the_forward_fails(batches: list[Tensor]) -> None:
     model = network()
     layers = quantizable_layers(model)
@@ -136,113 +96,6 @@ def test_reading_ends_when_the_forward_fails(batches: list[Tensor]) -> None:
     with pytest.raises(RuntimeError, match="channels"), reading(layers, lambda *_: None):
         model(batches[0][:, :2])
     assert hooks(model) == 0
-
-
-@pytest.mark.parametrize(
-    ("model", "alpha"),
-    [
-        pytest.param(network, 0.15, id="block"),
-        pytest.param(lambda: network("1:20,3:15", gala="layer"), 0.95, id="layer"),
-        pytest.param(lambda: network(score="class"), 0.5, id="class"),
-        pytest.param(lambda: network(qk_norm=1, init_values=1), 0.95, id="with LayerScale"),
-        pytest.param(lambda: network("none"), 0.5, id="dense"),
-    ],
-)
-def test_smoothing_computes_the_same(
-    model: Callable[[], GFT], alpha: float, batches: list[Tensor]
-) -> None:
-    plain = model()
-    before = copy.deepcopy(plain.state_dict())
-    peaks = channel_peaks(plain, batches)
-    smoothed = smooth(plain, peaks, alpha)
-    for name in peaks:
-        ours, theirs = (quantizable_layers(m)[name].weight for m in (plain, smoothed))
-        # Everything but the patch embedding is scaled: LayerNorm, values or a Mul take it up.
-        assert torch.equal(ours, theirs) == (name == EMBEDDING), name
-    for batch in batches:
-        with torch.inference_mode():
-            logits, kept = plain.forward_with_kept(batch)
-            same, same_kept = smoothed.forward_with_kept(batch)
-        torch.testing.assert_close(same, logits, atol=1e-4, rtol=1e-4)
-        for ours_kept, theirs_kept in zip(kept, same_kept, strict=True):
-            assert torch.equal(ours_kept, theirs_kept)
-    # The network that was given is as it was.
-    assert hooks(plain) == 0
-    assert equal_weights(plain, before)
-
-
-def equal_weights(model: Network, before: Mapping[str, Tensor]) -> bool:
-    after = model.state_dict()
-    return after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in after)
-
-
-def unevenness(model: Network, batches: list[Tensor]) -> dict[str, float]:
-    """Layer -> how far the largest channel it reads stands out from the median."""
-    return {
-        name: float(peak.max() / peak.median())
-        for name, peak in channel_peaks(model, batches).items()
-    }
-
-
-def test_smoothing_levels_the_channels_that_a_layer_reads_and_makes_int8_cheaper(
-    batches: list[Tensor],
-) -> None:
-    model = with_outlier(network())
-    peaks = channel_peaks(model, batches)
-    smoothed = [smooth(model, peaks, alpha) for alpha in (None, 0.15, 0.5, 0.95)]
-    levels = [unevenness(each, batches)[OUTLIER] for each in smoothed]
-    assert levels[0] > 300
-    assert levels[0] > levels[1] > levels[2] > levels[3]
-    assert levels[3] < 2
-    assert damage_of_all(smoothed[2], batches) < 0.5 * damage_of_all(model, batches)
-
-
-def test_no_smoothing_gives_a_copy_of_equal_weights(batches: list[Tensor]) -> None:
-    model = network()
-    plain = smooth(model, channel_peaks(model, batches), None)
-    assert plain is not model
-    assert equal_weights(plain, model.state_dict())
-    for name, tensor in model.state_dict().items():
-        assert tensor.data_ptr() != plain.state_dict()[name].data_ptr()
-
-
-def test_channel_peaks_are_of_all_batches_and_counted(batches: list[Tensor]) -> None:
-    model = network()
-    counted: list[int] = []
-    both = channel_peaks(model, batches, counted.append)
-    each = [channel_peaks(model, [batch]) for batch in batches]
-    assert counted == [5, 3]
-    for name, peak in both.items():
-        torch.testing.assert_close(peak, torch.maximum(each[0][name], each[1][name]))
-        assert peak.shape == quantizable_layers(model)[name].weight.shape[1:2] or "embed" in name
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_estimator_goes_beyond_the_extreme(method: str, batches: list[Tensor]) -> None:
-    model = network()
-    extremes = tensor_peaks(model, quantizable_layers(model), batches)
-    counted: list[int] = []
-    peaks = activation_peaks(model, batches, method, counted.append)
-    assert list(peaks) == list(extremes)
-    assert counted == [5, 3]
-    for name, peak in peaks.items():
-        assert 0.5 * extremes[name] < peak <= extremes[name], name
-    assert (peaks == extremes) == (method == "minmax")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_layer_that_reads_nan_or_only_zeros_is_named(method: str, batches: list[Tensor]) -> None:
-    nan, zeros = network(), network()
-    nan.backbone.blocks[1].mlp.fc1.weight.data[3, 4] = torch.nan
-    zeros.backbone.blocks[2].norm2.weight.data.zero_()
-    zeros.backbone.blocks[2].norm2.bias.data.zero_()
-    for model, words in (
-        (nan, ("layer backbone.blocks.1.mlp.fc2", "NaN")),
-        (zeros, ("layer backbone.blocks.2.mlp.fc1", "zeros")),
-    ):
-        work = functools.partial(activation_peaks, model, batches, method)
-        refusal_of(FailedError, work, *words)
-        assert hooks(model) == 0
 
 
 @pytest.fixture(scope="module")

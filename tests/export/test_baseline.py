@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from gft_edge.bundle.images import ImageRecord
 from gft_edge.bundle.manifest import Quantization
 from gft_edge.bundle.store import Bundle, read_bundle
-from gft_edge.cli import main
 from gft_edge.errors import UsageError
 from gft_edge.export.baseline import dense_bundle
+from tests.support.cli import run
+from tests.support.refusals import refusal_of
 
 BACKBONE = "deit_tiny_patch16_224"
 HIGH = ("backbone.patch_embed.proj", "selections.0.smooth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_a_baseline_has_the_same_input_classes_and_precision_and_drops_nothing(
     target: str, micro_bundles: dict[str, Path], tmp_path: Path
@@ -32,6 +34,7 @@ def test_a_baseline_has_the_same_input_classes_and_precision_and_drops_nothing(
     assert made.kept_outputs == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_an_int8_baseline_leaves_out_the_layers_that_the_bundle_leaves_out(
     target: str, micro_bundles: dict[str, Path], tmp_path: Path
@@ -52,28 +55,23 @@ def test_an_int8_baseline_leaves_out_the_layers_that_the_bundle_leaves_out(
 def test_a_baseline_that_is_no_network_of_the_bundles_images_is_refused(
     name: str, micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    message = f"--baseline {name} is neither a bundle nor a network that --model takes: "
-    with pytest.raises(UsageError, match=message):
-        dense_bundle(read_bundle(micro_bundles["onnx"]), name, tmp_path / "dense")
+    like = read_bundle(micro_bundles["onnx"])
+    work = partial(dense_bundle, like, name, tmp_path / "dense")
+    refusal_of(UsageError, work, f"--baseline {name}")
     assert not (tmp_path / "dense").exists()
 
 
+@pytest.mark.slow
 def test_a_profile_says_whether_selecting_pays(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    quick = ("--duration", "0.1", "--min-samples", "20", "--warmup-ms", "10")
-    arguments = ("profile", micro_bundles["openvino"], "--baseline", BACKBONE, *quick)
-    kept = tmp_path / "dense"
-    first = CliRunner().invoke(main, [*map(str, arguments), "--baseline-out", str(kept)])
+    kept, like = tmp_path / "dense", micro_bundles["openvino"]
+    given = ("profile", like, "--duration", 0.1, "--min-samples", 20, "--warmup-ms", 10)
+    first = run(*given, "--baseline", BACKBONE, "--baseline-out", kept)
     assert first.exit_code == 0, first.output
     # The baseline is a much larger network here.
-    assert (
-        f"{micro_bundles['openvino']}: selection against {BACKBONE}: engine: pays x "
-        in first.stdout
-    )
+    assert f"{like}: selection against {BACKBONE}: engine: pays x " in first.stdout
     assert "random weights" in first.stderr
-    again = CliRunner().invoke(
-        main, ["profile", str(micro_bundles["openvino"]), "--baseline", str(kept), *quick]
-    )
+    again = run(*given, "--baseline", kept)
     assert again.exit_code == 0, again.output
     assert "engine: pays x " in again.stdout
