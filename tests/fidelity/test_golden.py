@@ -4,205 +4,58 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
 
 from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.specs import InputSpec
 from gft_edge.bundle.store import read_bundle, sha256_of
-from gft_edge.calibration.image_set import draw_image_set
-from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError
-from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.recipe import ExportRequest
 from gft_edge.fidelity.compare import NO_BOUND, compare
-from gft_edge.model.checkpoint import load_run
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels
+from tests.fidelity.trtexec import TOOLS, Device, shell
+from tests.support.bundles import Change, alter_head
+from tests.support.networks import export_run
+from tests.support.refusals import refusal_of
 
-# All that check.sh may use besides trtexec.
-TOOLS = (
-    "awk", "cat", "dirname", "head", "mktemp", "mv", "od", "paste", "readlink", "rm", "sha256sum",
-    "tail", "wc",
-)  # fmt: skip
-
-INPUTS = {
-    "single": InputSpec("uint8", 1),
-    # Eight images do not fill three batches of three.
-    "padded": InputSpec("uint8", 3),
-    "normalised": InputSpec("float32", 3),
-}
+# Eight images do not fill three batches of three.
+INPUTS = {"single": InputSpec("uint8", 1), "padded": InputSpec("float32", 3)}
 
 JETSON_TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")
 
-# Takes the flags that trtexec of its major version takes, and no other. An engine is a copy of the
-# graph. {fault} is what it does wrong.
-STAND_IN = '''#!{python}
-import json, shutil, sys
-import numpy as np
 
-MAJOR, FAULT = {major}, {fault!r}
-HELP = {{
-    "--onnx": "ONNX model", "--saveEngine": "Save", "--loadEngine": "Load", "--noTF32": "Disable",
-    "--skipInference": "Exit after the build", "--loadInputs": "Load input values",
-    "--exportOutput": "Write the output tensors", "--iterations": "Run at least N",
-    "--warmUp": "milliseconds", "--duration": "seconds", "--help": "Print this message",
-    "--versionCompatible": "Mark the engine as version compatible",
-}}
-if MAJOR == 10:
-    HELP |= {{"--stronglyTyped": "Create a strongly typed network. (default = disabled)"}}
-if MAJOR == 11:
-    HELP |= {{
-        "--stronglyTyped": "[Deprecated] This flag is a no-op.",
-        "--includeDataTransfers": "Enable DMA transfers", "--noCudaGraph": "Disable CUDA graph",
-    }}
-
-
-def help():
-    for flag, text in HELP.items():
-        print(f"  {{flag:34}} {{text}}")
-
-
-def fail(*lines):
-    for line in lines:
-        print(f"[11/05/2026-09:00:00] [E] {{line}}", file=sys.stderr)
-    print("&&&& FAILED TensorRT.trtexec", file=sys.stderr)
-    sys.exit(1)
-
-
-print(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{{MAJOR}}0300]")
-options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-unknown = options.keys() - HELP.keys()
-if unknown:
-    print(f"[E] Unknown option: {{unknown}}", file=sys.stderr)
-    help()
-    sys.exit(1)
-if "--help" in options:
-    help()
-    sys.exit(0)
-if "--onnx" in options:
-    assert "--skipInference" in options and ("--stronglyTyped" in options) == (MAJOR == 10)
-    if FAULT == "build":
-        fail("ModelImporter.cpp:836: While parsing node number 3", "Failed to parse onnx file")
-    if FAULT != "no engine":
-        shutil.copyfile(options["--onnx"], options["--saveEngine"])
-    sys.exit(0)
-if FAULT == "run":
-    print("a line long before the end")
-    for number in range(20):
-        print(f"line {{number}}")
-    sys.exit(139)
-
-import onnxruntime
-
-assert options["--iterations"] == "1"
-session = onnxruntime.InferenceSession(options["--loadEngine"])
-given = session.get_inputs()[0]
-name, _, path = options["--loadInputs"].rpartition(":")
-if name != given.name:
-    fail(f"Cannot find input tensor with name {{name}}")
-values = np.fromfile(path, np.uint8 if given.type == "tensor(uint8)" else np.float32)
-if values.size not in (np.prod(given.shape), 2 * np.prod(given.shape)):
-    fail(f"Unexpected file size for input file: {{path}}")
-values = values[: np.prod(given.shape)].reshape(given.shape)
-if MAJOR == 11 and "--includeDataTransfers" not in options:
-    values = np.zeros_like(values)
-(logits,) = session.run(["logits"], {{name: values}})
-dimensions = "x".join(map(str, logits.shape))
-numbers = [f"{{value:.6g}}" for value in logits.ravel()]
-if FAULT == "short":
-    numbers.pop()
-text = f"""[
-  {{{{ "name" : "logits"
-  , "dimensions" : "{{dimensions}}"
-  , "values" : [ {{', '.join(numbers)}} ]
-  }}}}
-]
-"""
-if FAULT == "one line":
-    text = text.replace("\\n", "").replace(" ", "")
-if FAULT == "many lines":
-    text = text.replace(" ", "\\r\\n")
-if FAULT != "no outputs":
-    open(options["--exportOutput"], "w").write("[\\n]\\n" if FAULT == "no logits" else text)
-print("&&&& PASSED TensorRT.trtexec")
-'''
-
-
-@dataclass(frozen=True)
-class Device:
-    """A machine with check.sh's tools and a trtexec, and nowhere to write but `temporary`."""
-
-    tools: Path
-    temporary: Path
-
-    def trtexec(self, major: int = 10, fault: str = "", name: str = "trtexec") -> Path:
-        """Install a stand-in for trtexec."""
-        path = self.tools / name
-        path.write_text(STAND_IN.format(python=sys.executable, major=major, fault=fault))
-        path.chmod(0o755)
-        return path
-
-    def run(
-        self, *command: str | Path, cwd: Path | None = None, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command here and see that it leaves nothing behind."""
-        done = subprocess.run(
-            list(map(str, command)),
-            cwd=cwd or self.tools,
-            env={"PATH": str(self.tools), "TMPDIR": str(self.temporary), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        # ONNX Runtime leaves a file of its own there.
-        assert list(self.temporary.glob("gft-edge*")) == []
-        return done
-
-    def check(self, bundle: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """golden/check.sh, by the machine's sh."""
-        return self.run(shell("sh"), bundle / "golden" / "check.sh", *arguments)
-
-
-def shell(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"no {name} on this machine")
-    return path
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stand-in keeps of its inferences."""
+    return tmp_path_factory.mktemp("answers")
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Device:
+def device(tmp_path: Path, answers: Path) -> Device:
     """A machine without trtexec yet."""
     tools, temporary = tmp_path / "tools", tmp_path / "temporary"
     tools.mkdir()
     temporary.mkdir()
     for name in TOOLS:
         (tools / name).symlink_to(shell(name))
-    return Device(tools, temporary)
+    return Device(tools, temporary, answers)
 
 
 @pytest.fixture(scope="module")
 def bundles(
-    tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path
+    tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path, trt_bundle: Path
 ) -> dict[str, Path]:
     """The micro run exported for TensorRT with each of INPUTS. Copy one before altering it."""
-    spec, model = load_run(micro_run)
-    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
-    folder = tmp_path_factory.mktemp("golden")
-    for name, given in INPUTS.items():
-        export(model, spec, images, ExportRequest("tensorrt", input=given), folder / name)
-    return {name: folder / name for name in INPUTS}
+    request = ExportRequest("tensorrt", input=INPUTS["padded"])
+    padded = tmp_path_factory.mktemp("golden") / "padded"
+    return {"single": trt_bundle, "padded": export_run(micro_run, micro_data, padded, request)}
 
 
 @pytest.fixture
@@ -211,13 +64,10 @@ def bundle(tmp_path: Path, bundles: dict[str, Path]) -> Path:
     return Path(shutil.copytree(bundles["padded"], tmp_path / "my bundle"))
 
 
-def wrong_engine(bundle: Path, path: Path, change: Callable[[Any], Any]) -> Path:
-    """The bundle's graph with other weights in the classifier, (4 classes, 48)."""
-    model = onnx.load(bundle / "model.onnx")
-    tensor = next(t for t in model.graph.initializer if t.name.endswith("head.weight"))
-    altered = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(altered, tensor.name))
-    onnx.save(model, path)
+def wrong_engine(bundle: Path, path: Path, change: Change) -> Path:
+    """The bundle's graph with other weights in the classifier."""
+    shutil.copy(bundle / "model.onnx", path)
+    alter_head(path, change)
     return path
 
 
@@ -250,9 +100,10 @@ def test_every_file_of_the_pack_is_in_the_manifest(bundle: Path) -> None:
     written = {f"golden/{path.name}" for path in (bundle / "golden").iterdir()}
     assert written < set(listed)
     assert len(written) == 8
+    script = (bundle / "golden" / "check.sh").read_text()
     (bundle / "golden" / "check.sh").write_text("exit 0\n")
-    with pytest.raises(BundleError, match=r"golden/check\.sh is not the file"):
-        read_bundle(bundle)
+    refusal_of(BundleError, lambda: read_bundle(bundle), "golden/check.sh")
+    assert not re.search(r"@[A-Z]+@", script), "nothing of the template is left"
 
 
 def test_a_target_without_trtexec_gets_no_script(micro_bundles: dict[str, Path]) -> None:
@@ -261,7 +112,7 @@ def test_a_target_without_trtexec_gets_no_script(micro_bundles: dict[str, Path])
 
 
 @pytest.mark.parametrize("major", [10, 11])
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", ["padded", pytest.param("single", marks=pytest.mark.slow)])
 def test_an_engine_of_the_bundle_s_graph_passes(
     name: str, major: int, bundles: dict[str, Path], device: Device
 ) -> None:
@@ -282,11 +133,11 @@ def test_an_engine_of_the_bundle_s_graph_passes(
 
 @pytest.mark.parametrize("major", [10, 11])
 def test_the_lines_that_are_run_are_those_that_the_script_names(
-    major: int, bundles: dict[str, Path], device: Device
+    major: int, bundle: Path, device: Device
 ) -> None:
     trtexec = device.trtexec(major)
-    done = device.check(bundles["single"])
-    script = (bundles["single"] / "golden" / "check.sh").read_text()
+    done = device.check(bundle)
+    script = (bundle / "golden" / "check.sh").read_text()
     named = script.split(f"\n# TensorRT {major}.x")[1].split("\n#\n")[0]
     expected = [line.lstrip("# ") for line in named.splitlines() if "--" in line]
     work = rf"{device.temporary}/gft-edge-check\.\w+/"
@@ -295,29 +146,19 @@ def test_the_lines_that_are_run_are_those_that_the_script_names(
         for line in done.stdout.splitlines()
         if line.startswith("+ ")
     ]
-    assert run == [
-        "trtexec --help",
-        expected[0],
-        *(expected[1].replace("_N.", f"_{number}.") for number in range(8)),
-    ]
+    loads = [expected[1].replace("_N.", f"_{number}.") for number in range(3)]
+    assert run == ["trtexec --help", expected[0], *loads]
 
 
+@pytest.mark.slow  # an export of its own
 @pytest.mark.parametrize("major", [10, 11])
 def test_version_compatible_engines_are_built_and_loaded_as_such(
     major: int, tmp_path: Path, micro_run: Path, micro_data: Path, device: Device
 ) -> None:
-    spec, model = load_run(micro_run)
-    images = draw_image_set(read_split(micro_data, "test", spec.labels), count=12, seed=0)
-    settings = EngineSettings(version_compatible=True)
-    export(
-        model,
-        spec,
-        images,
-        ExportRequest("tensorrt", engine_settings=settings),
-        tmp_path / "bundle",
-    )
+    request = ExportRequest("tensorrt", engine_settings=EngineSettings(version_compatible=True))
+    bundle = export_run(micro_run, micro_data, tmp_path / "bundle", request)
     device.trtexec(major)
-    done = device.check(tmp_path / "bundle")
+    done = device.check(bundle)
     assert done.returncode == 0, done.stderr
     (help_line, *lines) = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     assert help_line.endswith("--help")
@@ -328,10 +169,8 @@ def test_version_compatible_engines_are_built_and_loaded_as_such(
 def test_a_given_engine_is_checked_and_none_is_built(bundle: Path, device: Device) -> None:
     device.trtexec(fault="build")
     engine = wrong_engine(bundle, device.tools / "my engine.plan", lambda weights: weights)
-    # The graph is not needed where the engine is.
+    # The graph is not needed where the engine is. A relative path starts where the user stands.
     (bundle / "model.onnx").unlink()
-    assert device.check(bundle, engine).returncode == 0
-    # A relative path starts where the user stands.
     done = device.check(bundle, engine.name)
     assert done.returncode == 0
     assert f"--loadEngine={engine}" in done.stdout
@@ -356,10 +195,13 @@ def test_the_figures_are_those_of_verify(bundle: Path, device: Device) -> None:
     device.trtexec()
     noise = np.random.default_rng(0).normal(0, 0.02, (4, 48))
     engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights + noise)
-    pixels, expected = read_golden(read_bundle(bundle))
+    opened = read_bundle(bundle)
+    pixels, expected = read_golden(opened)
     session = onnxruntime.InferenceSession(engine)
-    padded = np.concatenate([pixels, pixels[-1:]]).reshape(3, 3, *pixels.shape[1:])
-    logits = np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in padded])[:8]
+    padded = np.concatenate([pixels, pixels[-1:]])
+    given = batch_from_pixels(padded, opened.manifest.model.preprocessing, "float32")
+    answers = [session.run(["logits"], {"images": batch})[0] for batch in np.split(given, 3)]
+    logits = np.concatenate(answers)[:8]
     report = compare("", Outputs(expected.logits, ()), Outputs(logits, ()), NO_BOUND)
     done = device.check(bundle, engine)
     assert 0 < report.top1_agreement < 1
@@ -370,18 +212,14 @@ def test_the_figures_are_those_of_verify(bundle: Path, device: Device) -> None:
     assert worst == pytest.approx(report.max_abs, rel=0.05)
 
 
-def test_an_engine_that_gives_no_numbers_fails(bundle: Path, device: Device) -> None:
+def test_an_engine_that_gives_no_numbers_or_takes_another_batch_fails(
+    bundle: Path, bundles: dict[str, Path], device: Device
+) -> None:
     device.trtexec()
     engine = wrong_engine(bundle, device.tools / "engine", lambda weights: weights * np.nan)
     done = device.check(bundle, engine)
     assert done.returncode == 1
     assert "FAIL: the logits hold NaN or infinity" in done.stdout
-
-
-def test_an_engine_of_another_batch_is_refused(
-    bundle: Path, bundles: dict[str, Path], device: Device
-) -> None:
-    device.trtexec()
     done = device.check(bundle, bundles["single"] / "model.onnx")
     assert done.returncode == 1
     assert "Unexpected file size for input file: images_0.bin" in done.stderr
@@ -400,36 +238,38 @@ def test_a_script_that_is_started_otherwise_finds_its_files(
     assert device.run(tmp_path / "link", cwd=tmp_path).returncode == 0
 
 
-def test_a_bundle_is_only_read(bundle: Path, device: Device) -> None:
+def test_a_bundle_is_only_read_and_the_folder_to_write_is_named(
+    bundle: Path, device: Device
+) -> None:
     device.trtexec(11)
     before = {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]}
     for path in before:
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert device.check(bundle).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]} == before
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["golden/images_1.bin", "golden/logits_2.bin", "model.onnx"],
-    ids=lambda name: name[-12:],
-)
-def test_a_truncated_file_is_named(name: str, bundle: Path, device: Device) -> None:
-    device.trtexec()
-    content = (bundle / name).read_bytes()
-    (bundle / name).write_bytes(content[:-1])
-    done = device.check(bundle)
+    done = device.run(shell("sh"), bundle / "golden" / "check.sh", TMPDIR="/nowhere")
     assert done.returncode == 1
-    shown = name.removeprefix("golden/") if name.startswith("golden") else f"../{name}"
-    assert done.stderr == (
-        f"check.sh: not as exported (sha256 differs): {shown}; copy the bundle again\n"
-    )
+    assert "no temporary folder in /nowhere: set TMPDIR" in done.stderr
 
 
-def test_missing_files_are_named(bundle: Path, device: Device) -> None:
+def test_truncated_and_missing_files_are_named(bundle: Path, device: Device) -> None:
     device.trtexec()
-    (bundle / "golden" / "images_0.bin").unlink()
-    (bundle / "golden" / "logits_1.bin").unlink()
+    golden, graph = bundle / "golden", bundle / "model.onnx"
+    for path, shown in (
+        (golden / "images_1.bin", "images_1.bin"),
+        (golden / "logits_2.bin", "logits_2.bin"),
+        (graph, "../model.onnx"),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        done = device.check(bundle)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"check.sh: not as exported (sha256 differs): {shown}; copy the bundle again\n"
+        )
+        path.write_bytes(content)
+    (golden / "images_0.bin").unlink()
+    (golden / "logits_1.bin").unlink()
     assert "differs): images_0.bin, logits_1.bin; copy" in device.check(bundle).stderr
 
 
@@ -447,7 +287,7 @@ def test_without_trtexec_it_says_where_it_looked_and_how_to_get_it(
     )
 
 
-def test_trtexec_may_be_named(bundle: Path, device: Device) -> None:
+def test_trtexec_may_be_named_and_is_tensorrt_10_or_newer(bundle: Path, device: Device) -> None:
     script = bundle / "golden" / "check.sh"
     trtexec = device.trtexec(name="my-trtexec")
     for name in (str(trtexec), "./my-trtexec", "my-trtexec"):
@@ -457,9 +297,6 @@ def test_trtexec_may_be_named(bundle: Path, device: Device) -> None:
         done = device.run(shell("sh"), script, TRTEXEC=name)
         assert done.returncode == 2
         assert f"TRTEXEC is {name}, which is no program" in done.stderr
-
-
-def test_a_trtexec_before_tensorrt_10_is_refused(bundle: Path, device: Device) -> None:
     device.trtexec(major=8)
     done = device.check(bundle)
     assert done.returncode == 2
@@ -488,50 +325,29 @@ def test_a_failing_trtexec_is_reported(
     assert "PASS" not in done.stdout
 
 
-@pytest.mark.parametrize("layout", ["one line", "many lines"])
-def test_outputs_are_read_wherever_their_lines_break(
-    layout: str, bundle: Path, device: Device
-) -> None:
-    device.trtexec(fault=layout)
-    assert device.check(bundle).returncode == 0
+def test_outputs_are_read_wherever_their_lines_break(bundle: Path, device: Device) -> None:
+    for layout in ("one line", "many lines"):
+        device.trtexec(fault=layout)
+        assert device.check(bundle).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("nowhere.engine",), "no such engine: nowhere.engine; without an argument one is built"),
-        (("",), "no such engine: ; without an argument one is built"),
-        (("a", "b"), "2 arguments: give one engine, or none"),
-        (("--fast",), "no such option: --fast"),
-    ],
-)
-def test_wrong_use_is_told_apart(
-    arguments: tuple[str, ...], message: str, bundle: Path, device: Device
-) -> None:
-    device.trtexec()
-    done = device.check(bundle, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f"check.sh: {message}\n")
-
-
-def test_help_needs_no_trtexec(bundle: Path, device: Device) -> None:
+def test_wrong_use_is_told_apart_and_help_needs_no_trtexec(bundle: Path, device: Device) -> None:
     done = device.check(bundle, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: golden/check.sh [ENGINE]\n")
-
-
-def test_a_folder_that_cannot_be_written_is_named(bundle: Path, device: Device) -> None:
     device.trtexec()
-    done = device.run(shell("sh"), bundle / "golden" / "check.sh", TMPDIR="/nowhere")
-    assert done.returncode == 1
-    assert "no temporary folder in /nowhere: set TMPDIR" in done.stderr
+    for arguments, message in (
+        (["nowhere.engine"], "no such engine: nowhere.engine; without an argument one is built"),
+        ([""], "no such engine: ; without an argument one is built"),
+        (["a", "b"], "2 arguments: give one engine, or none"),
+        (["--fast"], "no such option: --fast"),
+    ):
+        done = device.check(bundle, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith(f"check.sh: {message}\n")
 
 
-def test_nothing_of_the_template_is_left(bundle: Path) -> None:
-    assert not re.search(r"@[A-Z]+@", (bundle / "golden" / "check.sh").read_text())
-
-
-@pytest.mark.parametrize("name", ["sh", "dash", "bash", "ksh", "busybox"])
+@pytest.mark.parametrize("name", ["dash", "bash", "ksh", "busybox"])
 def test_every_shell_reads_the_script(name: str, bundle: Path, device: Device) -> None:
     device.trtexec()
     command = [shell(name), "sh"] if name == "busybox" else [shell(name)]
@@ -580,7 +396,11 @@ def test_logits_of_many_classes_and_ties_are_compared(bundle: Path, device: Devi
     )
     (golden / "check.sh").write_text(script)
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Constant", [], ["logits"], value=numpy_helper.from_array(logits))],
+        [
+            onnx.helper.make_node(
+                "Constant", [], ["logits"], value=onnx.numpy_helper.from_array(logits)
+            )
+        ],
         "constant",
         [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [3])],
         [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [3, 1000])],
