@@ -71,8 +71,7 @@ def command(run: Path, data: Path | None, out: Path | None, as_json: bool, **opt
     """
     try:
         from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
-        from gft_edge.studies.benchmark_page import write_page
-        from gft_edge.studies.results import HTML_FILE, RESULT_FILES
+        from gft_edge.studies.results import RESULT_FILES
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     if options["keep"] and options["points"]:
@@ -106,11 +105,11 @@ def command(run: Path, data: Path | None, out: Path | None, as_json: bool, **opt
     except KeyboardInterrupt:
         say(f"interrupted: what is done is kept in {shown(str(out))}, the same command goes on")
         raise click.exceptions.Exit(1) from None
-    write_page(result, profile, out / HTML_FILE)
     if as_json:
         print_json(to_json(result))
     else:
         _print(result, [out / name for name in RESULT_FILES if (out / name).exists()])
+        line(f"gft-edge report {shlex.quote(shown(str(out)))} makes a page of it")
         _print_next(result, out, {"data": data, **options})
     if not result.complete:
         say("interrupted: latencies are of the samples so far, the same command measures them anew")

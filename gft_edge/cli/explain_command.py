@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -36,18 +37,18 @@ from gft_edge.cli.output import (
     print_table,
     progress,
     say,
+    show,
     shown,
 )
 from gft_edge.cli.references import engine_of
 from gft_edge.cli.sources import given_source, source_of_run
 from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import ImageError, MissingDependencyError, UsageError
-from gft_edge.explanation.curve_chart import curve_chart
+from gft_edge.explanation.curves_page import areas_table
 from gft_edge.explanation.deletion import (
     LEAST_IMAGES,
     OWN,
     DeletionReport,
-    Estimate,
     InsertFrom,
     deletion_report,
 )
@@ -65,7 +66,7 @@ from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.sources import expanded
 
 CONTENT = "explain.json"
-CURVES = "curves.png"
+CURVES = "curves.json"
 PREDICTIONS = 5
 
 
@@ -370,7 +371,6 @@ def _measure(
             settings["seed"],
             advance(bar, f"delete and insert on {settings['split']}", len(pixels)),
         )
-    _write_picture(out / CURVES, curve_chart(report, shown(of.name)))
     content = {
         "explained": str(of),
         "runs": subject.runs,
@@ -378,9 +378,8 @@ def _measure(
         "score": model.score,
         "unavailable": untold,
         **to_json(report),
-        "picture": CURVES,
     }
-    _write_json(out / CURVES.replace(".png", ".json"), content)
+    _write_json(out / CURVES, content)
     if as_json:
         print_json(content)
     else:
@@ -404,19 +403,10 @@ def _other_orders(subject: Subject) -> tuple[dict[str, Subject], list[str]]:
 def _print_measured(
     of: Path, report: DeletionReport, untold: list[str], score: Score, out: Path
 ) -> None:
-    print_table(
-        shown(f"{of}, {report.images} images: area under the probability of the predicted class"),
-        ("order", "deletion (lower is better)", "gain of its own", "insertion (higher is better)",
-         "gain of its own"),
-        [
-            (
-                f"{r.order} ({SCORES[score].title}, its own)" if r.order == OWN else r.order,
-                _text(r.deletion), _text(r.deletion_gain), _text(r.insertion),
-                _text(r.insertion_gain),
-            )
-            for r in report.results
-        ],
-    )  # fmt: skip
+    own = {OWN: f"{OWN} ({SCORES[score].title}, its own)"}
+    table = areas_table(shown(str(of)), report)
+    rows = [(own.get(str(order), order), *rest) for order, *rest in table.rows]
+    show(dataclasses.replace(table, rows=rows))
     if report.images < LEAST_IMAGES:
         click.echo(
             f"{report.images} images are too few for an interval: take {LEAST_IMAGES} or more"
@@ -430,18 +420,10 @@ def _print_measured(
     for reason in untold:
         click.echo(f"not available: {reason}")
     click.echo(
-        f"{report.inferences} inferences in {report.seconds:.0f} s; {CURVES} and its numbers in "
-        f"{shown(str(out))}"
+        f"{report.inferences} inferences in {report.seconds:.0f} s; written: "
+        f"{shown(str(out / CURVES))}"
     )
-    next_line(f"gft-edge explain {shown(str(of))} IMAGE... --out {shown(str(out))} draws some")
-
-
-def _text(found: Estimate | None) -> str:
-    if found is None:
-        return "-"
-    if found.interval is None:
-        return f"{found.mean:.4f}"
-    return f"{found.mean:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]"
+    next_line(f"gft-edge report {shown(str(out / CURVES))} draws them")
 
 
 def _write_picture(path: Path, picture: Any) -> None:

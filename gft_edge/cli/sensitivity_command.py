@@ -24,6 +24,8 @@ from gft_edge.cli.output import (
 from gft_edge.cli.sources import source_of_run
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError, MissingDependencyError, UsageError
+from gft_edge.reporting.drawing import check_installed, save
+from gft_edge.reporting.run_charts import sensitivity_chart
 
 # Channels are levelled on this many times the images that layers are measured on: on the same few,
 # a strong smoothing would look better than it is.
@@ -67,6 +69,8 @@ def command(
         from gft_edge.model.checkpoint import load_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
+    if out is not None:
+        check_installed()
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} is no .png file")
     if out is not None and not out.absolute().parent.is_dir():
@@ -97,9 +101,8 @@ def command(
     except GateError:
         suggested, verdict = (), None
     if out is not None:
-        from gft_edge.calibration.charts import sensitivity_chart
-
-        sensitivity_chart(ranking, suggested, out)
+        layers = [(row.layer, row.score_noise, row.cosine_drop) for row in ranking]
+        save(sensitivity_chart(layers, suggested).figure, out)
     if as_json:
         print_json(
             {

@@ -106,7 +106,7 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
     is_flag=False,
     flag_value="some",
     metavar="[EPOCHS|all]",
-    help="Log the gradient norm of each layer in these epochs, for gft-edge plot [5 of them].",
+    help="Log the gradient norm of each layer in these epochs, for gft-edge report [5 of them].",
 )
 @click.option("--tensorboard", is_flag=True, help="Log each epoch to RUN/tensorboard too.")
 @json_option

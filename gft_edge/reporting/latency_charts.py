@@ -1,246 +1,223 @@
-"""Pictures of latency as SVG text: distributions, turns over a run, end-to-end parts, Pareto front."""
+"""Charts of latency: every call, turn by turn, the parts of a call, the parts of a network."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.samples import WINDOWS, percentile_ms
 from gft_edge.reporting.drawing import (
     DASHES,
+    GREY,
+    INK,
+    MARKERS,
+    ORANGE,
     PALETTE,
-    SHAPES,
-    Scale,
-    area,
-    bar,
+    Chart,
+    drawn,
+    heading,
     legend,
-    line,
-    linear_scale,
-    log_scale,
-    marker,
+    legend_px,
+    literal,
+    new_figure,
+    panel,
     shortened,
-    svg,
-    text,
-    width_of,
 )
 from gft_edge.runtime.classifier import Timing
 
 WIDTH_PX = 480  # three quarters of it are a phone's width
-PARETO_WIDTH_PX = 640
-MARGIN_PX = 24  # half of an axis' last number stands out over its end
-TITLE_PX = 22
+MARGIN_PX = 20  # half of an axis' last number stands out over its end
 BINS = 100
-ROW_PX = 96
-
-# How many places are tried for a label on the Pareto chart.
-NEAREST = 200
+LONGEST_NAME = 44
 
 # One call that waited can take a hundred times as long as the rest: the axis ends at this quantile,
 # or at three times the 90 % one where so few calls were taken that it is the outlier itself.
 AXIS_QUANTILE, AXIS_TIMES_P90 = 0.995, 3.0
-# A turn further off than this is drawn at the edge.
-MOST_OFF = 2.0
+# A turn further off than this, in percent, is drawn at the edge.
+MOST_OFF = 200.0
 
 PART_NAMES = ("decode", "preprocess", "host to device", "compute", "device to host", "postprocess")
+# A stage's parts share their colour in every stage; what a GFT adds to a ViT is darkest.
+STAGE_COLOURS = {"GALA": ORANGE, "selection": "#c23030", "refinement blocks": "#2b8a8a"}
 
 
-@dataclass(frozen=True)
-class ParetoPoint:
-    """A deployment: `accuracy` is of 1, points of a `group` share colour and shape."""
-
-    label: str
-    latency_ms: float
-    accuracy: float
-    group: str
-
-
-def distribution_chart(series: Mapping[str, Sequence[float]], title: str = "Every call") -> str:
+@drawn
+def distribution_chart(series: Mapping[str, Sequence[float]], boundary: str) -> Chart:
     """How often a call took how long, one row a series on a common axis of milliseconds.
 
     No series is empty. The axis is cut where outliers begin, and a row says how many lie beyond.
     """
-    end_ms = max(_axis_end(samples) for samples in series.values())
-    start_ms = min(min(samples) for samples in series.values())
-    scale = _latency_scale(start_ms, end_ms)
-    subtitle = "height: share of the calls; box: their middle half, and the median"
-    content = [text(0, 16, title, 15, "bold"), text(0, 36, subtitle, 12)]
-    end_px = 48 + ROW_PX * len(series)
-    content += _vertical_grid(scale, 48, end_px)
-    for number, (name, samples) in enumerate(series.items()):
-        content += _distribution_row(
-            name, samples, scale, 48 + ROW_PX * number, PALETTE[number % 6]
-        )
-    content += _x_axis(scale, end_px, "ms a call")
-    said = "; ".join(f"{name}: {_in_words(samples)}" for name, samples in series.items())
-    return svg(WIDTH_PX, end_px + 40, title, said, content)
+    low, high = _latency_range(series)
+    title = f"Every call, {boundary}"
+    figure = new_figure(WIDTH_PX, 48 + 96 * len(series) + 42)
+    heading(figure, title, "height: share of the calls; box: their middle half, and the median")
+    axes = panel(figure, MARGIN_PX, 48, MARGIN_PX, 42)
+    left = axes.get_yaxis_transform()
+    beside = -MARGIN_PX / (WIDTH_PX - 2 * MARGIN_PX)
+    for row, (name, samples) in enumerate(series.items()):
+        colour = PALETTE[row % len(PALETTE)]
+        inside = [sample for sample in samples if sample <= high]
+        beyond = len(samples) - len(inside)
+        counts, edges = np.histogram(inside, BINS, (low, high))
+        heights = row + 0.78 - 0.36 * counts / max(counts.max(), 1)
+        axes.stairs(heights, edges, baseline=row + 0.78, fill=True, color=colour, alpha=0.6, lw=0)
+        axes.stairs(heights, edges, baseline=row + 0.78, color=colour, lw=1)
+        first, middle, third = np.quantile(samples, (0.25, 0.5, 0.75))
+        wide = max(third - first, (high - low) / 400)
+        axes.barh(row + 0.87, wide, 0.08, left=first, color=colour)
+        axes.plot([middle, middle], [row + 0.8, row + 0.94], color=INK, lw=2.5, clip_on=False)
+        axes.text(beside, row + 0.16, literal(shortened(name, LONGEST_NAME if not beyond else 24)),
+                  transform=left, size=13, weight="bold")  # fmt: skip
+        axes.text(beside, row + 0.32, _in_words(samples), transform=left)
+        if beyond:
+            far = f"{beyond} beyond, up to {_rounded(max(samples), 4)} ms \N{RIGHTWARDS ARROW}"
+            axes.text(1 - beside, row + 0.16, far, transform=left, ha="right")
+    axes.set(xlim=(low, high), ylim=(len(series), 0), yticks=[], xlabel="ms a call")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    return Chart(f"calls-{boundary}".replace(" ", "-"), title, _all_in_words(series), figure)
 
 
-def timeline_chart(
-    turns: Mapping[str, Sequence[Sequence[float]]], title: str = "Turn by turn"
-) -> str:
+@drawn
+def timeline_chart(turns: Mapping[str, Sequence[Sequence[float]]], boundary: str) -> Chart:
     """The median of each turn, in percent off the median of the series' turns, in the order they ran.
 
     A level line is a quiet machine; a slope is drift; all lines moving together is the machine's doing.
     """
-    medians = {name: [statistics.median(turn) for turn in own] for name, own in turns.items()}
-    off = {name: _off_median(own) for name, own in medians.items()}
+    from matplotlib.ticker import MaxNLocator
+
+    off = {name: _off_median(own) for name, own in turns.items()}
     every = [value for own in off.values() for value in own]
-    low, high = max(min(every), -1.0), min(max(every), MOST_OFF)
-    looks = {
-        name: (SHAPES[n % 4], PALETTE[n % 6], DASHES[n // 6 % 3]) for n, name in enumerate(turns)
-    }
-    content = [text(0, 16, title, 15, "bold")]
-    keys, keys_px = legend([(n, s, c) for n, (s, c, _) in looks.items()], TITLE_PX, WIDTH_PX)
-    top_px = TITLE_PX + keys_px
-    content += [*keys, text(0, top_px + 14, "% off the median of its own turns", 12)]
-    plot_top_px, plot_end_px = top_px + 30, top_px + 210
-    y = linear_scale(100 * min(low, -0.05), 100 * max(high, 0.05), plot_end_px, plot_top_px, 6)
     count = max(map(len, off.values()))
-    x = _turn_scale(count)
-    content += _horizontal_grid(y, [f"{tick:+g} %" if tick else "0 %" for tick in y.ticks], x.to_px)
-    content += _window_bounds(x, count, plot_top_px, plot_end_px)
-    for name, own in off.items():
-        shape, colour, dash = looks[name]
-        spots = [(x.at(n), y.at(100 * value)) for n, value in enumerate(own, 1)]
-        content.append(line(spots, colour, 1.5, dash))
-        for (x_px, y_px), number, value in zip(spots, range(1, count + 1), own, strict=False):
-            hover = f"{name}, turn {number}: {medians[name][number - 1]:.3f} ms, {value:+.1%}"
-            content.append(marker(shape, x_px, y_px, 3 if count <= 60 else 1.5, colour, hover))
-    content += _x_axis(x, plot_end_px, f"turn ({_beyond(every)}dashed: the three windows)")
-    said = "; ".join(
-        f"{name}: {len(own)} turns, {min(own):+.1%} to {max(own):+.1%}" for name, own in off.items()
+    keys_px = legend_px(WIDTH_PX, [*off])
+    figure = new_figure(WIDTH_PX, 22 + keys_px + 250)
+    title = f"Turn by turn, {boundary}"
+    heading(figure, title)
+    axes = panel(figure, 54, 22 + keys_px + 32, MARGIN_PX, 42)
+    lines = []
+    for n, own in enumerate(off.values()):
+        shown = [min(value, MOST_OFF) for value in own]
+        lines += axes.plot(
+            range(1, len(own) + 1), shown, DASHES[n // 6 % 3], marker=MARKERS[n % 4], lw=1.5,
+            markersize=5 if count <= 60 else 2.5, color=PALETTE[n % 6],
+        )  # fmt: skip
+    legend(figure, 22, lines, [*off])
+    low, high = max(min(every), -100.0), min(max(every), MOST_OFF)
+    axes.set_ylim(min(1.1 * low, -6), max(1.1 * high, 6))
+    axes.set_xlim(0.7, max(count, 2) + 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0 %")
+    for n in range(1, WINDOWS if count >= WINDOWS else 1):
+        axes.axvline(count * n // WINDOWS + 0.5, color=INK, lw=1, ls=(0, (3, 4)), alpha=0.7)
+    axes.set_title("% off the median of its own turns", loc="left", size=12, x=-0.13, pad=12)
+    over = sum(value > MOST_OFF for value in every)
+    said = f"{over} over the axis, up to {max(every):+.0f}%; " if over else ""
+    axes.set_xlabel(f"turn ({said}dashed: the three windows)")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y")
+    words = "; ".join(
+        f"{name}: {len(own)} turns, {min(own):+.1f}% to {max(own):+.1f}%"
+        for name, own in off.items()
     )
-    return svg(WIDTH_PX, plot_end_px + 40, title, said, content)
+    return Chart(f"turns-{boundary}".replace(" ", "-"), title, words, figure)
 
 
-def split_chart(splits: Mapping[str, Timing], title: str = "End to end, part by part") -> str:
+@drawn
+def split_chart(splits: Mapping[str, Timing]) -> Chart:
     """The mean milliseconds of each part of a call end to end, stacked, one bar a name."""
+    title = "End to end, part by part"
+    keys_px = legend_px(WIDTH_PX, PART_NAMES)
+    figure = new_figure(WIDTH_PX, 30 + keys_px + 66 * len(splits) + 42)
+    heading(figure, title)
+    axes = panel(figure, MARGIN_PX, 30 + keys_px, MARGIN_PX, 42)
     longest_ms = max(sum(dataclasses.astuple(parts)) for parts in splits.values())
-    colours = dict(zip(PART_NAMES, PALETTE, strict=True))
-    keys, keys_px = legend([(n, "square", c) for n, c in colours.items()], TITLE_PX, WIDTH_PX)
-    top_px = TITLE_PX + keys_px + 8
-    scale = linear_scale(0, longest_ms, MARGIN_PX, WIDTH_PX - MARGIN_PX)
-    end_px = top_px + 70 * len(splits)
-    content = [text(0, 16, title, 15, "bold"), *keys, *_vertical_grid(scale, top_px, end_px)]
-    for number, (name, parts) in enumerate(splits.items()):
-        content += _split_row(name, parts, scale, top_px + 70 * number, colours)
-    content += _x_axis(scale, end_px, "ms, mean of a call")
-    said = "; ".join(
+    axes.set(xlim=(0, 1.02 * longest_ms), ylim=(len(splits), 0), yticks=[])
+    left = axes.get_yaxis_transform()
+    beside = MARGIN_PX / (WIDTH_PX - 2 * MARGIN_PX)
+    handles = {}
+    for row, (name, parts) in enumerate(splits.items()):
+        total = sum(dataclasses.astuple(parts))
+        axes.text(-beside, row + 0.26, literal(shortened(name, LONGEST_NAME)), transform=left,
+                  size=13, weight="bold")  # fmt: skip
+        axes.text(1 + beside, row + 0.26, f"{total:.3f} ms", transform=left, ha="right")
+        done_ms = 0.0
+        for (part, ms), colour in zip(_by_name(parts), PALETTE, strict=True):
+            # The gap tells neighbours apart whatever their colours look like.
+            wide = max(ms - 0.003 * longest_ms, 0)
+            bar = axes.barh(row + 0.52, wide, 0.3, left=done_ms, color=colour)
+            handles[part] = bar[0]
+            _write_below(axes, part, ms, done_ms, row + 0.85, longest_ms)
+            done_ms += ms
+    legend(figure, 22, [*handles.values()], [*handles])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("ms, mean of a call")
+    axes.grid(axis="x")
+    words = "; ".join(
         f"{name}: " + ", ".join(f"{part} {ms:.3f} ms" for part, ms in _by_name(parts))
         for name, parts in splits.items()
     )
-    return svg(WIDTH_PX, end_px + 40, title, said, content)
+    return Chart("parts", title, words, figure)
 
 
-def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """Those that no other point is both at least as fast and at least as accurate as, fastest first."""
-    front: list[ParetoPoint] = []
-    for point in sorted(points, key=lambda p: (p.latency_ms, -p.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
-            front.append(point)
-    return front
-
-
-def pareto_chart(
-    points: Sequence[ParetoPoint],
-    title: str = "Accuracy against latency",
-    latency: str = "p50 latency, ms a call",
-) -> str:
-    """Every point with its label, and the Pareto front as a line; `latency` is the axis' name.
-
-    A label that finds no place without covering another is left to the pointer, and the axis says so.
-    """
-    assert points, "nothing to draw"
-    front = pareto_front(points)
-    groups = list(dict.fromkeys(point.group for point in points))
-    looks = {group: (SHAPES[n % 4], PALETTE[n % 6]) for n, group in enumerate(groups)}
-    keys, keys_px = legend([(g, *look) for g, look in looks.items()], TITLE_PX, PARETO_WIDTH_PX)
-    plot_top_px = TITLE_PX + keys_px + 34
-    plot_end_px = plot_top_px + 320 + 6 * min(max(0, len(points) - 20), 40)
-    x, y = _pareto_scales(points, plot_top_px, plot_end_px)
-    spots = [(x.at(p.latency_ms), y.at(100 * p.accuracy)) for p in points]
-    steps = _front_line(front, x, y)
-    labels, left_out = _placed_labels(points, front, spots, steps, plot_top_px, plot_end_px)
-    content = [text(0, 16, title, 15, "bold"), *keys]
-    content.append(
-        text(0, plot_top_px - 16, "accuracy, %; bold: on the Pareto front (the line)", 12)
+@drawn
+def breakdown_chart(breakdown: Breakdown) -> Chart:
+    """Horizontal bars, a part of the network each, with its time and its share of all layers'."""
+    parts = breakdown.parts
+    figure = new_figure(760, 58 + 26 * len(parts) + 34)
+    title = f"Where the time goes: {breakdown.layers_ms:.2f} ms in the layers"
+    heading(
+        figure,
+        title,
+        f"{breakdown.engine}, mean of {breakdown.runs} instrumented inferences of "
+        f"{breakdown.instrumented_ms:.2f} ms",
     )
-    content += _horizontal_grid(y, [f"{tick:g}" for tick in y.ticks], x.to_px)
-    content += _vertical_grid(x, plot_top_px, plot_end_px)
-    content.append(line(steps, "currentColor", 1.5, "none", 0.6))
-    for point, (x_px, y_px) in zip(points, spots, strict=True):
-        shape, colour = looks[point.group]
-        hover = f"{point.label}: {point.latency_ms:.3f} ms, {point.accuracy:.2%}"
-        content.append(marker(shape, x_px, y_px, 5, colour, hover))
-    missing = f"; {left_out} labels found no room" if left_out else ""
-    content += [*labels, *_x_axis(x, plot_end_px, f"{latency}{missing}")]
-    said = "; ".join(
-        f"{p.label} {p.latency_ms:.3f} ms {p.accuracy:.2%}"
-        + (", on the front" if p in front else "")
-        for p in points
+    axes = panel(figure, 220, 52, 160, 34)
+    longest_ms = max(part.mean_ms for part in parts) or 1.0
+    colours = [STAGE_COLOURS.get(part.name.partition(": ")[2], GREY) for part in parts]
+    axes.barh(range(len(parts)), [part.mean_ms for part in parts], 0.7, color=colours)
+    for place, part in enumerate(parts):
+        said = f"{part.mean_ms:.3f} ms, {part.share:.1%}"
+        axes.text(part.mean_ms + 0.02 * longest_ms, place, said, va="center")
+    axes.set_yticks(range(len(parts)), [literal(part.name) for part in parts])
+    axes.set(xlim=(0, longest_ms), ylim=(len(parts) - 0.4, -0.6), xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    foot = (
+        f"instrumented against plain inferences of {breakdown.plain_ms:.2f} ms, in turn: "
+        f"{breakdown.overhead:+.1%}"
     )
-    return svg(PARETO_WIDTH_PX, plot_end_px + 40, title, said, content)
+    figure.text(0, 10 / (72 * figure.get_size_inches()[1]), foot)
+    words = "; ".join(f"{part.name} {part.share:.1%}" for part in parts)
+    return Chart("layers", title, words, figure)
 
 
-def _quantile(ordered: Sequence[float], fraction: float) -> float:
-    return ordered[int(fraction * (len(ordered) - 1))]
+def _all_in_words(series: Mapping[str, Sequence[float]]) -> str:
+    return "; ".join(f"{name}: {_in_words(samples)}" for name, samples in series.items())
 
 
-def _axis_end(samples: Sequence[float]) -> float:
-    ordered = sorted(samples)
-    return min(_quantile(ordered, AXIS_QUANTILE), AXIS_TIMES_P90 * _quantile(ordered, 0.9))
-
-
-def _latency_scale(start_ms: float, end_ms: float) -> Scale:
+def _latency_range(series: Mapping[str, Sequence[float]]) -> tuple[float, float]:
     """From 0 where that leaves room enough for the rows."""
-    start_ms = 0.0 if start_ms < 0.5 * end_ms else start_ms
-    if end_ms - start_ms < 0.01 * end_ms:
-        start_ms, end_ms = 0.99 * start_ms, 1.01 * end_ms
-    return linear_scale(start_ms, end_ms, MARGIN_PX, WIDTH_PX - MARGIN_PX)
-
-
-def _distribution_row(
-    name: str, samples: Sequence[float], scale: Scale, top_px: float, colour: str
-) -> list[str]:
-    ordered = sorted(samples)
-    beyond = len(ordered) - bisect.bisect_right(ordered, scale.high)
-    far = (
-        f"{beyond} beyond, up to {_rounded(ordered[-1], 4)} ms \N{RIGHTWARDS ARROW}"
-        if beyond
-        else ""
+    low = min(map(min, series.values()))
+    high = max(
+        min(_quantile(samples, AXIS_QUANTILE), AXIS_TIMES_P90 * _quantile(samples, 0.9))
+        for samples in series.values()
     )
-    label = shortened(name, WIDTH_PX - width_of(far, 12) - 12, weight="bold")
-    base_px = top_px + 74
-    low_px, high_px = (scale.at(_quantile(ordered, f)) for f in (0.25, 0.75))
-    middle_px = scale.at(statistics.median(ordered))
-    return [
-        text(0, top_px + 14, label, weight="bold"),
-        text(WIDTH_PX, top_px + 14, far, 12, anchor="end") if far else "",
-        text(0, top_px + 31, _in_words(samples), 12),
-        area(_ridge(ordered[: len(ordered) - beyond], scale, base_px, 36), colour),
-        bar(low_px, base_px + 4, max(high_px - low_px, 1), 8, colour, name),
-        line([(middle_px, base_px + 1), (middle_px, base_px + 15)], width_px=2.5),
-    ]
+    low = 0.0 if low < 0.5 * high else low
+    if high - low < 0.01 * high:
+        return 0.99 * low, 1.01 * high
+    room = 0.03 * (high - low)
+    return max(low - room, 0.0), high + room
 
 
-def _ridge(
-    ordered: Sequence[float], scale: Scale, base_px: float, height_px: float
-) -> list[tuple[float, float]]:
-    """The outline of a histogram."""
-    width_ms = (scale.high - scale.low) / BINS
-    counts = [0] * BINS
-    for sample in ordered:
-        counts[min(int((sample - scale.low) / width_ms), BINS - 1)] += 1
-    points = []
-    for number, count in enumerate(counts):
-        y_px = base_px - height_px * count / max(counts)
-        points += [(scale.at(scale.low + width_ms * edge), y_px) for edge in (number, number + 1)]
-    return [(points[0][0], base_px), *points, (points[-1][0], base_px)]
+def _quantile(samples: Sequence[float], fraction: float) -> float:
+    # A sample, not between two: of a few, the highest may be the outlier.
+    return float(np.quantile(samples, fraction, method="lower"))
 
 
 def _in_words(samples: Sequence[float]) -> str:
@@ -260,216 +237,24 @@ def _rounded(value: float, digits: int) -> str:
     )
 
 
-def _off_median(medians: Sequence[float]) -> list[float]:
+def _off_median(turns: Sequence[Sequence[float]]) -> list[float]:
+    """In percent."""
+    medians = [statistics.median(turn) for turn in turns]
     middle = statistics.median(medians)
-    return [value / middle - 1 for value in medians]
-
-
-def _turn_scale(count: int) -> Scale:
-    scale = linear_scale(1, max(count, 2), MARGIN_PX + 36, WIDTH_PX - MARGIN_PX, 10)
-    ticks = tuple(tick for tick in scale.ticks if tick == int(tick) and 1 <= tick <= count)
-    return dataclasses.replace(scale, low=1, high=max(count, 2), ticks=ticks)
-
-
-def _window_bounds(x: Scale, count: int, top_px: float, end_px: float) -> list[str]:
-    """Between the turns that samples.window_medians parts."""
-    bounds = [count * n // WINDOWS + 0.5 for n in range(1, WINDOWS)] if count >= WINDOWS else []
-    return [line([(x.at(b), top_px), (x.at(b), end_px)], dash="3 4", opacity=0.7) for b in bounds]
-
-
-def _beyond(off: Sequence[float]) -> str:
-    count = sum(value > MOST_OFF for value in off)
-    return f"{count} over the axis, up to {max(off):+.0%}; " if count else ""
-
-
-def _split_row(
-    name: str, parts: Timing, scale: Scale, top_px: float, colours: Mapping[str, str]
-) -> list[str]:
-    total = f"{sum(dataclasses.astuple(parts)):.3f} ms"
-    room_px = WIDTH_PX - width_of(total) - 20
-    content = [
-        text(0, top_px + 14, shortened(name, room_px, weight="bold"), weight="bold"),
-        text(WIDTH_PX, top_px + 14, total, anchor="end"),
-    ]
-    done_ms = 0.0
-    segments = []
-    for part, ms in _by_name(parts):
-        start_px, end_px = scale.at(done_ms), scale.at(done_ms + ms)
-        done_ms += ms
-        # The gap tells neighbours apart whatever their colours look like.
-        width_px = max(end_px - start_px - 1.5, 0)
-        content.append(
-            bar(start_px, top_px + 22, width_px, 20, colours[part], f"{part} {ms:.3f} ms")
-        )
-        segments.append((width_px, start_px, f"{part} {_rounded(ms, 3)}", _rounded(ms, 3)))
-    written: list[tuple[float, float]] = []
-    for width_px, start_px, *wordings in sorted(segments, reverse=True):
-        words = next((words for words in wordings if width_of(words, 12) <= width_px + 6), "")
-        end_px = start_px + width_of(words, 12) + 4
-        if words and all(end_px <= left or right <= start_px for left, right in written):
-            content.append(text(start_px, top_px + 57, words, 12))
-            written.append((start_px, end_px))
-    return content
+    return [100 * (value / middle - 1) for value in medians]
 
 
 def _by_name(parts: Timing) -> list[tuple[str, float]]:
     return list(zip(PART_NAMES, dataclasses.astuple(parts), strict=True))
 
 
-def _pareto_scales(
-    points: Sequence[ParetoPoint], top_px: float, end_px: float
-) -> tuple[Scale, Scale]:
-    times = [point.latency_ms for point in points]
-    shares = [100 * point.accuracy for point in points]
-    left_px, right_px = 54, PARETO_WIDTH_PX - MARGIN_PX
-    low, high = min(times), max(times)
-    if high > 8 * low:
-        x = log_scale(low / 1.15, high * 1.15, left_px, right_px)
-    else:
-        room = 0.05 * (high - low) or 0.1 * high
-        x = linear_scale(max(low - room, 0), high + room, left_px, right_px)
-    room = max(0.1 * (max(shares) - min(shares)), 0.1)
-    y = linear_scale(max(min(shares) - room, 0), max(shares) + room, end_px, top_px)
-    y = dataclasses.replace(y, high=min(y.high, 100), ticks=tuple(t for t in y.ticks if t <= 100))
-    return x, y
-
-
-def _front_line(front: Sequence[ParetoPoint], x: Scale, y: Scale) -> list[tuple[float, float]]:
-    """In steps: between two points of the front nothing better was measured."""
-    spots = [(x.at(p.latency_ms), y.at(100 * p.accuracy)) for p in front]
-    corners = [(right, y_px) for (_, y_px), (right, _) in itertools.pairwise(spots)]
-    steps = [spots[0]]
-    for corner, spot in zip(corners, spots[1:], strict=True):
-        steps += [corner, spot]
-    return [*steps, (x.to_px, spots[-1][1])]
-
-
-_Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _placed_labels(
-    points: Sequence[ParetoPoint],
-    front: Sequence[ParetoPoint],
-    spots: Sequence[tuple[float, float]],
-    steps: Sequence[tuple[float, float]],
-    top_px: float,
-    end_px: float,
-) -> tuple[list[str], int]:
-    """A label for each point, as near as it is free, and how many found no place; the front first."""
-    taken: list[_Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
-    for (x, y), (right, top) in itertools.pairwise(steps):
-        taken.append((x - 1, top - 1, right + 1, y + 1))
-    labels: list[_Box] = []
-    leaders: list[_Box] = []
-    drawn: list[str] = []
-    left_out, too_wide_px = 0, math.inf
-    room = (56, top_px, PARETO_WIDTH_PX - 2, end_px - 2)
-    for n in sorted(range(len(points)), key=lambda n: points[n] not in front):
-        weight = "bold" if points[n] in front else "normal"
-        label = shortened(points[n].label, 260, 12, weight)
-        size = (width_of(label, 12, weight), 14.0)
-        free = _free_boxes(spots[n], size, [*taken, *labels], room) if size[0] < too_wide_px else []
-        if not free:
-            left_out, too_wide_px = left_out + 1, min(too_wide_px, size[0])
-            continue
-        # Leaders that cross labels leave a reader guessing: better a little further off.
-        clear = (
-            box
-            for box in free
-            if not any(_overlap(box, other) for other in leaders)
-            and not any(_overlap(a, b) for a in _leader_boxes(spots[n], box) for b in labels)
-        )
-        box = next(clear, free[0])
-        labels.append(box)
-        leaders += _leader_boxes(spots[n], box)
-        drawn += [_leader(spots[n], box), text(box[0], box[3] - 3, label, 12, weight)]
-    return drawn, left_out
-
-
-def _free_boxes(
-    spot: tuple[float, float], size: tuple[float, float], taken: Sequence[_Box], room: _Box
-) -> list[_Box]:
-    """Places for a label: beside the spot, above or below it, then anywhere, the nearest first."""
-    (x, y), (width, height) = spot, size
-    beside = [
-        (x + 9, y - 7),
-        (x - 9 - width, y - 7),
-        (x - width / 2, y - 23),
-        (x - width / 2, y + 9),
-    ]
-    anywhere = [
-        (left, top)
-        for top in _steps_through(room[1], room[3] - height, 8)
-        for left in _steps_through(room[0], room[2] - width, 20)
-    ]
-    anywhere.sort(key=lambda at: _away(spot, (*at, at[0] + width, at[1] + height)))
-    boxes = ((left, top, left + width, top + height) for left, top in [*beside, *anywhere])
-    free = (
-        box
-        for box in boxes
-        if room[0] <= box[0] and room[1] <= box[1] and box[2] <= room[2] and box[3] <= room[3]
-        and not any(_overlap(box, other) for other in taken)
-    )  # fmt: skip
-    return list(itertools.islice(free, NEAREST))
-
-
-def _steps_through(start: float, end: float, step: int) -> list[float]:
-    return [start + n for n in range(0, int(end - start) + 1, step)]
-
-
-def _overlap(a: _Box, b: _Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _away(spot: tuple[float, float], box: _Box) -> float:
-    """How far, in pixels; a leader to what stands over or under its point crosses what lies between."""
-    x, y = _leader_end(spot, box)
-    return math.hypot(x - spot[0], y - spot[1]) + (0 if x in (box[0], box[2]) else 80)
-
-
-def _leader_end(spot: tuple[float, float], box: _Box) -> tuple[float, float]:
-    """The middle of the side that faces the point, or of what lies over or under it."""
-    left, top, right, bottom = box
-    if left < spot[0] < right:
-        return spot[0], min(max(spot[1], top), bottom)
-    return left if spot[0] <= left else right, (top + bottom) / 2
-
-
-def _leader(spot: tuple[float, float], box: _Box) -> str:
-    """From a point to a label that does not stand beside it."""
-    return line([spot, _leader_end(spot, box)], opacity=0.5) if _leader_boxes(spot, box) else ""
-
-
-def _leader_boxes(spot: tuple[float, float], box: _Box) -> list[_Box]:
-    """What a leader covers, from a little off its point on; none where it is too short to draw."""
-    (x, y), (end_x, end_y) = spot, _leader_end(spot, box)
-    length_px = math.hypot(end_x - x, end_y - y)
-    if length_px < 14:
-        return []
-    shares = [n / length_px for n in range(8, int(length_px), 4)]
-    spots = [(x + share * (end_x - x), y + share * (end_y - y)) for share in shares]
-    return [(px - 1, py - 1, px + 1, py + 1) for px, py in spots]
-
-
-def _x_axis(scale: Scale, y_px: float, name: str) -> list[str]:
-    """Its line, numbers, and name in the middle below them."""
-    middle_px = (scale.from_px + scale.to_px) / 2
-    return [
-        line([(scale.from_px, y_px), (scale.to_px, y_px)]),
-        *(text(scale.at(t), y_px + 19, f"{t:g}", 12, anchor="middle") for t in scale.ticks),
-        text(middle_px, y_px + 36, name, 12, anchor="middle"),
-    ]
-
-
-def _vertical_grid(scale: Scale, top_px: float, end_px: float) -> list[str]:
-    return [line([(scale.at(t), top_px), (scale.at(t), end_px)], opacity=0.15) for t in scale.ticks]
-
-
-def _horizontal_grid(scale: Scale, names: Sequence[str], right_px: float) -> list[str]:
-    """Lines across, each with its number at the left."""
-    drawn = []
-    for tick, name in zip(scale.ticks, names, strict=True):
-        y_px = scale.at(tick)
-        drawn.append(line([(54, y_px), (right_px, y_px)], opacity=0.15))
-        drawn.append(text(46, y_px + 4, name, 12, anchor="end"))
-    return drawn
+def _write_below(
+    axes: Any, part: str, ms: float, start_ms: float, y: float, longest_ms: float
+) -> None:
+    """The part's time below its segment, with its name where there is room for it."""
+    room = ms / longest_ms * 54  # in characters
+    words = f"{part} {_rounded(ms, 3)}"
+    if len(words) > room:
+        words = _rounded(ms, 3)
+    if len(words) <= room:
+        axes.text(start_ms, y, words, va="center")

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -67,6 +67,7 @@ class Table:
     LaTeX need tabulate, of the extra [report]. A page takes the Table as it is (reporting.page.Section).
     """
 
+    kind: ClassVar[str] = "table"  # for a page's template
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Value]]
@@ -82,6 +83,16 @@ class Table:
         return [
             bool(cells) and all(_NUMBER.fullmatch(cell.text) for cell in cells) for cells in columns
         ]
+
+    def records(self) -> list[dict[str, float | str | None]]:
+        """Each row by its columns' heads, with every value in full."""
+        return [dict(zip(self.columns, map(_field, row), strict=True)) for row in self.rows]
+
+    def without(self, *heads: str) -> Table:
+        """The same table with fewer columns."""
+        kept = [n for n, head in enumerate(self.columns) if head not in heads]
+        columns = [self.columns[n] for n in kept]
+        return Table(self.title, columns, [[row[n] for n in kept] for row in self.rows], self.notes)
 
     def has_best(self) -> bool:
         """Whether any cell is marked as the best."""
@@ -172,8 +183,7 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.columns)
-    for row in table.rows:
-        writer.writerow([_field(value) for value in row])
+    writer.writerows([_field(value) for value in row] for row in table.rows)
     return text.getvalue()
 
 

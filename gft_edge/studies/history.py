@@ -23,6 +23,10 @@ class History:
     epochs: tuple[int, ...]
     columns: dict[str, tuple[float, ...]]
 
+    def by_column(self) -> dict[str, tuple[float, ...]]:
+        """The epochs among the columns, as charts take them."""
+        return {"epoch": self.epochs, **self.columns}
+
     def gaps(self) -> list[str]:
         """What is not finite, a line a column."""
         lines = []

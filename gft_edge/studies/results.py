@@ -13,8 +13,8 @@ from gft_edge.studies.memory import PROFILE_FILE
 from gft_edge.studies.variants import Variant
 
 SCHEMA_VERSION = 2
-CSV_FILE, JSON_FILE, HTML_FILE = "benchmark.csv", "benchmark.json", "benchmark.html"
-RESULT_FILES = (CSV_FILE, JSON_FILE, HTML_FILE, PROFILE_FILE)
+CSV_FILE, JSON_FILE = "benchmark.csv", "benchmark.json"
+RESULT_FILES = (CSV_FILE, JSON_FILE, PROFILE_FILE)
 
 Goal = Literal["fastest", "most accurate", "smallest", "least energy", "least memory"]
 

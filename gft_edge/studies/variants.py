@@ -9,6 +9,7 @@ from typing import Literal
 
 from gft_edge.bundle.specs import Stage
 from gft_edge.profiling.report import Report
+from gft_edge.reporting.pareto import ParetoPoint, pareto_front
 from gft_edge.studies.crossed import Estimate
 
 Status = Literal["done", "absent", "failed"]
@@ -178,24 +179,13 @@ def measured(report: Report) -> Measured:
 
 def with_front(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     """The same with `front` told: of those that hold their bounds none is as cheap and as accurate."""
-    placed = [_place(variant) for variant in variants]
+    points = [
+        ParetoPoint(variant.name, variant.cost, variant.top1, variant.target)
+        for variant in variants
+        if variant.holds and variant.cost is not None and variant.top1 is not None
+    ]
+    best = {(point.cost, point.accuracy) for point in pareto_front(points)}
     return tuple(
-        dataclasses.replace(
-            variant,
-            front=place is not None
-            and not any(
-                other is not None
-                and other != place
-                and other[0] <= place[0]
-                and other[1] <= place[1]
-                for other in placed
-            ),
-        )
-        for variant, place in zip(variants, placed, strict=True)
+        dataclasses.replace(one, front=one.holds and (one.cost, one.top1) in best)
+        for one in variants
     )
-
-
-def _place(variant: Variant) -> tuple[float, float] | None:
-    """Cost and error, both better where they are less."""
-    cost, top1 = variant.cost, variant.top1
-    return (cost, -top1) if variant.holds and cost is not None and top1 is not None else None

@@ -99,10 +99,10 @@ def test_the_commands_for_latency_run(
     (shell,) = blocks("sh", "Latency on the device")
     commands = shell.splitlines()
     assert [shlex.split(line)[1] for line in commands] == [
-        "profile", "profile", "profile", "benchmark",
+        "profile", "profile", "report", "report", "benchmark",
     ]  # fmt: skip
     for command in commands:
-        measures = "--load" not in command
+        measures = shlex.split(command)[1] != "report"
         # As it stands, but for what would only take longer.
         execute(command + " --duration 0.2 --min-samples 20" * measures, tmp_path)
         if not (tmp_path / "orin.json").exists():
@@ -139,7 +139,7 @@ def test_the_commands_for_the_papers_experiments_run(folder: Path, tmp_path: Pat
         for line in commands
     ]
     assert words == [
-        "train", "train", "train", "export", "evaluate", "plot", "explain", "explain", "import",
+        "train", "train", "train", "export", "evaluate", "report", "explain", "explain", "import",
     ]  # fmt: skip
     for command, word in zip(commands, words, strict=True):
         shorter = {"train": " --epochs 1 --batch-size 4", "explain": " --limit 2"}

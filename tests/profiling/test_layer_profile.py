@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -27,14 +26,12 @@ from gft_edge.profiling.layers import (
     part_names,
     part_of,
 )
-from gft_edge.reporting.layer_chart import breakdown_chart
 from gft_edge.runtime.backends import LayerRun, LayerTime, backend_for, precision_of
 from gft_edge.runtime.classifier import open_request
 from tests.support.refusals import refusal_of
 
 TARGETS = ("onnx", "openvino")
 RUNS = 5
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -309,61 +306,6 @@ def test_an_attention_is_fused_when_its_softmax_runs_with_its_products(
 def test_the_softmax_of_a_class_score_is_no_attention() -> None:
     softmax = layer("Softmax", "selections.0/Softmax")
     assert attention_kernels([softmax], ["selection 1"]) == ()
-
-
-# The picture.
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_chart_is_xml_that_names_every_part_with_its_time(
-    target: str, breakdowns: dict[str, Breakdown]
-) -> None:
-    root = ElementTree.fromstring(breakdown_chart(breakdowns[target]))
-    assert root.tag == f"{SVG}svg"
-    assert root.get("role") == "img"
-    assert root.findtext(f"{SVG}title", "").startswith("Where the time goes: ")
-    shown = [one.text for one in root.iter(f"{SVG}text")]
-    description = root.findtext(f"{SVG}desc", "")
-    for part in breakdowns[target].parts:
-        assert part.name in shown
-        assert f"{part.mean_ms:.3f} ms, {part.share:.1%}" in shown
-        assert f"{part.name} {part.share:.1%}" in description
-    assert len(list(root.iter(f"{SVG}rect"))) == len(breakdowns[target].parts)
-
-
-def test_no_text_of_the_chart_meets_another_or_the_edge(breakdowns: dict[str, Breakdown]) -> None:
-    slow = breakdowns["onnx"].parts[0]
-    parts = [
-        dataclasses.replace(slow, name=f"stage {n}: refinement blocks", mean_ms=1234.5 / n)
-        for n in range(1, 14)
-    ]
-    breakdown = dataclasses.replace(breakdowns["onnx"], parts=tuple(parts))
-    root = ElementTree.fromstring(breakdown_chart(breakdown))
-    width_px, height_px = float(root.attrib["width"]), float(root.attrib["height"])
-    boxes = []
-    for one in root.iter(f"{SVG}text"):
-        size_px = float(one.attrib["font-size"])
-        # Bold digits and capitals of common fonts are about 0.6 of the size wide.
-        length_px = 0.6 * size_px * len(one.text or "")
-        right = float(one.attrib["x"]) + (0 if one.attrib["text-anchor"] == "end" else length_px)
-        bottom = float(one.attrib["y"])
-        boxes.append((right - length_px, bottom - size_px, right, bottom))
-    for number, (left, top, right, bottom) in enumerate(boxes):
-        assert left >= -1
-        assert top >= 0
-        assert right <= width_px
-        assert bottom <= height_px
-        for other in boxes[:number]:
-            apart = other[2] <= left or right <= other[0] or other[3] <= top or bottom <= other[1]
-            assert apart, (number, boxes[number], other)
-
-
-def test_what_an_engine_is_called_cannot_break_the_picture(
-    breakdowns: dict[str, Breakdown],
-) -> None:
-    breakdown = dataclasses.replace(breakdowns["onnx"], engine="<b> & co")
-    root = ElementTree.fromstring(breakdown_chart(breakdown))
-    assert any("<b> & co" in (one.text or "") for one in root.iter(f"{SVG}text"))
 
 
 # What cannot be profiled.

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -29,7 +28,6 @@ from gft_edge.profiling.report import (
     ENGINE,
     Profile,
     boundary_of,
-    check_comparable,
     read_profile,
     write_profile,
 )
@@ -157,7 +155,9 @@ def test_what_is_printed_names_boundaries_and_verdict(
     for words in ("engine", "end to end", "time / first", "not available: "):
         assert words in printed
     assert ("UNSTABLE: do not decide on these numbers" in printed) != profile_data["stable"]
-    assert printed.rstrip().endswith(f"written: {profile_file}")
+    assert printed.rstrip().endswith(
+        f"written: {profile_file}\nnext: gft-edge report {profile_file}"
+    )
 
 
 # Whether it can be relied on.
@@ -219,7 +219,7 @@ def test_throughput_is_images_a_second_of_requests_in_flight(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     file, bundle = tmp_path / "throughput.json", micro_bundles["openvino"]
-    result = run("profile", bundle, "--hint", "throughput", "--json", file, *QUICK)
+    result = run("profile", bundle, "--hint", "throughput", "--out", file, *QUICK)
     assert result.exit_code == 0, result.output
     found = read_profile(file)
     # Where no images are given.
@@ -332,58 +332,12 @@ def test_a_damaged_profile_is_refused(
     refusal_of(UsageError, lambda: read_profile(path), field)
 
 
-def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "other.json"
-    for content in ("{}", "[1", "[]"):
-        path.write_text(content)
-        refused(run("profile", "--load", path), str(path))
-
-
 @pytest.mark.parametrize("percentile", [0, 100, math.nan])
 def test_a_profile_of_an_impossible_percentile_is_refused(
     percentile: float, altered: Callable[..., Path]
 ) -> None:
     path = altered(lambda content: content["settings"].update(percentiles=[percentile]))
     refusal_of(UsageError, lambda: read_profile(path), "99.99")
-
-
-def test_earlier_profiles_are_compared(profile_file: Path, altered: Callable[..., Path]) -> None:
-    def slower(content: dict[str, Any]) -> None:
-        for report in content["reports"]:
-            for boundary in report["boundaries"].values():
-                boundary["samples_ms"] = [2 * sample for sample in boundary["samples_ms"]]
-
-    result = run("profile", "--load", profile_file, altered(slower))
-    assert result.exit_code == 0, result.output
-    assert "Measured apart: a drift of the machine is in these ratios" in result.stdout
-    assert "2.000" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: c["settings"].update(batch=4), "batch (1; 4)"),
-        (lambda c: c["settings"].update(hint="throughput"), "hint (latency; throughput)"),
-        (lambda c: c["inputs"].update(digest="0" * 64), "inputs"),
-        (lambda c: c["inputs"].update(kind="golden frames"), "inputs"),
-        (
-            lambda c: [r["boundaries"].update(end_to_end=None) for r in c["reports"]],
-            "boundaries",
-        ),
-    ],
-)
-def test_profiles_of_different_things_are_not_compared(
-    change: Change, words: str, profile_file: Path, altered: Callable[..., Path]
-) -> None:
-    refused(run("profile", "--load", profile_file, altered(change)), words)
-
-
-def test_profiles_of_different_machines_are_compared(
-    profile_file: Path, altered: Callable[..., Path]
-) -> None:
-    other = altered(lambda content: content["machine"].update(board="NVIDIA Jetson Orin Nano"))
-    check_comparable({"a": read_profile(profile_file), "b": read_profile(other)})
-    assert "NVIDIA Jetson Orin Nano" in run("profile", "--load", profile_file, other).stdout
 
 
 # What cannot be measured.
@@ -407,12 +361,10 @@ def test_profiles_of_different_machines_are_compared(
         (("--backend", "fake"), "fake"),
         (("--layers", "--hint", "throughput"), "--hint"),
         (("--hint", "throughput"), "throughput"),
-        (("--load", "--layers"), "--layers"),
         (("--images", "nowhere"), "nowhere"),
         (("--baseline", "resnet51"), "--baseline resnet51"),
-        (("--json", "nowhere/a.json"), "nowhere/a.json"),
+        (("--out", "nowhere/a.json"), "nowhere/a.json"),
         (("--baseline-out", "kept"), "--baseline-out"),
-        (("--picture", "layers.svg"), "--layers"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(
@@ -470,11 +422,8 @@ def test_bundles_are_a_request() -> None:
 def test_layers_are_told_by_part_in_a_run_of_their_own_and_drawn(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    file, page, picture = (tmp_path / name for name in ("layers.json", "page.html", "layers.svg"))
-    bundle = micro_bundles["openvino"]
-    result = run(
-        "profile", bundle, "--layers", "--json", file, "--picture", picture, "--html", page, *QUICK
-    )
+    file = tmp_path / "layers.json"
+    result = run("profile", micro_bundles["openvino"], "--layers", "--out", file, *QUICK)
     assert result.exit_code == 0, result.output
     found = read_profile(file).reports[0].layers
     assert found is not None
@@ -483,14 +432,5 @@ def test_layers_are_told_by_part_in_a_run_of_their_own_and_drawn(
         assert part.name in result.stdout
     assert "instrumentation costs" in result.stdout
     assert "attention " in result.stdout
-    drawing = ElementTree.fromstring(picture.read_text())
-    shown = {"".join(node.itertext()) for node in drawing.iter("{http://www.w3.org/2000/svg}text")}
-    assert str(bundle) in shown
-    assert "Where the time goes" in page.read_text()
-
-
-def test_json_on_stdout_leaves_out_no_file(profile_file: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    result = run("profile", "--load", profile_file, "--json", "-", "--html", page)
-    assert json.loads(result.stdout)["schema_version"] == 1
-    assert page.is_file()
+    assert run("report", file).exit_code == 0
+    assert "Where the time goes" in file.with_suffix(".html").read_text()

@@ -7,9 +7,7 @@ import io
 import json
 import pydoc
 import re
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
-from PIL import Image
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.cli import main
@@ -29,12 +26,8 @@ from gft_edge.model.gft import build_gft
 from gft_edge.model.variants import spec_from_name
 from gft_edge.reporting.table import latex, markdown, to_csv
 from gft_edge.studies import runs_table_forms as forms
-from gft_edge.studies.confusion import confusion_of
-from gft_edge.studies.figures import draw_confusion, draw_curves, draw_gradients, draw_hardest
-from gft_edge.studies.history import History
 from gft_edge.studies.latency import Conditions, Latency
 from gft_edge.studies.runs_table import Row, RunsTable, type_of
-from gft_edge.training.gradients import write_norms
 from gft_edge.training.loop import RunConfig, network_logits
 from gft_edge.training.recipes import Recipe
 
@@ -568,201 +561,3 @@ def test_bundles_become_columns_of_the_runs_they_come_from(
         f"are both {dense} for onnx in fp32: give one of them",
     )
     assert_refused(run("evaluate", gft, "--bundles", gft), f"{gft} holds no bundle")
-
-
-def test_hardest_classes_and_pairs_are_counted() -> None:
-    targets = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
-    given = np.array([0, 1, 1, 2, 1, 1, 2, 2, 0])
-    confusion = confusion_of(np.eye(4, dtype=np.float32)[given], targets, ("a", "b", "c", "d"))
-    assert confusion.counts.tolist() == [[1, 2, 1, 0], [0, 2, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
-    # d has no image in the split.
-    assert [(r.label, r.images, r.recall, r.precision) for r in confusion.hardest()] == [
-        ("a", 4, 0.25, 0.5), ("c", 3, 2 / 3, 2 / 3), ("b", 2, 1.0, 0.5),
-    ]  # fmt: skip
-    assert [(p.label, p.predicted, p.count, p.share) for p in confusion.pairs()] == [
-        ("a", "b", 2, 0.5), ("c", "a", 1, 1 / 3), ("a", "c", 1, 0.25),
-    ]  # fmt: skip
-
-
-def test_plot_draws_curves_gradients_and_the_confusion(gft: Path) -> None:
-    without = run("plot", gft)
-    assert without.exit_code == 0, without.stderr
-    assert "no gradient norms: gft-edge train --log-gradients keeps them" in without.stderr
-    assert not (gft / "plots" / "gradients.png").exists()
-    write_norms(gft, 1, {"patch embedding": 1.0, "block 0": 0.5, "head": 0.1})
-    content = run_json("plot", gft)
-    names = ["curves.png", "gradients.png", "confusion.png", "hardest.png"]
-    assert content["pictures"] == [str(gft / "plots" / name) for name in names]
-    for picture in content["pictures"]:
-        with Image.open(picture) as image:
-            assert image.format == "PNG"
-            assert image.width > 500
-    assert content["gradients"] == {"1": {"patch embedding": 1.0, "block 0": 0.5, "head": 0.1}}
-    found = content["confusion"]
-    assert (found["split"], found["images"]) == ("test", 12)
-    assert found["top1"] == run_json("evaluate", gft)["top1"]
-    assert len(found["hardest"]) == 4
-    wrong = sum(pair["count"] for pair in found["pairs"])
-    assert wrong == round(12 * (1 - found["top1"]))
-    assert content["histories"][str(gft)]["columns"]["train_loss"] == [1.5]
-
-
-def test_the_validation_loss_is_drawn_from_where_it_was_kept(gft: Path) -> None:
-    picture = gft / "plots" / "curves.png"
-    losses = {"none": ("", ""), "late": ("", "1.75"), "all": ("2.25", "1.75")}
-    drawn = {}
-    for kept, (first, second) in losses.items():
-        (gft / "history.csv").write_text(
-            f"epoch,train_loss,val_top1,val_top5,val_loss\n1,2,0.25,1,{first}\n2,1.5,0.5,1,{second}\n"
-        )
-        result = run("plot", gft)
-        assert result.exit_code == 0, result.stderr
-        assert ("val_loss is missing" in result.stderr) == (kept == "late")
-        drawn[kept] = picture.read_bytes()
-    assert len({*drawn.values()}) == 3
-    assert run_json("plot", gft)["histories"][str(gft)]["columns"]["val_loss"] == [2.25, 1.75]
-    # A run of an older version has no such column.
-    trained_on(gft, gft)
-    assert "val_loss" not in run_json("plot", gft)["histories"][str(gft)]["columns"]
-
-
-def test_the_last_line_of_plot_can_be_run(
-    gft: Path, dense: Path, micro_data: Path, tmp_path: Path
-) -> None:
-    spaced = gft.rename(tmp_path / "a gft")
-    elsewhere = trained_on(dense, tmp_path / "elsewhere")
-    for arguments, command in (
-        ((spaced,), "evaluate"),
-        ((spaced, "--data", micro_data, "--dataset", "imagefolder"), "evaluate"),
-        ((elsewhere,), "inspect"),
-        ((spaced, elsewhere, "--out", tmp_path / "both"), "plot"),
-    ):
-        last = run("plot", *arguments).stdout.splitlines()[-1]
-        assert last.startswith(f"next: gft-edge {command} ")
-        result = run(*shlex.split(last)[2:])
-        assert result.exit_code == 0, f"{last}: {result.stderr}"
-
-
-def test_several_runs_share_one_picture_of_their_curves(
-    gft: Path, dense: Path, tmp_path: Path
-) -> None:
-    content = run_json("plot", gft, dense, "--out", tmp_path / "both")
-    assert content["pictures"] == [str(tmp_path / "both" / "curves.png")]
-    assert [*content["histories"]] == [str(gft), str(dense)]
-    assert_refused(run("plot", gft, dense), "give --out DIR")
-    assert_refused(run("plot", gft, gft, "--out", tmp_path), "given twice")
-
-
-def test_a_run_whose_images_are_elsewhere_still_shows_its_curves(
-    gft: Path, tmp_path: Path, micro_data: Path
-) -> None:
-    trained_on(gft, tmp_path / "elsewhere")
-    result = run("plot", gft)
-    assert result.exit_code == 0
-    assert "no confusion matrix" in result.stderr
-    assert "give --data FOLDER" in result.stderr
-    assert run_json("plot", gft)["confusion"] is None
-    assert_refused(run("plot", gft, "--split", "test"), "which is not here")
-    shutil.copytree(micro_data / "test", tmp_path / "data" / "val")
-    assert run_json("plot", gft, "--data", tmp_path / "data")["confusion"]["split"] == "val"
-
-
-def test_a_run_that_cannot_be_evaluated_still_shows_its_curves(
-    gft: Path, tmp_path: Path, micro_data: Path
-) -> None:
-    data = tmp_path / "data"
-    trained_on(gft, data)
-    shutil.copytree(micro_data / "test", data / "train")
-    # Training needs no other split.
-    assert run_json("plot", gft)["confusion"]["split"] == "train"
-    shutil.rmtree(gft / "evaluation")
-    (data / "train" / "dill" / "0.png").write_bytes(b"no picture")
-    (data / "val").mkdir()
-    for words in ("holds no image", "0.png", "has no test/ folder"):
-        result = run("plot", gft)
-        assert result.exit_code == 0, result.stderr
-        assert "no confusion matrix: " in result.stderr
-        assert words in result.stderr
-        assert f"written: {gft / 'plots' / 'curves.png'}\n" in result.stdout
-        shutil.rmtree(data / ("val" if words == "holds no image" else "train"), ignore_errors=True)
-    assert_refused(run("plot", gft, "--data", data), "has no test/ folder")
-
-
-def test_a_run_with_classes_that_its_images_lack_still_shows_its_curves(gft: Path) -> None:
-    # As an import with --classes 4 names them.
-    spec = json.loads((gft / "model.json").read_text())
-    spec["labels"] = [f"class {number}" for number in range(4)]
-    (gft / "model.json").write_text(json.dumps(spec))
-    result = run("plot", gft)
-    assert result.exit_code == 0, result.stderr
-    assert "no confusion matrix: " in result.stderr
-    assert "classes the model does not know" in result.stderr
-
-
-def test_what_cannot_be_plotted_is_refused(gft: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert_refused(run("plot", gft, "--out", tmp_path / "file"), "is a file: give --out a folder")
-    assert_refused(run("plot", gft, "--out", tmp_path / "file" / "x"), "cannot be made")
-    assert_refused(run("plot", gft, "--split", "holiday"), "has no holiday/ folder")
-    assert_refused(run("plot", tmp_path), "is no run")
-    (gft / "history.csv").write_text(HISTORY + "1,1e-4,much,0.5,1,9,1\n")
-    assert_refused(run("plot", gft), "history.csv, line 2: expected numbers for epoch")
-    (gft / "history.csv").write_text("epoch,loss\n1,2\n")
-    assert_refused(run("plot", gft), "history.csv, line 2")
-    (gft / "history.csv").write_text(HISTORY)
-    assert_refused(run("plot", gft), "history.csv is empty: the run has no finished epoch")
-    (gft / "history.csv").write_bytes(b"")
-    assert_refused(run("plot", gft), "history.csv is empty")
-    (gft / "history.csv").unlink()
-    assert_refused(run("plot", gft), f"{gft} has no history.csv")
-
-
-def test_without_matplotlib_the_line_that_installs_it_is_printed(
-    gft: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert_refused(
-        run("plot", gft), "Matplotlib is not installed here: pip install 'gft-edge[report]'"
-    )
-
-
-def test_a_loss_that_is_nan_is_a_gap_and_said(gft: Path, micro_data: Path) -> None:
-    trained_on(
-        gft, micro_data, "1,1e-4,nan,0.25,1,9,1\n2,1e-4,1.2,0.5,1,9,1\n3,1e-4,inf,0.5,1,9,1\n"
-    )
-    result = run("plot", gft)
-    assert result.exit_code == 0
-    assert (
-        "train_loss is missing, NaN or infinite in epoch 1, 3: left out of the curves"
-        in result.stderr
-    )
-    assert run_json("plot", gft)["histories"][str(gft)]["columns"]["train_loss"] == [
-        None,
-        1.2,
-        None,
-    ]
-
-
-@pytest.mark.parametrize("classes", [2, 81, 300])
-def test_pictures_of_few_and_many_classes_are_drawn(classes: int, tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    # A formula to matplotlib, a script its font lacks, and a name too long for any picture.
-    labels = ("$x_1$ $", "茶\n", *(f"{'long ' * 20}{n}" for n in range(classes - 2)))
-    targets = np.repeat(np.arange(classes), 2)
-    logits = generator.normal(size=(len(targets), classes)).astype(np.float32)
-    confusion = confusion_of(logits, targets, labels)
-    draw_confusion("a $ b", confusion, tmp_path / "confusion.png")
-    draw_hardest("a $ b", confusion.hardest(), confusion.pairs(), tmp_path / "hardest.png")
-    with Image.open(tmp_path / "confusion.png") as image:
-        assert max(image.size) < 4000
-
-
-def test_pictures_of_next_to_nothing_are_drawn(tmp_path: Path) -> None:
-    nan = float("nan")
-    draw_curves(
-        {"$": History((1,), {"train_loss": (nan,), "val_top1": (nan,)})}, tmp_path / "c.png"
-    )
-    draw_gradients("$", {1: {"a": nan, "b": 0.0}, 3: {"b": 1.0, "c": 2.0}}, tmp_path / "g.png")
-    perfect = confusion_of(np.eye(2, dtype=np.float32), np.array([0, 1]), ("a", "b"))
-    assert perfect.pairs() == []
-    draw_hardest("all right", perfect.hardest(), perfect.pairs(), tmp_path / "h.png")
