@@ -22,7 +22,7 @@ SOURCES = sorted(
 )
 
 HOST_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "safetensors")
-LEARNING = ("sklearn", "scipy")
+LEARNING = ("sklearn", "scipy", "matplotlib", "jinja2", "tabulate")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
