@@ -298,7 +298,7 @@ def test_what_a_split_lacks_is_said(
         ("evaluate", gft),
         ("evaluate", micro_bundles["onnx"]),
         ("evaluate", gft, dense),
-        ("plot", gft),
+        ("report", gft),
     ):
         result = run(command, *subjects, "--data", root, "--dataset", "coco")
         assert result.exit_code == 0, result.stderr

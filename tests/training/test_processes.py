@@ -182,11 +182,11 @@ def test_of_several_processes_the_first_alone_writes(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
     given = (copy, "--split", "val", "--device", "cpu")
-    for result in (run("evaluate", *given, "--out", out), run("plot", *given)):
+    for result in (run("evaluate", *given, "--out", out), run("report", *given)):
         assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     assert not out.exists()
     assert not (copy / "evaluation").exists()
-    assert [*(copy / "plots").iterdir()] == []
+    assert not (copy / "report.html").exists()
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(run("evaluate", *given, "--bundles", copy), "--bundles")
