@@ -157,6 +157,7 @@ def test_the_command_line_is_the_same_program_under_the_launcher(
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads(evaluated.stdout)
     assert metrics["images"] == 6
+    assert metrics.pop("split") == "val"
     assert metrics == json.loads((run / "metrics.json").read_text())["metrics"]
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
