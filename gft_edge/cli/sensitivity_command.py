@@ -46,7 +46,7 @@ def command(
     data: Path | None,
     dataset: str | None,
     coco_category: CocoCategory | None,
-    split: str,
+    split: str | None,
     images: int,
     seed: int,
     out: Path | None,
@@ -78,6 +78,7 @@ def command(
     spec, model = load_run(run)
     model = with_plain_weights(model)
     source = source_of_run(run, data, dataset, coco_category)
+    split = split or "train"
     available = read_split(source, split, spec.labels)
     several = draw_image_set(available, SMOOTHING_SHARE * images, seed)
     everything = normalised_batches(pixels_of(several, spec.preprocessing), spec.preprocessing)
