@@ -66,13 +66,13 @@ def print_table(networks: list[str], precisions: list[str]) -> None:
 
 def write_graph(network: str, precision: str, file: Path) -> None:
     """The graph that an export for TensorRT writes, of a network with random weights."""
+    import onnx
     import torch
 
     from gft_edge.bundle.specs import InputSpec
     from gft_edge.export.fp16 import half
+    from gft_edge.export.graph import finish, kept_names, simplify
     from gft_edge.export.onnx_from_torch import onnx_from_torch
-    from gft_edge.export.simplify import simplify
-    from gft_edge.export.structure import finish
     from gft_edge.model.gft import build_gft
     from gft_edge.model.variants import spec_from_name
 
@@ -80,11 +80,9 @@ def write_graph(network: str, precision: str, file: Path) -> None:
     torch.manual_seed(0)
     model = build_gft(spec).eval()
     typed = half(model) if precision == "fp16" else model
-    raw, simplified = file.with_name("raw.onnx"), file.with_name("simplified.onnx")
     given = InputSpec("uint8", 1)
-    kept = onnx_from_torch(typed, spec, given, 20, raw, centred=precision == "fp16")
-    simplify(raw, simplified)
-    finish(simplified, file, {}, kept)
+    graph = onnx_from_torch(typed, spec, given, 20, centred=precision == "fp16")
+    onnx.save(finish(simplify(graph), {}, kept_names(spec)), file)
 
 
 def build(file: Path) -> dict[str, float]:

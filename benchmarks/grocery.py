@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from gft_edge.datasets import read_split
-from gft_edge.export.verify import torch_outputs
 from gft_edge.fidelity.verify import verify
 from gft_edge.model.checkpoint import load_run
+from gft_edge.model.reference import torch_outputs
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.classifier import Classifier, load_pixels

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from matplotlib.figure import Figure
 
 from gft_edge.bundle.specs import InputSpec, ModelSpec
@@ -30,12 +31,11 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.sensitivity import sensitivity
 from gft_edge.datasets import Split, read_split
-from gft_edge.export.graphs import finished_graph, verified_graph
-from gft_edge.export.int8 import normalised_batches
-from gft_edge.export.verify import pixels_of, torch_outputs
-from gft_edge.export.workbench import Workbench
-from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare
+from gft_edge.export.graph import finish, kept_names, simplify
+from gft_edge.export.onnx_from_torch import onnx_from_torch
+from gft_edge.fidelity.compare import NO_BOUND, compare
 from gft_edge.model.checkpoint import load_run
+from gft_edge.model.reference import normalised_batches, pixels_of, torch_outputs
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
@@ -144,17 +144,13 @@ def _curve(given: argparse.Namespace) -> None:
     """Ever more layers in high precision, most damage per work first: patches kept, and time."""
     spec, split, pixels, reference = _reference(given, given.curve)
     _, model = load_run(given.runs / given.curve)
-    val = draw_image_set(read_split(given.data, "val", spec.labels), 256, 0)
     train = draw_image_set(read_split(given.data, "train", spec.labels), 64, 0)
     calibration = pixels_of(train, spec.preprocessing)
     rows = []
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        bound = TOLERANCES["fp32"]
-        work = Workbench(
-            model, spec, val, InputSpec("uint8", 1), bound, Path(scratch),
-            lambda text, done, total: None, lambda text: None,
-        )  # fmt: skip
-        graph = finished_graph(work, verified_graph(work, model, "fp32", 20, True, bound), "fp32")
+        graph, kept = Path(scratch) / "model.onnx", kept_names(spec)
+        exported = onnx_from_torch(model.eval(), spec, InputSpec("uint8", 1), 20)
+        onnx.save(finish(simplify(exported), {}, kept), graph)
         batches = normalised_batches(calibration[:32], spec.preprocessing)
         ranking = sensitivity(model, batches, train.targets[:32])
         names = [row.layer for row in ranking]
@@ -166,7 +162,7 @@ def _curve(given: argparse.Namespace) -> None:
                 quantize_openvino(graph, path, calibration, 1, names[high:], 0.95)
             else:
                 path = graph
-            request = open_request(spec, InputSpec("uint8", 1), "f32", work.kept)
+            request = open_request(spec, InputSpec("uint8", 1), "f32", kept)
             session = engine.open_session(path, request)
             stack.callback(session.close)
             outputs = session_outputs(session, pixels, InputSpec("uint8", 1), spec.preprocessing)

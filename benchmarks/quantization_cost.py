@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import torch
 
 from gft_edge.bundle.specs import InputSpec
@@ -27,13 +28,13 @@ from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.calibration.sensitivity import sensitivity
+from gft_edge.calibration.smoothing import STRENGTHS, smoothed
 from gft_edge.datasets import read_split
-from gft_edge.export.int8 import MEASURED_IMAGES, SMOOTH_QUANT, normalised_batches, smoothed
+from gft_edge.export.graph import finish, kept_names, simplify
+from gft_edge.export.int8 import BATCHES_MEASURED, MEASURED_IMAGES
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.simplify import simplify
-from gft_edge.export.structure import finish
-from gft_edge.export.verify import pixels_of
 from gft_edge.model.gft import build_gft
+from gft_edge.model.reference import normalised_batches, pixels_of
 from gft_edge.model.variants import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
@@ -62,16 +63,13 @@ def main() -> None:
     drawn = draw_image_set(split, given.images, 0)
     pixels = pixels_of(drawn, spec.preprocessing)
     batches = normalised_batches(pixels, spec.preprocessing)
-    few = batches[: MEASURED_IMAGES // 16]
+    few = batches[:BATCHES_MEASURED]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        graph, path = Path(scratch) / "simplified.onnx", Path(scratch) / "finished.onnx"
+        path, kept = Path(scratch) / "finished.onnx", kept_names(spec)
         with part("ONNX graph"):
-            kept = onnx_from_torch(
-                model, spec, GIVEN, 20, Path(scratch) / "exported.onnx", given.target == "onnx"
-            )
-            simplify(Path(scratch) / "exported.onnx", graph)
-            finish(graph, path, {}, kept)
+            graph = simplify(onnx_from_torch(model, spec, GIVEN, 20, given.target == "onnx"))
+            onnx.save(finish(graph, {}, kept), path)
         layers = list(quantizable_layers(model))
         if given.target == "onnx":
             with part("smooth-quant, four strengths"):
@@ -79,10 +77,12 @@ def main() -> None:
             with part("calibrate"):
                 peaks = activation_peaks(network, batches)
             with part("quantize"):
-                quantize_onnx(graph, Path(scratch) / "int8.onnx", peaks, layers, PIXEL_LAYER)
+                onnx.save(
+                    quantize_onnx(graph, peaks, layers, PIXEL_LAYER), Path(scratch) / "int8.onnx"
+                )
         else:
             with part("smooth-quant, four strengths"):
-                for strength in SMOOTH_QUANT:
+                for strength in STRENGTHS:
                     some = pixels[:MEASURED_IMAGES]
                     low = Path(scratch) / "int8.xml"
                     quantize_openvino(path, low, some, 1, layers, strength)

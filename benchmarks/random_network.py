@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 
@@ -23,10 +24,9 @@ from gft_edge.bundle.store import (
 )
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
-from gft_edge.export.golden import write_golden
+from gft_edge.export.contents import write_golden
+from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.simplify import simplify
-from gft_edge.export.structure import finish
 from gft_edge.model.gft import build_gft
 from gft_edge.runtime.backends import BuildRequest, backend_for
 from gft_edge.runtime.classifier import Classifier
@@ -42,15 +42,12 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
     # It starts at zero, as pretrained networks are finetuned: the focal branch would do nothing.
     for layer in model.layers:
         torch.nn.init.normal_(layer.attn.proj.weight, std=0.02)
-    raw, simplified, path = (folder / f"{name}.onnx" for name in ("raw", "simplified", "finished"))
-    kept = onnx_from_torch(model, spec, GIVEN, 20, raw)
-    simplify(raw, simplified)
-    finish(simplified, path, {}, kept)
+    path, kept = folder / "finished.onnx", kept_names(spec)
+    onnx.save(finish(simplify(onnx_from_torch(model, spec, GIVEN, 20)), {}, kept), path)
     pixels = np.stack([resize_and_crop(image, spec.preprocessing) for image in calibration])
     layers = list(quantizable_layers(model))
     quantize_openvino(path, folder / "int8.xml", pixels, 1, layers, None)
-    for graph in (raw, simplified, path):
-        graph.unlink()
+    path.unlink()
     engine = backend_for("openvino")
     artifact = engine.build(folder / "int8.xml", folder, BuildRequest("int8", False, {}, ""))
     write_labels(folder, spec.labels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,13 +17,12 @@ WEIGHTED = ("MatMul", "Gemm", "Conv")
 
 
 def quantize_onnx(
-    source: Path,
-    path: Path,
+    graph: onnx.ModelProto,
     peaks: Mapping[str, float],
     layers: Collection[str],
     pixel_layer: str | None,
-) -> None:
-    """Write `source`, FP32 or FP16, with `layers` in INT8 to `path`.
+) -> onnx.ModelProto:
+    """Return a graph, FP32 or FP16, with `layers` in INT8.
 
     Symmetric S8 with zero points 0: weights by output channel, what a layer reads by tensor, 127
     standing for its entry in `peaks`; biases and all outputs stay as they were. `pixel_layer`, where
@@ -40,14 +38,14 @@ def quantize_onnx(
     if not layers:
         # ONNX Runtime reads an empty list as all nodes.
         raise PipelineError("no layer is left to quantize: keep fewer in high precision")
-    model = onnx.load(source)
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    if any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
         raise PipelineError("the graph is quantized already: start from an FP32 or FP16 export")
+    # A copy, which alone is altered.
+    model = onnx.shape_inference.infer_shapes(graph)
     nodes = weighted_nodes(model)
     missing = sorted(set(layers) - set(nodes))
     if missing:
         raise PipelineError(f"the graph has no layer {missing[0]}")
-    model = onnx.shape_inference.infer_shapes(model)
     dtype = _dtype(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     ranges = {}
@@ -85,7 +83,7 @@ def quantize_onnx(
     _return_plain_inputs(quantizer.model.model.graph, {nodes[name].name for name in layers})
     # It appends the new nodes at the end; ONNX wants a writer before its readers.
     quantizer.model.topological_sort()
-    onnx.save(quantizer.model.model, path)
+    return quantizer.model.model
 
 
 def _return_plain_inputs(graph: onnx.GraphProto, quantized: Collection[str]) -> None:

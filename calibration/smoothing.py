@@ -15,9 +15,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from gft_edge.bundle.specs import Say
 from gft_edge.calibration.layers import quantizable_layers, reading
+from gft_edge.calibration.sensitivity import damage_of_all
 from gft_edge.model.dense import Dense
 from gft_edge.model.networks import Network
+
+# None is off. NNCF's default is 0.95, its own conformance tests of ViTs use the others.
+STRENGTHS = (None, 0.15, 0.5, 0.95)
 
 
 class ChannelScale(nn.Module):
@@ -37,6 +42,40 @@ class ChannelScale(nn.Module):
 def can_smooth(model: Network) -> bool:
     """Whether the network is of the blocks that smoothing folds into."""
     return isinstance(model.backbone, VisionTransformer) and not isinstance(model, Dense)
+
+
+def smoothed(
+    model: Network,
+    batches: Sequence[Tensor],
+    few: Sequence[Tensor],
+    advance: Callable[[int], None] | None,
+    say: Say,
+) -> tuple[Network, float | None]:
+    """Smooth against the peaks of all `batches`; return the strength that costs the network least too.
+
+    The strengths are compared by what all layers in INT8 cost on `few`. None is off: a network of
+    other blocks than a ViT's stays as it is.
+    """
+    if not can_smooth(model):
+        return model, None
+    reads = channel_peaks(model, batches, advance)
+    damages = {
+        strength: damage_of_all(smooth(model, reads, strength), few) for strength in STRENGTHS
+    }
+    strength = least_damage(damages, say)
+    return smooth(model, reads, strength), strength
+
+
+def least_damage(damages: Mapping[float | None, float], say: Say) -> float | None:
+    """Return the strength that does the least damage, and say what each does."""
+    best = min(damages, key=lambda strength: damages[strength])
+    tried = ", ".join(f"{_name(strength)} {damages[strength]:.3f}" for strength in damages)
+    say(f"smooth-quant {_name(best)} (damage of all layers in INT8: {tried})")
+    return best
+
+
+def _name(strength: float | None) -> str:
+    return "off" if strength is None else f"{strength:g}"
 
 
 def smooth(model: Network, peaks: Mapping[str, Tensor], alpha: float | None) -> Network:

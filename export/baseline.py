@@ -16,8 +16,8 @@ from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.errors import SpecError, UsageError
-from gft_edge.export.int8 import CalibrationRequest
-from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
 from gft_edge.nvidia.build import build_engine, builder_here

@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import onnx
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from gft_edge.bundle.specs import InputSpec, ModelSpec
 from gft_edge.errors import SpecError, UsageError
+from gft_edge.export.graph import kept_names
 from gft_edge.model.networks import Network
 
 # TensorRT 10.3, the oldest engine served, parses up to opset 20; 20 is the first with Gelu.
@@ -28,14 +28,14 @@ PIXEL_CENTRE = 128
 
 
 def onnx_from_torch(
-    model: Network, spec: ModelSpec, given: InputSpec, opset: int, path: Path, centred: bool = False
-) -> tuple[str, ...]:
-    """Write `model` to `path` and return the names of its kept-patch outputs, one a stage.
+    model: Network, spec: ModelSpec, given: InputSpec, opset: int, centred: bool = False
+) -> onnx.ModelProto:
+    """Return `model` as a graph whose outputs are `logits` and kept_names.
 
     The graph computes in the dtype of the model's weights and gives float32 logits. With `centred`
     a first convolution that takes pixels (see folds_normalisation) reads pixels / 128 - 1, which INT8
     holds without loss. Node names are module
-    paths; nothing in the file depends on where it was written. Raises UsageError for an opset out of
+    paths; nothing in the graph depends on where it was made. Raises UsageError for an opset out of
     OPSET_RANGE.
     """
     check_opset(opset)
@@ -45,7 +45,6 @@ def onnx_from_torch(
         example = torch.zeros(shape, dtype=torch.uint8)
     else:
         network, example = FromNormalised(model), torch.zeros(shape)
-    kept = tuple(f"kept_{number}" for number in range(1, len(spec.stages) + 1))
     # The exporter prints its steps and logs missing optional packages: noise between our own lines.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with (
@@ -60,15 +59,14 @@ def onnx_from_torch(
             dynamo=True,
             opset_version=opset,
             input_names=["images"],
-            output_names=["logits", *kept],
+            output_names=["logits", *kept_names(spec)],
             external_data=False,
         )
     assert program is not None
     graph = _anonymous(program.model_proto)
     if spec.family != "gft":
         _name_tensors(graph.graph)
-    onnx.save(graph, path)
-    return kept
+    return graph
 
 
 def check_opset(opset: int) -> None:

@@ -1,56 +1,177 @@
-"""PyTorch's own outputs as the reference, and the gate each exported graph has to pass."""
+"""How the graph of each step is held to PyTorch, and what the steps leave behind of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 
 from gft_edge.bundle.images import ImageSet
-from gft_edge.bundle.reports import FidelityReport
-from gft_edge.bundle.specs import Preprocessing
-from gft_edge.errors import GateError
-from gft_edge.model.gft import recorded_scores, selection_reaches_logits
+from gft_edge.bundle.manifest import Artifact
+from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Preprocessing, Progress, Say
+from gft_edge.errors import GateError, GftEdgeError, PipelineError
+from gft_edge.export.graph import kept_names
+from gft_edge.fidelity.compare import compare
+from gft_edge.model.gft import selection_reaches_logits
 from gft_edge.model.networks import Network
-from gft_edge.runtime.classifier import load_pixels
-from gft_edge.runtime.outputs import Outputs, concatenate
+from gft_edge.model.reference import pixels_of, torch_outputs
+from gft_edge.runtime.backends import OpenRequest, Session, backend_for, ort
+from gft_edge.runtime.classifier import open_request, session_outputs
+from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels
 
-REFERENCE_BATCH = 16
+
+class Made(NamedTuple):
+    """What a step made: the graph, what it gave for the images, and how far that is from PyTorch.
+
+    OpenVINO's graph is a file, all others are in memory.
+    """
+
+    graph: onnx.ModelProto | Path
+    outputs: Outputs
+    report: FidelityReport
 
 
-def pixels_of(images: ImageSet, spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """The images preprocessed, uint8 (images,S,S,3). Raises ImageError."""
-    return np.stack([load_pixels(path, spec, images.crop_bottom_px) for path in images.paths])
+@dataclass(frozen=True)
+class Trail:
+    """What the steps so far leave to the manifest: their files, each the next one's parent, and reports."""
+
+    files: tuple[Artifact, ...] = ()
+    reports: tuple[FidelityReport, ...] = ()
+
+    def then(
+        self,
+        name: str,
+        kind: str,
+        precision: str,
+        sha256: str,
+        report: FidelityReport | None = None,
+    ) -> Trail:
+        """Return the trail with one more file, and its report where it was measured."""
+        parent = self.files[-1].sha256 if self.files else None
+        file = Artifact(name, kind, precision, sha256, parent)
+        return Trail((*self.files, file), (*self.reports, *([report] if report else [])))
 
 
-def torch_outputs(
+class Steps:
+    """The steps of one export as they pass: they tell progress, and a failure names those before it."""
+
+    def __init__(self, progress: Progress, say: Say):
+        self.progress, self.say = progress, say
+        self._finished: list[str] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Name what runs inside: an unexpected failure becomes a PipelineError with the history."""
+        self.progress(name, 0, 0)
+        try:
+            yield
+        except PipelineError as error:
+            raise PipelineError(str(error), step=name, finished=self._finished) from error
+        except GftEdgeError:
+            raise
+        # An OSError is the folder's (disk full, read-only), not the step's: `replacing` words it.
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise PipelineError(lines[0], step=name, finished=self._finished) from error
+        self._finished.append(name)
+
+    def counter(self, text: str, total: int) -> Callable[[int], None]:
+        """Return a callback that reports how many of `total` are done."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(text, done, total)
+
+        return advance
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The images that an export is verified on, as `pixels` too, and PyTorch's outputs for them."""
+
+    spec: ModelSpec
+    given: InputSpec
+    images: ImageSet
+    pixels: npt.NDArray[np.uint8]
+    reference: Outputs
+    steps: Steps
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """The names of the tensors that hold the kept patches, one a stage."""
+        return kept_names(self.spec)
+
+    def on_onnx_runtime(self, step: str, graph: onnx.ModelProto, tolerance: Tolerance) -> Made:
+        """Measure a graph that is in memory on ONNX Runtime."""
+        session = ort.open_graph(graph.SerializeToString(), self._request("f32"))
+        return self._measured(step, session, graph, tolerance)
+
+    def on_engine(
+        self, step: str, target: str, runtime_precision: str, path: Path, tolerance: Tolerance
+    ) -> Made:
+        """Measure a file on `target`'s engine."""
+        session = backend_for(target).open_session(path, self._request(runtime_precision))
+        return self._measured(step, session, path, tolerance)
+
+    def openvino_outputs(self, step: str, path: Path, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        """Return what OpenVINO's IR gives for other images than these."""
+        session = backend_for("openvino").open_session(path, self._request("f32"))
+        return self._outputs(step, session, pixels)
+
+    def accuracy(self, outputs: Outputs) -> float:
+        """Return the share of the images that outputs classify rightly."""
+        return float((outputs.logits.argmax(axis=1) == np.asarray(self.images.targets)).mean())
+
+    def _request(self, runtime_precision: str) -> OpenRequest:
+        return open_request(self.spec, self.given, runtime_precision, self.kept_names)
+
+    def _measured(
+        self, step: str, session: Session, graph: onnx.ModelProto | Path, tolerance: Tolerance
+    ) -> Made:
+        outputs = self._outputs(step, session, self.pixels)
+        report = compare(step, self.reference, outputs, tolerance, self.images.targets)
+        return Made(graph, outputs, report)
+
+    def _outputs(self, step: str, session: Session, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        advance = self.steps.counter(f"verify {step}", len(pixels))
+        try:
+            return session_outputs(session, pixels, self.given, self.spec.preprocessing, advance)
+        finally:
+            session.close()
+
+
+def judge_by(
     model: Network,
-    pixels: npt.NDArray[np.uint8],
-    spec: Preprocessing,
-    advance: Callable[[int], None] | None = None,
-) -> Outputs:
-    """What the network itself gives for uint8 (images,S,S,3), ranks included."""
-    batches = []
-    with torch.inference_mode(), recorded_scores(model) as scores:
-        for start in range(0, len(pixels), REFERENCE_BATCH):
-            part = pixels[start : start + REFERENCE_BATCH]
-            images = torch.from_numpy(batch_from_pixels(part, spec, "float32"))
-            scores.clear()
-            logits, kept = model.forward_with_kept(images)
-            ranks = [score.argsort(dim=1, descending=True).argsort(dim=1) for _, score in scores]
-            batches.append(
-                Outputs(
-                    logits.numpy(),
-                    tuple(chosen.numpy() for chosen in kept),
-                    tuple(rank.numpy() for rank in ranks),
-                )
-            )
-            if advance is not None:
-                advance(len(part))
-    return concatenate(batches)
+    spec: ModelSpec,
+    given: InputSpec,
+    images: ImageSet,
+    steps: Steps,
+    keeps_all: bool = False,
+) -> Judge:
+    """Return the judge of everything that is made of `model`, which is the reference.
+
+    Raises GateError as refuse_inert_selection does.
+    """
+    name = "reference in PyTorch"
+    with steps(name):
+        pixels = pixels_of(images, spec.preprocessing)
+        refuse_inert_selection(model, pixels, spec.preprocessing, keeps_all)
+        advance = steps.counter(name, len(pixels))
+        reference = torch_outputs(model, pixels, spec.preprocessing, advance)
+    return Judge(spec, given, images, pixels, reference, steps)
 
 
 def refuse_inert_selection(
@@ -84,12 +205,23 @@ def refuse_inert_selection(
             )
 
 
-def gate(report: FidelityReport) -> FidelityReport:
-    """The report itself, or GateError naming the stage and every bound it missed."""
+def refuse_constant_decisions(judge: Judge) -> None:
+    """Raise GateError for a network that calls everything the same: any wreck agrees with it."""
+    decisions = judge.reference.logits.argmax(axis=1)
+    if len(set(judge.images.targets)) > 1 and (decisions == decisions[0]).all():
+        raise GateError(
+            f"the FP32 network calls all {len(decisions)} images {judge.spec.labels[decisions[0]]!r}: "
+            "agreement with it would mean nothing; train it, or take an earlier checkpoint"
+        )
+
+
+def passed(made: Made) -> Made:
+    """Return what a step made, or raise GateError naming the step and every bound it missed."""
+    report = made.report
     if report.failures:
         raise GateError(
             f"step {report.step!r} differs from PyTorch on {report.images} images: "
             f"{'; '.join(report.failures)}",
             "Nothing was written",
         )
-    return report
+    return made

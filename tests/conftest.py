@@ -121,7 +121,7 @@ def micro_bundles(
     tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path
 ) -> dict[str, Path]:
     """Target -> the FP32 bundle that the micro run exports to."""
-    from gft_edge.export.recipe import ExportRequest
+    from gft_edge.export.request import ExportRequest
 
     folder = tmp_path_factory.mktemp("micro_bundles")
     return {
@@ -150,7 +150,7 @@ def int8_bundles(
 @pytest.fixture(scope="session")
 def trt_bundle(tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path) -> Path:
     """The micro run exported for TensorRT in FP32, one image at a time, without an engine."""
-    from gft_edge.export.recipe import ExportRequest
+    from gft_edge.export.request import ExportRequest
 
     out = tmp_path_factory.mktemp("trt") / "bundle"
     return networks.export_run(micro_run, micro_data, out, ExportRequest("tensorrt"))

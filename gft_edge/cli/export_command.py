@@ -81,7 +81,8 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
     """
     try:
-        from gft_edge.export.recipe import ExportRequest, check_request, export
+        from gft_edge.export.pipeline import export
+        from gft_edge.export.request import ExportRequest, check_request
         from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
         from gft_edge.model.schedule import stages_from_keep
         from gft_edge.studies.auto import AUTO, export_fastest
@@ -171,7 +172,7 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
 
 
 def _calibration(source: DataSource, spec: ModelSpec, options: dict[str, Any]) -> Any:
-    from gft_edge.export.int8 import CalibrationRequest
+    from gft_edge.export.request import CalibrationRequest
 
     folder = options["calibration_data"]
     if folder is None:

@@ -277,7 +277,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx
 
-        from gft_edge.export.structure import top_k_constant
+        from gft_edge.fidelity.structure import top_k_constant
     except ImportError as error:
         raise MissingDependencyError(error.name or "onnx", "export") from error
     try:

@@ -33,8 +33,8 @@ def open_reference(
         engine = engine_of(other, backend)
         return stack.enter_context(Classifier.load(other, engine, kept=True)).outputs
     try:
-        from gft_edge.export.verify import torch_outputs
         from gft_edge.model.checkpoint import SPEC_FILE, load_run
+        from gft_edge.model.reference import torch_outputs
         from gft_edge.model.schedule import at_stages
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error

@@ -12,7 +12,6 @@ import click
 
 from gft_edge.bundle.images import CocoCategory
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
@@ -30,7 +29,7 @@ from gft_edge.cli.output import (
 from gft_edge.cli.references import open_reference
 from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split, reporting_split
-from gft_edge.errors import PipelineError, UsageError
+from gft_edge.errors import UsageError
 from gft_edge.fidelity.comparison import Comparison
 from gft_edge.fidelity.verify import VerifyReport, verify
 from gft_edge.reporting.comparison_sheet import comparison_sheet
@@ -93,8 +92,6 @@ def command(
     if folder is not None and drawn:
         picture = folder / PICTURE
         comparison_sheet(drawn[0], manifest.model).save(picture)
-    if result.golden is not None:
-        result = _with_structure(result, bundle / manifest.artifact.path, manifest)
     if as_json:
         content = {f.name: to_json(getattr(result, f.name)) for f in dataclasses.fields(result)}
         print_json({**content, "picture": None if picture is None else str(picture)})
@@ -104,27 +101,6 @@ def command(
             click.echo(f"picture: {picture}")
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
-
-
-def _with_structure(result: VerifyReport, path: Path, manifest: Manifest) -> VerifyReport:
-    """The report with the graph's own structure checked, where this machine can read the graph."""
-    if path.suffix != ".onnx":
-        reason = f"graph structure: checked at export, onnx does not read {path.name}"
-        return dataclasses.replace(result, skipped=(*result.skipped, reason))
-    try:
-        from gft_edge.export.structure import check_structure, expected_casts
-    except ImportError as error:
-        reason = f"graph structure: {error.name} is not installed here"
-        return dataclasses.replace(result, skipped=(*result.skipped, reason))
-    try:
-        half = manifest.precision == "fp16" or (
-            manifest.target == "tensorrt" and manifest.precision == "int8"
-        )
-        check_structure(path, manifest.model, expected_casts(manifest.model, manifest.input, half))
-    except PipelineError as error:
-        failures = (*result.failures, f"graph structure: {error}")
-        return dataclasses.replace(result, verdict="fail", failures=failures)
-    return result
 
 
 def _check_picture(reference: Path | None, model: ModelSpec) -> None:

@@ -14,9 +14,10 @@ from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.reports import FidelityReport, Tolerance, Verdict
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Split
-from gft_edge.errors import BundleError, KeptPatchesError, UsageError
+from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
 from gft_edge.fidelity.compare import TOLERANCES, compare
 from gft_edge.fidelity.comparison import Comparison, Disagreement, compared
+from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Advance, Classifier, load_pixels
 from gft_edge.runtime.golden import read_golden
@@ -76,6 +77,7 @@ def verify(
         with classifier:
             golden = check_golden(classifier)
             report = _judge(classifier, golden, split, reference, advance, seen)
+        report = _with_structure(report, bundle)
         if not skipped and backend_for(backend or bundle.manifest.target).TARGET == "tensorrt":
             report = _with_deployed(report, bundle, backend)
         return dataclasses.replace(report, skipped=(*skipped, *report.skipped))
@@ -102,6 +104,17 @@ def _opened(bundle: Bundle, backend: str | None) -> tuple[Classifier, tuple[str,
         return Classifier.load(bundle, backend), (f"kept patches: {error}",)
 
 
+def _with_structure(report: VerifyReport, bundle: Bundle) -> VerifyReport:
+    """Add what is wrong with the graph's structure, or why this machine cannot tell."""
+    try:
+        checked = structure_checked(bundle.manifest, bundle.artifact_path)
+    except PipelineError as error:
+        failures = (*report.failures, f"graph structure: {error}")
+        return dataclasses.replace(report, verdict="fail", failures=failures)
+    skipped = () if checked is None else (f"graph structure: {checked}",)
+    return dataclasses.replace(report, skipped=(*report.skipped, *skipped))
+
+
 def _with_deployed(report: VerifyReport, bundle: Bundle, backend: str | None) -> VerifyReport:
     """TensorRT's engine that returns kept patches is not the one that predicts: that one's golden logits."""
     try:
@@ -109,7 +122,8 @@ def _with_deployed(report: VerifyReport, bundle: Bundle, backend: str | None) ->
     except BundleError:
         raise
     except UsageError as error:
-        return dataclasses.replace(report, skipped=(f"the engine that predicts: {error}",))
+        reason = f"the engine that predicts: {error}"
+        return dataclasses.replace(report, skipped=(*report.skipped, reason))
     with classifier:
         missed = check_golden(classifier).failures
     failures = tuple(f"golden outputs of the engine that predicts: {failure}" for failure in missed)

@@ -17,8 +17,7 @@ from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import is_bundle, sha256_of, write_whole
 from gft_edge.datasets import Split, choosing_split, reporting_split, split_digest
 from gft_edge.errors import DataError, UsageError
-from gft_edge.export.int8 import CalibrationRequest
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.networks import Network
 from gft_edge.profiling.machine import this_machine

@@ -23,12 +23,13 @@ from gft_edge.bundle.store import size_bytes
 from gft_edge.datasets import Split, read_split
 from gft_edge.datasets.drawings import CLASSES, draw, write_drawings
 from gft_edge.errors import GateError
-from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.verify import torch_outputs
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
 from gft_edge.fidelity.verify import split_outputs, verify
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.networks import Network
+from gft_edge.model.reference import torch_outputs
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine

@@ -19,11 +19,12 @@ from gft_edge.bundle.specs import ModelSpec, Progress, Say, Stage
 from gft_edge.bundle.store import read_bundle, sha256_of, size_bytes
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, FailedError, GateError, GftEdgeError
-from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.verify import torch_outputs
-from gft_edge.export.workbench import tool_versions
+from gft_edge.export.contents import tool_versions
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.verify import Reference, verify
 from gft_edge.model.networks import Network
+from gft_edge.model.reference import torch_outputs
 from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine

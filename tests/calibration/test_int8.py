@@ -26,9 +26,8 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
+from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.simplify import simplify
-from gft_edge.export.structure import finish
 from gft_edge.model.gft import GFT
 from gft_edge.runtime.preprocess import batch_from_pixels
 from gft_edge.runtime.signal_stack import _Stack
@@ -57,7 +56,6 @@ class Exported:
     spec: ModelSpec
     model: GFT
     peaks: dict[str, float]
-    kept: tuple[str, ...]
     dtype: Any
     batch: int
 
@@ -78,15 +76,13 @@ def exports(tmp_path_factory: pytest.TempPathFactory, pixels: Pixels) -> dict[st
     for name, (stages, gala, score, halved, batch) in CONFIGURATIONS.items():
         folder = tmp_path_factory.mktemp(name)
         spec, model = wide_network(stages, gala, score, bias_spread=1 / 8, depth=2)
-        kept = onnx_from_torch(
-            half(model) if halved else model, spec, InputSpec("uint8", batch), 20,
-            folder / "exported.onnx", centred=True,
-        )  # fmt: skip
-        simplify(folder / "exported.onnx", folder / "float.onnx")
+        network = half(model) if halved else model
+        graph = onnx_from_torch(network, spec, InputSpec("uint8", batch), 20, centred=True)
+        onnx.save(simplify(graph), folder / "float.onnx")
         normalised = torch.from_numpy(batch_from_pixels(pixels, spec.preprocessing, "float32"))
         peaks = activation_peaks(model, [normalised])
         dtype = np.float16 if halved else np.float32
-        found[name] = Exported(folder / "float.onnx", spec, model, peaks, kept, dtype, batch)
+        found[name] = Exported(folder / "float.onnx", spec, model, peaks, dtype, batch)
     return found
 
 
@@ -147,9 +143,9 @@ def quantized(
     exported: Exported, folder: Path, layers: Collection[str] | None = None, **changes: float
 ) -> Graph:
     chosen = exported.layers if layers is None else layers
-    quantize_onnx(
-        exported.path, folder / "int8.onnx", {**exported.peaks, **changes}, chosen, EMBEDDING
-    )
+    graph = onnx.load(exported.path)
+    made = quantize_onnx(graph, {**exported.peaks, **changes}, chosen, EMBEDDING)
+    onnx.save(made, folder / "int8.onnx")
     return Graph(folder / "int8.onnx")
 
 
@@ -319,7 +315,8 @@ def test_the_int8_graph_answers_nearly_as_the_float_graph(
 def test_a_graph_of_normalised_input_is_scaled_by_what_it_reads(
     in_fp16: Exported, tmp_path: Path
 ) -> None:
-    quantize_onnx(in_fp16.path, tmp_path / "int8.onnx", in_fp16.peaks, [EMBEDDING], None)
+    made = quantize_onnx(onnx.load(in_fp16.path), in_fp16.peaks, [EMBEDDING], None)
+    onnx.save(made, tmp_path / "int8.onnx")
     graph = Graph(tmp_path / "int8.onnx")
     (quantize,) = graph.of("QuantizeLinear")
     scale = float(graph.constants[quantize.input[1]])
@@ -355,7 +352,7 @@ def test_what_cannot_be_quantized_is_named(in_fp32: Exported, tmp_path: Path) ->
     out, unknown = tmp_path / "x", "backbone.blocks.7.mlp.fc1"
 
     def onnx_int8(source: Path, layers: list[str]) -> None:
-        quantize_onnx(source, out, in_fp32.peaks, layers, EMBEDDING)
+        quantize_onnx(onnx.load(source), in_fp32.peaks, layers, EMBEDDING)
 
     def openvino_int8(source: Path, layers: list[str]) -> None:
         quantize_openvino(source, out, np.zeros(0, np.uint8), 1, layers, None)
@@ -439,7 +436,7 @@ HIGH = ("backbone.blocks.0.mlp.fc2", "layers.1.attn.qkv")
 def for_openvino(in_fp32: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`logits` alone as output, two images at a time; kept_1 and kept_2 are tensors inside."""
     path = tmp_path_factory.mktemp("openvino") / "float.onnx"
-    finish(in_fp32.path, path, {}, in_fp32.kept)
+    onnx.save(finish(onnx.load(in_fp32.path), {}, kept_names(in_fp32.spec)), path)
     return path
 
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
 from gft_edge.cli import main
+from gft_edge.fidelity.verify import verify
 from tests.support.paths import ROOT
 
 EVALUATE_KEYS = {
@@ -135,6 +136,8 @@ def test_verify_fails_a_graph_of_another_structure(
     write_manifest(bundle, dataclasses.replace(manifest, files=files, artifact=artifact))
     content = run_json("verify", bundle, exit_code=1)
     assert content["failures"] == ["graph structure: the graph holds 2 Cast nodes, expected 1"]
+    # The library is as strong as the command.
+    assert list(verify(bundle).failures) == content["failures"]
 
 
 def test_predict_prints_one_object_a_line_and_goes_on_after_a_broken_image(

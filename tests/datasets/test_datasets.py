@@ -16,7 +16,7 @@ from gft_edge.bundle.specs import Preprocessing
 from gft_edge.calibration.image_set import draw_image_set, read_calibration_folder
 from gft_edge.datasets import data_sets, read_split, split_digest, splits_of
 from gft_edge.errors import ImageError
-from gft_edge.export.verify import pixels_of
+from gft_edge.model.reference import pixels_of
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.preprocess import open_rgb
 from tests.support.data_sets import (

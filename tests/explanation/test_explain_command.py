@@ -13,7 +13,7 @@ from PIL import Image
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.explanation.sheet import PANEL_PX
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.request import ExportRequest
 from gft_edge.model.checkpoint import save_network
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name

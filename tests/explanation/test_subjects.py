@@ -17,8 +17,8 @@ from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, FailedError
 from gft_edge.explanation.network import NetworkSubject, open_run
 from gft_edge.explanation.subject import BundleSubject, Pixels, Seen
-from gft_edge.export.explaining import name_scores
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.graph import name_scores
+from gft_edge.export.request import ExportRequest
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gala import smooth, token_gradient
 from gft_edge.model.gft import build_gft, project_qkv, recorded_scores

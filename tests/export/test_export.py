@@ -30,11 +30,11 @@ from gft_edge.errors import (
     PipelineError,
     UsageError,
 )
-from gft_edge.export import graphs
-from gft_edge.export import recipe as recipe_module
-from gft_edge.export.int8 import CalibrationRequest
+from gft_edge.export import pipeline as pipeline_module
+from gft_edge.export import request as request_module
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import build_gft
 from gft_edge.runtime.classifier import Classifier
@@ -120,7 +120,7 @@ def test_two_exports_of_one_run_are_equal_byte_for_byte(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graphs, "onnx_from_torch", onnx_from_torch)  # converted anew
+    monkeypatch.setattr(pipeline_module, "onnx_from_torch", onnx_from_torch)  # converted anew
     export_run(micro_run, micro_data, tmp_path / "again", ExportRequest(target))
     first, again = contents(micro_bundles[target]), contents(tmp_path / "again")
     assert {"manifest.json", "labels.txt", "golden/golden.npz"} < set(first)
@@ -220,7 +220,7 @@ def test_an_export_that_finds_the_disk_full_at_its_end_leaves_the_old_bundle(
     def failing(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recipe_module, "write_manifest", failing)
+    monkeypatch.setattr(pipeline_module, "write_manifest", failing)
     refusal_of(BundleError, exporting, "No space left")
     check_stands(bundle, before)
 
@@ -317,7 +317,7 @@ def test_int8_for_openvino_without_nncf_gives_the_install_line(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        recipe_module, "find_spec", lambda name: None if name == "nncf" else real(name)
+        request_module, "find_spec", lambda name: None if name == "nncf" else real(name)
     )
     spec, model = wide_network()
     request = calibrated("openvino", "int8")

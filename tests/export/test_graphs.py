@@ -20,7 +20,7 @@ from gft_edge.bundle.specs import GalaMode, InputSpec, Score
 from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
-from gft_edge.export.structure import check_structure, expected_casts
+from gft_edge.fidelity.structure import check_structure, expected_casts
 from tests.support.networks import (
     micro_spec,
     wide_network,
@@ -38,16 +38,18 @@ def micro_graph(micro_bundles: dict[str, Path]) -> onnx.ModelProto:
 @slow
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_exports_statically_and_keeps_what_pytorch_keeps(
-    score: Score, tmp_path: Path
+    score: Score,
 ) -> None:
     spec, model = wide_network("1:20,2:10", "block", score)
-    given, path = InputSpec("float32", 2), tmp_path / "model.onnx"
-    onnx_from_torch(model, spec, given, 20, path)
-    check_structure(path, spec, expected_casts(spec, given, half=False))
+    given = InputSpec("float32", 2)
+    graph = onnx_from_torch(model, spec, given, 20)
+    check_structure(graph, spec, expected_casts(spec, given, half=False))
     pixels = torch.randn(given.shape(48), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         logits, kept = model.forward_with_kept(pixels)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     found = session.run(None, {"images": pixels.numpy()})
     np.testing.assert_allclose(found[0], logits.numpy(), atol=1e-3)
     for ours, theirs in zip(found[1:], kept, strict=True):
@@ -57,13 +59,11 @@ def test_every_score_exports_statically_and_keeps_what_pytorch_keeps(
 @slow
 @pytest.mark.parametrize("gala", ["block", "layer"])
 @pytest.mark.parametrize("score", ["class-laplacian", "received"])
-def test_in_fp16_a_score_reads_its_attention_in_fp32(
-    gala: GalaMode, score: Score, tmp_path: Path
-) -> None:
+def test_in_fp16_a_score_reads_its_attention_in_fp32(gala: GalaMode, score: Score) -> None:
     spec, model = wide_network("1:20,2:10", gala, score)
-    given, path = InputSpec("uint8", 1), tmp_path / "model.onnx"
-    onnx_from_torch(half(model), spec, given, 20, path)
-    check_structure(path, spec, expected_casts(spec, given, half=True))
+    given = InputSpec("uint8", 1)
+    graph = onnx_from_torch(half(model), spec, given, 20)
+    check_structure(graph, spec, expected_casts(spec, given, half=True))
 
 
 def test_the_graph_takes_pixels_and_gives_logits_alone(micro_graph: onnx.ModelProto) -> None:
@@ -170,15 +170,12 @@ def make_dynamic(graph: onnx.GraphProto) -> None:
 )
 def test_the_structure_check_refuses_what_an_engine_would(
     change: Callable[[onnx.GraphProto], None] | None, casts: int, stages: int,
-    words: tuple[str, ...], micro_graph: onnx.ModelProto, tmp_path: Path,
+    words: tuple[str, ...], micro_graph: onnx.ModelProto,
 ) -> None:  # fmt: skip
-    spec, path = micro_spec(), tmp_path / "model.onnx"
-    model = onnx.ModelProto()
+    spec, model = micro_spec(), onnx.ModelProto()
     model.CopyFrom(micro_graph)
-    onnx.save(model, path)
-    check_structure(path, spec, casts=1)
+    check_structure(model, spec, casts=1)
     if change is not None:
         change(model.graph)
-        onnx.save(model, path)
     asked = dataclasses.replace(spec, stages=spec.stages[:stages])
-    refusal_of(PipelineError, lambda: check_structure(path, asked, casts), *words)
+    refusal_of(PipelineError, lambda: check_structure(model, asked, casts), *words)

@@ -18,10 +18,11 @@ from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError, SpecError, UsageError
-from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.structure import top_k_constant
-from gft_edge.export.verify import pixels_of, torch_outputs
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import ExportRequest
+from gft_edge.fidelity.structure import top_k_constant
 from gft_edge.model.checkpoint import load_run, save_network
+from gft_edge.model.reference import pixels_of, torch_outputs
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
 from gft_edge.studies.latency import assign
 from tests.support import pictures

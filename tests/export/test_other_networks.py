@@ -19,10 +19,10 @@ from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.datasets import read_split
-from gft_edge.export.int8 import CalibrationRequest
+from gft_edge.export.graph import simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.simplify import simplify
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.layers import layer_profile
 from gft_edge.runtime.classifier import Classifier
@@ -141,17 +141,15 @@ def test_convolutions_are_quantized_and_named(
 
 
 @SLOW
-def test_only_the_chosen_convolutions_read_int8(tmp_path: Path) -> None:
+def test_only_the_chosen_convolutions_read_int8() -> None:
     """What they read is read by residual sums too, and by convolutions on the way past them."""
     spec = small_spec("resnet18")
     model = seeded(spec)
-    onnx_from_torch(model, spec, InputSpec("uint8", 1), 20, tmp_path / "a.onnx", centred=True)
-    simplify(tmp_path / "a.onnx", tmp_path / "float.onnx")
+    graph = simplify(onnx_from_torch(model, spec, InputSpec("uint8", 1), 20, centred=True))
     peaks = activation_peaks(model, [noise(2, 3, 64, 64)])
     all_but_one = [name for name in peaks if name != "backbone.layer2.0.downsample.0"]
     for layers in (["backbone.layer2.0.conv1"], ["backbone.layer2.1.conv1"], all_but_one):
-        quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", peaks, layers, None)
-        found = onnx.load(tmp_path / "int8.onnx")
+        found = quantize_onnx(graph, peaks, layers, None)
         onnx.checker.check_model(found, full_check=True)
         dequantized = {
             name for n in found.graph.node if n.op_type == "DequantizeLinear" for name in n.output
@@ -161,7 +159,7 @@ def test_only_the_chosen_convolutions_read_int8(tmp_path: Path) -> None:
         assert {n.op_type for n in readers} == {"Conv"}
         assert all(set(n.input[:2]) <= dequantized for n in readers)
         session = onnxruntime.InferenceSession(
-            tmp_path / "int8.onnx", providers=["CPUExecutionProvider"]
+            found.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         (logits,) = session.run(["logits"], {"images": np.zeros((1, 64, 64, 3), np.uint8)})
         assert np.isfinite(logits).all()

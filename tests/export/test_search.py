@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 
 from gft_edge.bundle.reports import FidelityReport, Tolerance
-from gft_edge.calibration.sensitivity import LayerSensitivity
-from gft_edge.errors import GateError, UsageError
-from gft_edge.export.search import (
+from gft_edge.calibration.search import (
     FINAL_ATTEMPTS,
     describe,
     fewest_high_precision,
     with_reserve,
 )
+from gft_edge.calibration.sensitivity import LayerSensitivity
+from gft_edge.errors import GateError, UsageError
 
 BOUND = Tolerance(0.99, (0.98, 0.9), 0.95, max_drop=0.01)
 
@@ -42,6 +43,10 @@ def verdict(passes: bool) -> FidelityReport:
     )
 
 
+class Built(NamedTuple):
+    report: FidelityReport
+
+
 class Builder:
     """Graphs that pass from `needed` layers in high precision on; final ones from `finally_needed`."""
 
@@ -50,9 +55,9 @@ class Builder:
         self.finally_needed = needed if finally_needed is None else finally_needed
         self.built: list[tuple[tuple[str, ...], bool]] = []
 
-    def __call__(self, high: tuple[str, ...], final: bool) -> FidelityReport:
+    def __call__(self, high: tuple[str, ...], final: bool) -> Built:
         self.built.append((high, final))
-        return verdict(len(high) >= (self.finally_needed if final else self.needed))
+        return Built(verdict(len(high) >= (self.finally_needed if final else self.needed)))
 
 
 def silent(_: str) -> None:
@@ -63,9 +68,9 @@ def silent(_: str) -> None:
 def test_it_finds_the_shortest_beginning_that_passes_in_few_builds(count: int) -> None:
     for needed in range(count):
         build = Builder(needed)
-        high, report = fewest_high_precision(ranked(count), (), build, silent)
+        high, made = fewest_high_precision(ranked(count), (), build, silent)
         assert high == tuple(f"layer {number}" for number in range(needed))
-        assert report.verdict == "pass"
+        assert made.report.verdict == "pass"
         # What is written is the last that was built, on all calibration images.
         assert build.built[-1] == (high, True)
         assert sum(final for _, final in build.built) == 1
@@ -84,9 +89,9 @@ def test_layers_named_by_the_user_come_first_and_are_not_counted_twice() -> None
 
 def test_a_final_graph_that_just_misses_gets_more_layers_back() -> None:
     build = Builder(10, finally_needed=13)
-    high, report = fewest_high_precision(ranked(40), (), build, silent)
+    high, made = fewest_high_precision(ranked(40), (), build, silent)
     assert len(high) == 14
-    assert report.verdict == "pass"
+    assert made.report.verdict == "pass"
     assert [len(tried) for tried, final in build.built if final] == [10, 12, 14]
 
 

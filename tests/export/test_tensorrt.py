@@ -31,12 +31,12 @@ from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.cli import main
 from gft_edge.datasets import read_split
 from gft_edge.errors import PipelineError, UsageError
-from gft_edge.export import recipe as recipe_room
+from gft_edge.export import contents as contents_room
 from gft_edge.export.fp16 import half
+from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.recipe import ExportRequest, export
-from gft_edge.export.simplify import simplify
-from gft_edge.export.structure import finish
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gft import GFT, build_gft
@@ -103,31 +103,25 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
     folder = tmp_path_factory.mktemp("graphs")
 
     @functools.cache
-    def simplified(variant: str, precision: str, batch: int) -> tuple[Path, tuple[str, ...]]:
+    def simplified(variant: str, precision: str, batch: int) -> onnx.ModelProto:
         spec, model = wide_network(variant)
         network = half(model) if precision == "fp16" else model
-        raw, path = folder / "raw.onnx", folder / f"{variant}-{precision}-{batch}-simplified.onnx"
         given = InputSpec("uint8", batch)
-        kept = onnx_from_torch(network, spec, given, 20, raw, centred=precision == "fp16")
-        simplify(raw, path)
-        return path, kept
+        return simplify(onnx_from_torch(network, spec, given, 20, centred=precision == "fp16"))
 
     @functools.cache
     def graph(variant: str, precision: str, batch: int) -> Path:
-        source, kept = simplified(variant, "fp32" if precision == "fp32" else "fp16", batch)
+        made = simplified(variant, "fp32" if precision == "fp32" else "fp16", batch)
+        spec, model = wide_network(variant)
         if precision == "int8":
-            _, model = wide_network(variant)
             generator = torch.Generator().manual_seed(0)
             shape = (2, 3, 224, 224)
             batches = [torch.randn(shape, generator=generator) for _ in range(2)]
             peaks = activation_peaks(model, batches)
-            quantized = folder / "quantized.onnx"
-            quantize_onnx(
-                source, quantized, peaks, list(peaks), pixel_layer="backbone.patch_embed.proj"
-            )
-            source = quantized
+            made = quantize_onnx(made, peaks, list(peaks), "backbone.patch_embed.proj")
         path = folder / f"{variant}-{precision}-{batch}.onnx"
-        finish(source, path, {"model_type": "Classification"}, kept)
+        metadata = {"model_type": "Classification"}
+        onnx.save(finish(made, metadata, kept_names(spec)), path)
         return path
 
     return graph
@@ -468,7 +462,7 @@ def test_an_installed_tensorrt_that_cannot_parse_here_is_not_said_to_have_parsed
     def refuses(flavor: str | None = None) -> None:
         raise UsageError("tensorrt 10.16.1 builds only where an NVIDIA GPU answers")
 
-    monkeypatch.setattr(recipe_room, "builder_library", refuses)
+    monkeypatch.setattr(contents_room, "builder_library", refuses)
     spec, model = load_run(micro_run)
     images = draw_image_set(read_split(pictures, "val", spec.labels), count=8, seed=0)
     said: list[str] = []

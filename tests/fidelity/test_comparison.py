@@ -17,7 +17,8 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import read_bundle, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import Split, read_split
-from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.comparison import Comparison, compared
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import build_gft

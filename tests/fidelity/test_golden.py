@@ -15,7 +15,7 @@ from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.specs import InputSpec
 from gft_edge.bundle.store import read_bundle, sha256_of
 from gft_edge.errors import BundleError
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import NO_BOUND, compare
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.outputs import Outputs

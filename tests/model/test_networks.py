@@ -21,11 +21,11 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.calibration.layers import layer_macs, quantizable_layers
 from gft_edge.errors import CheckpointError, SpecError
 from gft_edge.export.onnx_from_torch import FromPixels, folds_normalisation
-from gft_edge.export.plain_weights import with_plain_weights
 from gft_edge.model.checkpoint import load_backbone
 from gft_edge.model.cost import _counted, cost_of
 from gft_edge.model.dense import Dense
 from gft_edge.model.networks import build_network
+from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.variants import spec_from_name
 from gft_edge.runtime.preprocess import batch_from_pixels
 from tests.support.cli import run, run_json

@@ -19,8 +19,8 @@ from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import GftEdgeError, UsageError
-from gft_edge.export.int8 import CalibrationRequest
-from gft_edge.export.recipe import ExportRequest, export
+from gft_edge.export.pipeline import export
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.fidelity.compare import compare
 from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run

@@ -21,9 +21,8 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
+from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
-from gft_edge.export.simplify import simplify
-from gft_edge.export.structure import finish
 from gft_edge.model.gft import GFT
 from gft_edge.nvidia.attention import attention_in_network
 from gft_edge.nvidia.layer_report import LayerReport, report_of
@@ -69,27 +68,23 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory, trt_bundle: Path) -> Grap
     folder = tmp_path_factory.mktemp("graphs")
 
     @functools.cache
-    def simplified(mode: GalaMode, halved: bool, head_size: int) -> tuple[Path, tuple[str, ...]]:
+    def simplified(mode: GalaMode, halved: bool, head_size: int) -> onnx.ModelProto:
         spec, model = network(mode, head_size)
-        raw, path = folder / "raw.onnx", folder / f"{mode}-{halved}-{head_size}.onnx"
         module = half(model) if halved else model
-        kept = onnx_from_torch(module, spec, InputSpec("uint8", 1), 20, raw, centred=halved)
-        simplify(raw, path)
-        return path, kept
+        return simplify(onnx_from_torch(module, spec, InputSpec("uint8", 1), 20, centred=halved))
 
     @functools.cache
     def graph(mode: GalaMode, precision: str, head_size: int = 16) -> Path:
         if (mode, precision, head_size) == ("layer", "fp32", 16):
             return trt_bundle / "model.onnx"
-        source, kept = simplified(mode, precision != "fp32", head_size)
+        made = simplified(mode, precision != "fp32", head_size)
+        spec, model = network(mode, head_size)
         path = folder / f"{mode}-{precision}-{head_size}.onnx"
         if precision == "int8":
             images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-            peaks = activation_peaks(network(mode, head_size)[1], [images])
-            quantized, pixels = folder / "int8.onnx", "backbone.patch_embed.proj"
-            quantize_onnx(source, quantized, peaks, list(peaks), pixel_layer=pixels)
-            source = quantized
-        finish(source, path, {}, kept)
+            peaks = activation_peaks(model, [images])
+            made = quantize_onnx(made, peaks, list(peaks), "backbone.patch_embed.proj")
+        onnx.save(finish(made, {}, kept_names(spec)), path)
         return path
 
     return graph

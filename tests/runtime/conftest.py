@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gft_edge.bundle.specs import InputSpec
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.request import ExportRequest
 from gft_edge.nvidia.library import Library
 from gft_edge.runtime.backends import trt
 from tests.support.fake_cudart import FakeCudart

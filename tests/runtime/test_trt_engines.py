@@ -19,7 +19,7 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.explanation.subject import BundleSubject
-from gft_edge.export.recipe import ExportRequest
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.verify import verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.engines import read_engine

@@ -15,11 +15,11 @@ import pytest
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.specs import Stage
 from gft_edge.datasets import read_split
-from gft_edge.export.structure import top_k_constant
-from gft_edge.export.verify import torch_outputs
+from gft_edge.fidelity.structure import top_k_constant
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.cost import cost_of
 from gft_edge.model.networks import build_network
+from gft_edge.model.reference import torch_outputs
 from gft_edge.model.schedule import at_stages, stages_from_keep
 from gft_edge.model.variants import spec_from_name
 from gft_edge.runtime.backends import backend_for

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gft_edge.bundle.specs import GalaMode, Score
-    from gft_edge.export.recipe import ExportRequest
+    from gft_edge.export.request import ExportRequest
     from gft_edge.model.gft import GFT
 
 MICRO_STAGES = "1:48,2:32,3:16"
@@ -187,27 +187,22 @@ def convert_once(patch: pytest.MonkeyPatch) -> None:
 
     The conversion itself is tested by calls of onnx_from_torch, which stay as they are.
     """
-    from gft_edge.export import graphs
+    from gft_edge.export import pipeline
     from gft_edge.export.onnx_from_torch import onnx_from_torch
 
-    made: dict[str, tuple[bytes, tuple[str, ...]]] = {}
+    made: dict[str, Any] = {}
 
-    def converted(
-        model: Any, spec: Any, given: Any, opset: int, path: Path, centred: bool = False
-    ) -> tuple[str, ...]:
+    def converted(model: Any, spec: Any, given: Any, opset: int, centred: bool = False) -> Any:
         digest = hashlib.sha256(repr((model, spec, given, opset, centred)).encode())
         for name, tensor in model.state_dict().items():
             digest.update(f"{name} {tensor.dtype}".encode() + tensor.detach().numpy().tobytes())
         key = digest.hexdigest()
-        if key in made:
-            path.write_bytes(made[key][0])
-            model.eval()
-        else:
-            kept = onnx_from_torch(model, spec, given, opset, path, centred)
-            made[key] = path.read_bytes(), kept
-        return made[key][1]
+        if key not in made:
+            made[key] = onnx_from_torch(model, spec, given, opset, centred)
+        model.eval()
+        return made[key]
 
-    patch.setattr(graphs, "onnx_from_torch", converted)
+    patch.setattr(pipeline, "onnx_from_torch", converted)
 
 
 def export_run(
@@ -216,7 +211,7 @@ def export_run(
     """Export a run, verified on `count` images of a split, into `out`, and return it."""
     from gft_edge.calibration.image_set import draw_image_set
     from gft_edge.datasets import read_split
-    from gft_edge.export.recipe import export
+    from gft_edge.export.pipeline import export
     from gft_edge.model.checkpoint import load_run
 
     spec, model = load_run(run)
@@ -226,6 +221,6 @@ def export_run(
 
 
 def _logits(model: Any, pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.float32]:
-    from gft_edge.export.verify import torch_outputs
+    from gft_edge.model.reference import torch_outputs
 
     return torch_outputs(model.eval(), pixels, spec.preprocessing).logits

@@ -15,7 +15,7 @@ from gft_edge.errors import GateError
 from gft_edge.profiling.report import Profile, read_profile
 
 if TYPE_CHECKING:
-    from gft_edge.export.recipe import ExportRequest
+    from gft_edge.export.request import ExportRequest
     from gft_edge.profiling.profile import ProfileRequest
 
 MISSED = "step 'x' differs from PyTorch on 12 images"

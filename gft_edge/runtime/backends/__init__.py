@@ -249,7 +249,7 @@ def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
 
 
 def check_signature(
-    path: Path, request: OpenRequest, given: tuple[int, ...], logits: tuple[int, ...]
+    path: Path | str, request: OpenRequest, given: tuple[int, ...], logits: tuple[int, ...]
 ) -> None:
     """Raise BundleError when a graph's input or logits are not those the manifest speaks of."""
     if given != request.input_shape:

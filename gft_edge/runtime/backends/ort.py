@@ -77,19 +77,29 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 def open_session(path: Path, request: OpenRequest) -> OrtSession:
     """Raises BundleError when ONNX Runtime refuses the file or its input is not as requested."""
+    return OrtSession(_content(path), str(path), request)
+
+
+def open_graph(graph: bytes, request: OpenRequest) -> OrtSession:
+    """Open a graph that is in memory. Raises as `open_session`."""
+    return OrtSession(graph, "the graph", request)
+
+
+def _content(path: Path) -> bytes:
     if missing():
         raise MissingDependencyError("ONNX Runtime", "onnx")
-    return OrtSession(path, request)
+    if path.suffix != ".onnx":
+        raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
+    return path.read_bytes()
 
 
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
     """By its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
-    if missing():
-        raise MissingDependencyError("ONNX Runtime", "onnx")
+    content = _content(path)
     with TemporaryDirectory() as folder:
-        session = OrtSession(path, request, Path(folder))
+        session = OrtSession(content, str(path), request, Path(folder))
         warmed_up(lambda: session.run(images))
         samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
         events = json.loads(Path(session._session.end_profiling()).read_bytes())
@@ -149,11 +159,9 @@ class OrtSession:
     With `profile`, a folder, it times its nodes and writes the graph that it runs there.
     """
 
-    def __init__(self, path: Path, request: OpenRequest, profile: Path | None = None):
+    def __init__(self, graph: bytes, name: str, request: OpenRequest, profile: Path | None = None):
         import onnxruntime
 
-        if path.suffix != ".onnx":
-            raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if not request.spin:
@@ -164,9 +172,9 @@ class OrtSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "times")
             options.optimized_model_filepath = str(profile / _OPTIMIZED_FILE)
-        model = path.read_bytes() + b"".join(
-            [graph_output(name) for name in request.kept_outputs]
-            + [graph_output(name, FLOAT) for name in request.score_outputs]
+        model = graph + b"".join(
+            [graph_output(inner) for inner in request.kept_outputs]
+            + [graph_output(inner, FLOAT) for inner in request.score_outputs]
         )
         try:
             self._session = onnxruntime.InferenceSession(
@@ -175,11 +183,11 @@ class OrtSession:
         # onnxruntime raises its own classes, which share only Exception.
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from error
+            raise BundleError(f"ONNX Runtime cannot load {name}: {reason}") from error
         shapes = [
             tuple(v.shape) for v in (*self._session.get_inputs(), self._session.get_outputs()[0])
         ]
-        check_signature(path, request, *shapes)
+        check_signature(name, request, *shapes)
         self._shape = request.input_shape
         self._outputs = ["logits", *request.inner_outputs]
 

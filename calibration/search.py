@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from gft_edge.bundle.reports import FidelityReport, Tolerance
 from gft_edge.bundle.specs import Say
 from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import GateError, UsageError
 
-# (layers in high precision, final) -> the verdict on a graph built with them. What is not final may
-# be calibrated on fewer images.
-Build = Callable[[tuple[str, ...], bool], FidelityReport]
+
+class Judged(Protocol):
+    """Something that was built and measured."""
+
+    @property
+    def report(self) -> FidelityReport: ...
+
+
+Built = TypeVar("Built", bound=Judged)
 
 # What the search holds back of the loss that is allowed: layers are chosen on some hundred images,
 # and the bounds are meant for all others.
@@ -22,10 +29,15 @@ FINAL_ATTEMPTS = 3
 
 
 def fewest_high_precision(
-    ranking: Sequence[LayerSensitivity], always: tuple[str, ...], build: Build, say: Say
-) -> tuple[tuple[str, ...], FidelityReport]:
-    """The shortest beginning of `ranking`, after `always`, whose graph passes, and its verdict.
+    ranking: Sequence[LayerSensitivity],
+    always: tuple[str, ...],
+    build: Callable[[tuple[str, ...], bool], Built],
+    say: Say,
+) -> tuple[tuple[str, ...], Built]:
+    """Find the shortest beginning of `ranking`, after `always`, whose graph passes, and that graph.
 
+    `build` takes the layers in high precision and whether the graph is final; what is not final may
+    be calibrated on fewer images.
     Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
     what was tried when the last final graph misses its bounds, UsageError when `always` leaves none.
     """
@@ -37,11 +49,15 @@ def fewest_high_precision(
         )
     tried: dict[int, FidelityReport] = {}
 
-    def passes(count: int, final: bool = False) -> bool:
+    def built(count: int, final: bool = False) -> Built:
         high = (*always, *order[:count])
-        report = tried[count] = build(high, final)
-        say(f"{len(high)} of {len(ranking)} layers in high precision: {describe(report)}")
-        return report.verdict == "pass"
+        made = build(high, final)
+        tried[count] = made.report
+        say(f"{len(high)} of {len(ranking)} layers in high precision: {describe(made.report)}")
+        return made
+
+    def passes(count: int) -> bool:
+        return built(count).report.verdict == "pass"
 
     fewest = 0
     if not passes(0):
@@ -55,8 +71,9 @@ def fewest_high_precision(
     for _ in range(FINAL_ATTEMPTS):
         if fewest >= len(order):
             break
-        if passes(fewest, final=True):
-            return (*always, *order[:fewest]), tried[fewest]
+        made = built(fewest, final=True)
+        if made.report.verdict == "pass":
+            return (*always, *order[:fewest]), made
         fewest += max(1, len(order) // 20)
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(

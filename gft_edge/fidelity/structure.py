@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
+from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import InputSpec, ModelSpec
 from gft_edge.errors import PipelineError
+
+if TYPE_CHECKING:
+    import onnx
 
 # Control flow, data-dependent shapes, and scatters that engines refuse or run slowly.
 FORBIDDEN = frozenset(
@@ -23,13 +25,14 @@ FORBIDDEN = frozenset(
 HALF_CASTS = 2
 
 
-def check_structure(path: Path, spec: ModelSpec, casts: int | None) -> None:
+def check_structure(model: onnx.ModelProto, spec: ModelSpec, casts: int | None) -> None:
     """Raise PipelineError naming the first thing that some target would refuse.
 
     Valid ONNX, one TopK a stage with the stage's K as a constant of shape [1], no dynamic dimension, no
     FORBIDDEN operator, and exactly `casts` Cast nodes, where it is known how many there should be.
     """
-    model = onnx.load(path)
+    import onnx
+
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -51,8 +54,27 @@ def check_structure(path: Path, spec: ModelSpec, casts: int | None) -> None:
         raise PipelineError(f"the graph holds {counts['Cast']} Cast nodes, expected {casts}")
 
 
+def structure_checked(manifest: Manifest, path: Path) -> str | None:
+    """Check the graph of a bundle; return why it was not checked where this machine cannot read it.
+
+    Raises PipelineError as check_structure.
+    """
+    if path.suffix != ".onnx":
+        return f"checked at export, onnx does not read {path.name}"
+    try:
+        import onnx
+    except ImportError as error:
+        return f"{error.name} is not installed here"
+    half = manifest.precision == "fp16" or (
+        manifest.target == "tensorrt" and manifest.precision == "int8"
+    )
+    casts = expected_casts(manifest.model, manifest.input, half)
+    check_structure(onnx.load(path), manifest.model, casts)
+    return None
+
+
 def expected_casts(spec: ModelSpec, given: InputSpec, half: bool) -> int | None:
-    """Cast nodes of a graph: pixels enter as uint8; FP16 leaves as FP32, and scores read it as FP32.
+    """Count the Casts of a sound graph: of uint8 pixels, and of FP16 to the FP32 of logits and scores.
 
     None where the network is timm's own, which may cast wherever it likes, and for the parts of
     TransFG, which read each block's attention as FP32.
@@ -71,7 +93,9 @@ def _casts_of_scores(spec: ModelSpec) -> int:
 
 
 def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
-    """K of a TopK node, or None when it is not a constant of shape [1]."""
+    """Return K of a TopK node, or None when it is not a constant of shape [1]."""
+    from onnx import numpy_helper
+
     for tensor in graph.initializer:
         if tensor.name == node.input[1]:
             return _single(numpy_helper.to_array(tensor))
@@ -83,13 +107,3 @@ def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
 
 def _single(values: np.ndarray) -> int | None:
     return int(values[0]) if values.shape == (1,) else None
-
-
-def finish(source: Path, path: Path, metadata: Mapping[str, str], outputs: tuple[str, ...]) -> None:
-    """Write the deployable graph: `logits` alone as output, `outputs` still names inside, metadata."""
-    model = onnx.load(source)
-    logits = [value for value in model.graph.output if value.name not in outputs]
-    del model.graph.output[:]
-    model.graph.output.extend(logits)
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.save(model, path)

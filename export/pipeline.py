@@ -1,0 +1,337 @@
+"""An export from top to bottom: a trained run goes in, a verified bundle comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from gft_edge.bundle.images import ImageRecord, ImageSet
+from gft_edge.bundle.manifest import (
+    Artifact,
+    Manifest,
+    Quantization,
+    Rescheduled,
+)
+from gft_edge.bundle.reports import Tolerance
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.store import (
+    SCHEMA_VERSION,
+    Bundle,
+    read_bundle,
+    replacing,
+    sha256_of,
+    write_manifest,
+)
+from gft_edge.calibration.int8_onnx import quantize_onnx
+from gft_edge.calibration.int8_openvino import quantize_openvino
+from gft_edge.calibration.sampling import activation_peaks
+from gft_edge.export.contents import (
+    engine_settings,
+    metadata,
+    parser_here,
+    tool_versions,
+    write_contents,
+)
+from gft_edge.export.fp16 import half
+from gft_edge.export.graph import (
+    attention_names,
+    finish,
+    has_simplifier,
+    name_scores,
+    score_names,
+    simplify,
+)
+from gft_edge.export.int8 import (
+    BATCHES_MEASURED,
+    MEASURED_IMAGES,
+    calibration_pixels,
+    quantized,
+    ranked_layers,
+    smoothed_network,
+    strength_in_openvino,
+)
+from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
+from gft_edge.export.request import CalibrationRequest, ExportRequest, check_request
+from gft_edge.export.verify import (
+    Judge,
+    Made,
+    Steps,
+    Trail,
+    judge_by,
+    passed,
+    refuse_constant_decisions,
+)
+from gft_edge.fidelity.compare import TOLERANCES
+from gft_edge.fidelity.structure import check_structure, expected_casts
+from gft_edge.model.networks import Network
+from gft_edge.model.plain_weights import with_plain_weights
+from gft_edge.model.reference import normalised_batches, torch_outputs
+from gft_edge.model.schedule import at_stages
+from gft_edge.runtime.backends import BuildRequest
+from gft_edge.runtime.outputs import Outputs
+from gft_edge.runtime.preprocess import batch_from_pixels
+
+
+def export(
+    model: Network,
+    spec: ModelSpec,
+    images: ImageSet,
+    request: ExportRequest,
+    out: Path,
+    progress: Progress = lambda text, done, total: None,
+    say: Say = lambda text: None,
+    weights: Path | None = None,
+) -> Bundle:
+    """Export, verify every step against PyTorch on `images`, and replace the bundle at `out`.
+
+    `weights` is the file that `model` was read from: the first entry of the bundle's lineage.
+    Raises UsageError, GateError when a step misses its bound and PipelineError when one fails; the
+    bundle that stood at `out` then still stands.
+    """
+    check_request(request)
+    trained, trained_spec = model, spec
+    if request.stages is not None:
+        spec, model = at_stages(spec, model, request.stages)
+    steps = Steps(progress, say)
+    # Opened first: a disk that cannot be written should not cost minutes of verification.
+    with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
+        judge = judge_by(model.eval(), spec, request.input, images, steps, request.keeps_all)
+        if request.tolerance.max_drop is not None:
+            refuse_constant_decisions(judge)
+        rescheduled = _rescheduled(judge, trained, trained_spec)
+        trail = Trail()
+        if weights is not None:
+            trail = trail.then(weights.name, "safetensors", "fp32", sha256_of(weights))
+        # Behind the reference: what is shipped is held to the network as it was trained.
+        network, path = with_plain_weights(model), Path(scratch) / "model.onnx"
+        quantization = None
+        if request.calibration is None:
+            trail = _float_graph(judge, network, request, path, trail)
+        elif request.backend.TARGET == "openvino":
+            path, trail, quantization = _int8_openvino(
+                judge, network, request, request.calibration, path, trail
+            )
+        else:
+            trail, quantization = _int8_onnx(
+                judge, network, request, request.calibration, path, trail
+            )
+        artifact, shipped, trail = _built(judge, request, path, folder, trail)
+        with steps("bundle"):
+            files = write_contents(judge, request, artifact, shipped, folder)
+            backend = request.backend
+            for_tensorrt = backend.TARGET == "tensorrt"
+            write_manifest(
+                folder,
+                Manifest(
+                    schema_version=SCHEMA_VERSION,
+                    target=backend.TARGET,
+                    precision=request.artifact_precision,
+                    runtime_precision=backend.runtime_precision(request.precision),
+                    model=spec,
+                    input=request.input,
+                    kept_outputs=judge.kept_names,
+                    score_outputs=score_names(spec),
+                    attention_outputs=attention_names(spec),
+                    rescheduled=rescheduled,
+                    artifact=artifact,
+                    lineage=trail.files,
+                    verified_on=ImageRecord(len(images.paths), images.seed, images.digest),
+                    files=files,
+                    tools=tool_versions()
+                    | ({"tensorrt parser": parser_here()} if for_tensorrt else {}),
+                    reports=trail.reports,
+                    quantization=quantization,
+                    engine_settings=engine_settings(request) if for_tensorrt else None,
+                ),
+            )
+    return read_bundle(out)
+
+
+def _rescheduled(judge: Judge, trained: Network, spec: ModelSpec) -> Rescheduled | None:
+    """Measure PyTorch at the counts of the training beside the network that is exported."""
+    if judge.spec.stages == spec.stages:
+        return None
+    name = "trained counts in PyTorch"
+    with judge.steps(name):
+        counter = judge.steps.counter(name, len(judge.pixels))
+        before = torch_outputs(trained.eval(), judge.pixels, spec.preprocessing, counter)
+    return Rescheduled(spec.stages, judge.accuracy(before), judge.accuracy(judge.reference))
+
+
+def _float_graph(
+    judge: Judge, network: Network, request: ExportRequest, path: Path, trail: Trail
+) -> Trail:
+    """Write the graph of an export without INT8 to `path`."""
+    # OpenVINO lowers precision when it runs, not in the graph.
+    lowered = request.precision == "fp16" and request.backend.TARGET != "openvino"
+    precision = "fp16" if lowered else "fp32"
+    bound = request.tolerance if lowered else TOLERANCES["fp32"]
+    centred = lowered and request.input.dtype == "uint8"
+    graph, trail = _onnx(judge, network, request, precision, bound, centred, trail)
+    return _finished(judge, graph, precision, path, trail)
+
+
+def _int8_onnx(
+    judge: Judge,
+    network: Network,
+    request: ExportRequest,
+    calibration: CalibrationRequest,
+    path: Path,
+    trail: Trail,
+) -> tuple[Trail, Quantization]:
+    """Write an ONNX graph with QDQ layers to `path`; for TensorRT the rest is in FP16."""
+    remainder = "fp16" if request.backend.TARGET == "tensorrt" else "fp32"
+    pixels = calibration_pixels(judge, network, calibration)
+    batches = normalised_batches(pixels, judge.spec.preprocessing)
+    few = batches[:BATCHES_MEASURED]
+    network, strength = smoothed_network(judge, network, batches, few, calibration)
+    ranking = ranked_layers(judge, network, few, calibration)
+    with judge.steps("calibrate"):
+        advance = judge.steps.counter("calibrate", len(pixels))
+        peaks = activation_peaks(network, batches, calibration.method, advance)
+    centred = request.input.dtype == "uint8" and folds_normalisation(network)
+    pixel_layer = network.first_convolution()[0] if centred else None
+    bound = dataclasses.replace(TOLERANCES[remainder], max_drop=request.tolerance.max_drop)
+    base, trail = _onnx(judge, network, request, remainder, bound, centred, trail)
+
+    def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
+        graph = quantize_onnx(base, peaks, layers, pixel_layer)
+        return judge.on_onnx_runtime("int8", graph, held_to)
+
+    made, quantization = quantized(judge, ranking, calibration, strength, request.tolerance, build)
+    assert isinstance(made.graph, onnx.ModelProto)
+    trail = trail.then("int8.onnx", "onnx", "int8", _sha256(made.graph), made.report)
+    return _finished(judge, made.graph, "int8", path, trail), quantization
+
+
+def _int8_openvino(
+    judge: Judge,
+    network: Network,
+    request: ExportRequest,
+    calibration: CalibrationRequest,
+    path: Path,
+    trail: Trail,
+) -> tuple[Path, Trail, Quantization]:
+    """Write OpenVINO's IR, quantized by NNCF and the rest in FP32, beside `path`, its FP32 graph."""
+    spec = judge.spec.preprocessing
+    pixels = calibration_pixels(judge, network, calibration)
+    few = normalised_batches(pixels[:MEASURED_IMAGES], spec)
+    ranking = ranked_layers(judge, network, few, calibration)
+    graph, trail = _onnx(judge, network, request, "fp32", TOLERANCES["fp32"], False, trail)
+    trail = _finished(judge, graph, "fp32", path, trail)
+    low = path.with_name("int8.xml")
+
+    def quantize(layers: list[str], strength: float | None, images: int) -> None:
+        inputs = batch_from_pixels(pixels[:images], spec, request.input.dtype)
+        quantize_openvino(
+            path, low, inputs, request.input.batch, layers, strength, calibration.method
+        )
+
+    def outputs_at(strength: float | None) -> Outputs:
+        asked = [row.layer for row in ranking if row.layer not in calibration.keep_high_precision]
+        quantize(asked, strength, MEASURED_IMAGES)
+        return judge.openvino_outputs("smooth-quant", low, pixels[:MEASURED_IMAGES])
+
+    strength = strength_in_openvino(
+        judge, network, pixels[:MEASURED_IMAGES], calibration, outputs_at
+    )
+
+    def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
+        quantize(layers, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
+        return judge.on_engine("int8", "openvino", "f32", low, held_to)
+
+    made, quantization = quantized(judge, ranking, calibration, strength, request.tolerance, build)
+    return (
+        low,
+        trail.then(low.name, "openvino-ir", "int8", sha256_of(low), made.report),
+        quantization,
+    )
+
+
+def _onnx(
+    judge: Judge,
+    network: Network,
+    request: ExportRequest,
+    precision: str,
+    tolerance: Tolerance,
+    centred: bool,
+    trail: Trail,
+) -> tuple[onnx.ModelProto, Trail]:
+    """Make a graph in fp32 or fp16, measured after each step; kept patches are outputs still.
+
+    `centred` is as in onnx_from_torch.
+    """
+    casts = expected_casts(judge.spec, judge.given, half=precision == "fp16")
+    with judge.steps("onnx_from_torch"):
+        typed = half(network) if precision == "fp16" else network
+        graph = onnx_from_torch(typed, judge.spec, judge.given, request.opset, centred)
+        check_structure(graph, judge.spec, casts)
+        made = passed(judge.on_onnx_runtime("onnx_from_torch", graph, tolerance))
+    trail = trail.then("exported.onnx", "onnx", precision, _sha256(graph), made.report)
+    if not request.simplify:
+        return graph, trail
+    if not has_simplifier():
+        judge.steps.say(
+            "onnxsim is not installed here, going on with the exporter's own optimisation "
+            "(pip install 'gft-edge[export]' adds it)"
+        )
+        return graph, trail
+    with judge.steps("simplify"):
+        graph = simplify(graph)
+        check_structure(graph, judge.spec, casts)
+        made = passed(judge.on_onnx_runtime("simplify", graph, tolerance))
+    return graph, trail.then("simplified.onnx", "onnx", precision, _sha256(graph), made.report)
+
+
+def _finished(
+    judge: Judge, graph: onnx.ModelProto, precision: str, path: Path, trail: Trail
+) -> Trail:
+    """Write the deployable graph to `path`: `logits` alone as output, metadata inside."""
+    with judge.steps("finish"):
+        finished = finish(graph, metadata(judge.spec, judge.given), judge.kept_names)
+        onnx.save(name_scores(finished, judge.spec), path)
+    return trail.then(path.name, "onnx", precision, sha256_of(path))
+
+
+def _built(
+    judge: Judge, request: ExportRequest, graph: Path, folder: Path, trail: Trail
+) -> tuple[Artifact, Made, Trail]:
+    """Compile the last file of the trail into `folder` and measure what is shipped."""
+    backend = request.backend
+    name = f"build for {backend.TARGET}"
+    if backend.TARGET == "tensorrt" and parser_here() == "absent":
+        judge.steps.say(
+            "no TensorRT library can parse here: the graph has not been read by its parser "
+            "(pip install tensorrt-rtx adds one that needs no GPU)"
+        )
+    compiled = trail.files[-1]
+    with judge.steps(name):
+        artifact = backend.build(
+            graph,
+            folder,
+            BuildRequest(
+                request.artifact_precision,
+                request.compress_weights or request.precision in ("fp16", "bf16"),
+                metadata(judge.spec, judge.given),
+                compiled.sha256,
+            ),
+        )
+        runs_in = backend.runtime_precision(request.precision)
+        path = folder / artifact.path
+        shipped = passed(
+            judge.on_engine(name, request.verified_on, runs_in, path, request.tolerance)
+        )
+    files = trail.files
+    if artifact.sha256 == compiled.sha256:
+        # The engine loads the graph as it is: one file, not a file and its child.
+        files = files[:-1]
+        artifact = dataclasses.replace(artifact, parent_sha256=compiled.parent_sha256)
+    return artifact, shipped, Trail(files, (*trail.reports, shipped.report))
+
+
+def _sha256(graph: onnx.ModelProto) -> str:
+    return hashlib.sha256(graph.SerializeToString()).hexdigest()

@@ -1,0 +1,133 @@
+"""What an export may be asked for, and which of it goes together."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.manifest import EngineSettings
+from gft_edge.bundle.reports import Tolerance
+from gft_edge.bundle.specs import InputSpec, Stage
+from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
+from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
+from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.export.onnx_from_torch import check_opset
+from gft_edge.fidelity.compare import MAX_DROP, NO_BOUND, TOLERANCES
+from gft_edge.nvidia.build import check_settings
+from gft_edge.runtime.backends import Backend, backend_for, backends
+
+# The first with Gelu as one node, which FP16 needs whole; INT8 scales can be FP16 from 19 on.
+TYPED_OPSET = 20
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized.
+
+    Without `judged` these and no others stay out, whatever that costs, and OpenVINO smooths by
+    `smooth_quant`: for a network whose weights mean nothing (see baseline).
+    """
+
+    images: ImageSet
+    method: str = "minmax"
+    keep_high_precision: tuple[str, ...] = ()
+    judged: bool = True
+    smooth_quant: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to build. `compress_weights` stores OpenVINO's weights in FP16; it computes in f32.
+
+    `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
+    that the export is verified on. `calibration` is for int8. Without `judged` a precision under fp32
+    may cost anything: for a network whose weights mean nothing. `stages` are the network's own at
+    other keep counts, None at those it was trained at; with `keeps_all` one may keep all that is left.
+    """
+
+    target: str
+    precision: str = "fp32"
+    input: InputSpec = field(default_factory=lambda: InputSpec("uint8", 1))
+    opset: int = 20
+    simplify: bool = True
+    compress_weights: bool = False
+    max_drop: float = MAX_DROP
+    calibration: CalibrationRequest | None = None
+    engine_settings: EngineSettings | None = None
+    judged: bool = True
+    stages: tuple[Stage, ...] | None = None
+    keeps_all: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        """The engine that the bundle is for."""
+        return backend_for(self.target)
+
+    @property
+    def verified_on(self) -> str:
+        """The engine that computes here: a graph for TensorRT is computed by ONNX Runtime."""
+        return "onnx" if self.backend.TARGET == "tensorrt" else self.backend.TARGET
+
+    @property
+    def artifact_precision(self) -> str:
+        """What the manifest calls the precision."""
+        return f"{self.precision}-fp16-weights" if self.compress_weights else self.precision
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The bounds that the artifact has to hold."""
+        if not self.judged and self.precision != "fp32":
+            return NO_BOUND
+        bound = TOLERANCES[self.artifact_precision]
+        return (
+            bound if bound.max_drop is None else dataclasses.replace(bound, max_drop=self.max_drop)
+        )
+
+
+def check_request(request: ExportRequest) -> None:
+    """Raise UsageError for a target, precision or option that does not exist together."""
+    backend = request.backend
+    if backend.TARGET not in backends():
+        raise UsageError(f"target {request.target!r} is not deployable")
+    if request.precision not in backend.PRECISIONS:
+        raise UsageError(
+            f"--precision {request.precision} is not available for {backend.TARGET}: "
+            f"choose from {', '.join(backend.PRECISIONS)}"
+        )
+    if request.compress_weights and (backend.TARGET, request.precision) != ("openvino", "fp32"):
+        raise UsageError(
+            "--compress-weights is OpenVINO's in fp32: use it with --target openvino --precision fp32"
+        )
+    if request.input.batch < 1:
+        raise UsageError(f"--batch is {request.input.batch}: give 1 or more")
+    if not 0 <= request.max_drop < 1:
+        raise UsageError(f"--max-drop is {request.max_drop:g}: give a fraction from 0 up to 1")
+    if request.engine_settings is not None:
+        if backend.TARGET != "tensorrt":
+            raise UsageError(
+                f"{backend.TARGET} builds no engine: leave --flavor, --workspace and the other "
+                "options of an engine out"
+            )
+        check_settings(request.engine_settings)
+    check_opset(request.opset)
+    typed = request.precision != "fp32" and backend.TARGET != "openvino"
+    if typed and request.opset < TYPED_OPSET:
+        raise UsageError(f"--precision {request.precision} needs --opset {TYPED_OPSET}")
+    if request.precision == "int8":
+        if request.calibration is None:
+            raise UsageError("--precision int8 needs --calibration-data FOLDER of real images")
+        if backend.TARGET == "openvino" and find_spec("nncf") is None:
+            raise MissingDependencyError("NNCF", "export")
+        methods = OPENVINO_METHODS if backend.TARGET == "openvino" else ONNX_METHODS
+        if request.calibration.method not in methods:
+            raise UsageError(
+                f"--calibration-method {request.calibration.method} is not available for "
+                f"{backend.TARGET}: choose from {', '.join(methods)}"
+            )
+    elif request.calibration is not None:
+        raise UsageError("--calibration-data is for --precision int8: leave it out")
+    engine = backend_for(request.verified_on)
+    if reason := engine.missing() or engine.unsupported(request.precision):
+        raise UsageError(reason)
