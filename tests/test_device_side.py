@@ -69,6 +69,21 @@ def test_importing_the_package_loads_no_engine() -> None:
     assert not loaded & {*HOST_PACKAGES, *LEARNING, *ENGINES}
 
 
+def test_what_a_device_lacks_is_named_with_its_extra() -> None:
+    code = """
+import gft_edge
+for name in ("train", "export", "benchmark"):
+    try:
+        getattr(gft_edge, name)()
+    except gft_edge.GftEdgeError as error:
+        print(type(error).__name__, str(error).rpartition("[")[2])
+print(gft_edge.Classifier.__name__, gft_edge.profile.__name__)
+"""
+    out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code)
+    missing = [f"MissingDependencyError {extra}]'" for extra in ("train", "export", "export")]
+    assert out.splitlines() == [*missing, "Classifier profile"]
+
+
 def test_gft_edge_help_needs_the_base_install_alone() -> None:
     code = "from gft_edge.cli import main; main(['--help'], prog_name='gft-edge')"
     out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code)

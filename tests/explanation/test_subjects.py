@@ -130,9 +130,7 @@ def test_a_lowered_bundle_shows_its_own_ranking(
         assert 0.98 < np.corrcoef(shown.ravel(), computed.ravel())[0, 1] < 1 - 1e-10
 
 
-def test_naming_the_scores_changes_no_operation(
-    micro_bundles: dict[str, Path], tmp_path: Path
-) -> None:
+def test_naming_the_scores_changes_no_operation(micro_bundles: dict[str, Path]) -> None:
     bundle = read_bundle(micro_bundles["onnx"])
     graph = onnx.load(bundle.artifact_path).graph
     assert [value.name for value in graph.output] == ["logits"]
@@ -142,10 +140,8 @@ def test_naming_the_scores_changes_no_operation(
     manifest = bundle.manifest
     assert manifest.score_outputs == ("score_1", "score_2", "score_3")
     assert manifest.attention_outputs == ("attention_1", "attention_2", "attention_3")
-    copied = tmp_path / "again.onnx"
-    shutil.copy(bundle.artifact_path, copied)
-    name_scores(copied, manifest.model)
-    assert copied.read_bytes() == bundle.artifact_path.read_bytes()
+    graph = onnx.load(bundle.artifact_path)
+    assert name_scores(graph, manifest.model) == graph
 
 
 @pytest.mark.parametrize(
