@@ -76,7 +76,7 @@ def check_bundle(bundle: Bundle) -> None:
     ("target", "gala", "stages", "score", "given"),
     [
         ("openvino", "block", "0:20,1:15,2:10", "gala", InputSpec("float32", 5)),
-        pytest.param("onnx", "block", "1:20,2:15,3:10", "class", InputSpec("float32", 1), marks=slow),
+        pytest.param("onnx", "block", "0:20,1:15,2:10", "class", InputSpec("float32", 1), marks=slow),
         pytest.param("onnx", "layer", "4:20,4:15,4:10", "random", InputSpec("uint8", 5), marks=slow),
         pytest.param("openvino", "block", "none", "gala", InputSpec("uint8", 1), marks=slow),
     ],
