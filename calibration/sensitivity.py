@@ -14,7 +14,7 @@ from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantiza
 from gft_edge.errors import FailedError
 from gft_edge.fidelity.compare import kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
-from gft_edge.model.gft import recorded_scores
+from gft_edge.model.liveness import recorded_scores
 from gft_edge.model.networks import Network
 from gft_edge.runtime.outputs import Outputs, concatenate
 

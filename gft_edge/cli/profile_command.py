@@ -26,7 +26,7 @@ from gft_edge.cli.output import next_line, print_json, progress, say, shown
 from gft_edge.cli.profile_tables import print_profile
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
-from gft_edge.profiling.report import write_profile
+from gft_edge.profiling.report_file import write_profile
 
 
 @click.command("profile")

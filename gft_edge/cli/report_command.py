@@ -20,7 +20,7 @@ from gft_edge.cli.sources import images_of_run
 from gft_edge.datasets import splits_of
 from gft_edge.errors import GftEdgeError, MissingDependencyError, UsageError
 from gft_edge.fidelity.confusion import confusion_of
-from gft_edge.profiling.report import check_comparable, read_profile
+from gft_edge.profiling.report_file import check_comparable, read_profile
 from gft_edge.reporting.drawing import check_installed, save
 from gft_edge.reporting.page import Page, html_of
 from gft_edge.reporting.profile_page import profile_page

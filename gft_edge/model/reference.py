@@ -10,7 +10,7 @@ import torch
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.specs import Preprocessing
-from gft_edge.model.gft import recorded_scores
+from gft_edge.model.liveness import recorded_scores
 from gft_edge.model.networks import Network
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.outputs import Outputs, concatenate

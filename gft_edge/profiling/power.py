@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
-import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -18,6 +14,7 @@ from typing import Protocol
 from gft_edge.nvidia import nvml
 from gft_edge.profiling.sysfs import listed, number, text
 from gft_edge.profiling.tegrastats import parse_line
+from gft_edge.profiling.tool_lines import EndedError, lines_of
 
 # What a board draws in all, the first that it has in full. Rails beside these are parts of them.
 # AGX Orin has no rail for its total; Thor's VIN_SYS_5V0 is a part of its VIN.
@@ -178,12 +175,12 @@ class Tool:
     def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
         watts: dict[str, float] = {}
         try:
-            for line in _lines(self.command(round(interval_s * 1000)), stop):
+            for line in lines_of(self.command(round(interval_s * 1000)), stop):
                 watts |= self.parse(line)
                 if all(rail in watts for rail in self.total):
                     yield Reading(watts)
                     watts = {}
-        except _EndedError as ended:
+        except EndedError as ended:
             yield Reading({}, str(ended))
 
 
@@ -261,14 +258,14 @@ def _tegrastats() -> PowerSource | str:
     timer = threading.Timer(FIRST_LINE_S, stop.set)
     timer.start()
     try:
-        for line in _lines(command(100), stop):
+        for line in lines_of(command(100), stop):
             rails = _tegrastats_watts(line)
             if rails:
                 total = total_of(rails)
                 if total is None:
                     return f"tegrastats: {_no_total(rails)}"
                 return Tool("tegrastats", total, command, _tegrastats_watts)
-    except _EndedError as ended:
+    except EndedError as ended:
         return f"tegrastats: {ended}"
     finally:
         timer.cancel()
@@ -315,64 +312,3 @@ def _reason(rail: str, error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return f"{rail}: {error.strerror or error}"
     return f"{rail}: not a number"
-
-
-class _EndedError(Exception):
-    """A tool that ended, or did not start."""
-
-
-def _lines(command: list[str], stop: threading.Event) -> Iterator[str]:
-    """What the program prints, as it prints it, until `stop`; it is killed at the end.
-
-    Raises _EndedError when it ends by itself.
-    """
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            # Ctrl-C is for the profile, which then ends the tool.
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _EndedError(f"it did not start: {error.strerror}") from error
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_pump, args=(process, lines), daemon=True)
-    reader.start()
-    last = "none"
-    try:
-        while not stop.is_set():
-            try:
-                line = lines.get(timeout=0.05)
-            except queue.Empty:
-                continue
-            if line is None:
-                raise _EndedError(f"it ended; its last line: {last[:80]}")
-            last = line
-            yield line
-    finally:
-        _kill(process)
-        reader.join(timeout=2)
-
-
-def _pump(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            lines.put(line.strip())
-    lines.put(None)
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """With the children that it may have, which hold its output open."""
-    try:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    except OSError:
-        pass
-    process.wait()

@@ -45,8 +45,8 @@ from gft_edge.profiling.report import (
     Role,
     Settings,
     boundary_of,
-    is_stable,
 )
+from gft_edge.profiling.report_file import is_stable
 from gft_edge.profiling.samples import check_percentiles, samples_needed
 from gft_edge.profiling.worker import SETTLE_S
 from gft_edge.runtime.backends import Hint, backend_for

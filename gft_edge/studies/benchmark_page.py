@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gft_edge.bundle.json_form import from_json
 from gft_edge.errors import SpecError, UsageError
-from gft_edge.profiling.report import Profile, Report, read_profile
+from gft_edge.profiling.report import Profile, Report
+from gft_edge.profiling.report_file import read_profile
 from gft_edge.reporting.benchmark_page import benchmark_sections
 from gft_edge.reporting.page import Bullets, Note, Page, Verdict
 from gft_edge.reporting.pareto import ParetoPoint

@@ -29,7 +29,8 @@ from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.profiling.profile import ProfileRequest, profile
-from gft_edge.profiling.report import Profile, read_profile, write_profile
+from gft_edge.profiling.report import Profile
+from gft_edge.profiling.report_file import read_profile, write_profile
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.studies.memory import BUNDLES, PROFILE_FILE, Memory
 from gft_edge.studies.variants import Accuracy, Variant, measured

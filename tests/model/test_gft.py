@@ -14,7 +14,8 @@ from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import ModelSpec, Score, Stage
 from gft_edge.errors import SpecError
 from gft_edge.model.cost import cost_of
-from gft_edge.model.gft import GFT, build_gft, recorded_scores, selection_reaches_logits
+from gft_edge.model.gft import GFT, build_gft
+from gft_edge.model.liveness import recorded_scores, selection_reaches_logits
 from gft_edge.model.variants import VARIANTS, spec_from_name
 from gft_edge.runtime.outputs import grid_positions
 from tests.support.networks import MICRO_BACKBONE

@@ -24,13 +24,8 @@ from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.store import read_bundle, size_bytes
 from gft_edge.errors import UsageError
 from gft_edge.profiling.profile import MOST_IMAGES, ProfileRequest, profile
-from gft_edge.profiling.report import (
-    ENGINE,
-    Profile,
-    boundary_of,
-    read_profile,
-    write_profile,
-)
+from gft_edge.profiling.report import ENGINE, Profile, boundary_of
+from gft_edge.profiling.report_file import read_profile, write_profile
 from gft_edge.profiling.samples import percentile_ms, samples_needed
 from gft_edge.profiling.schema import profile_schema
 from gft_edge.profiling.verdict import verdicts

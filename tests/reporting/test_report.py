@@ -16,7 +16,7 @@ from PIL import Image
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.fidelity.confusion import confusion_of
-from gft_edge.profiling.report import check_comparable, read_profile
+from gft_edge.profiling.report_file import check_comparable, read_profile
 from gft_edge.reporting.drawing import save
 from gft_edge.reporting.run_charts import (
     confusion_chart,

@@ -14,7 +14,7 @@ from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
 from gft_edge.errors import DataError, LockedError, UsageError
-from gft_edge.profiling.report import read_profile
+from gft_edge.profiling.report_file import read_profile
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
 from gft_edge.studies.benchmark_table import benchmark_table

@@ -19,8 +19,8 @@ from gft_edge.profiling.report import (
     Report,
     Settings,
     boundary_of,
-    is_stable,
 )
+from gft_edge.profiling.report_file import is_stable
 from gft_edge.runtime.classifier import Timing
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)

@@ -12,7 +12,8 @@ import pytest
 
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest, write_manifest
 from gft_edge.errors import GateError
-from gft_edge.profiling.report import Profile, read_profile
+from gft_edge.profiling.report import Profile
+from gft_edge.profiling.report_file import read_profile
 
 if TYPE_CHECKING:
     from gft_edge.export.request import ExportRequest
