@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.specs import Progress, Say
-from gft_edge.bundle.store import Bundle, read_bundle, size_bytes
+from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.profiling.conditions import likely_causes, other_load, read_conditions
-from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
+from gft_edge.profiling.energy import idle_power_w
 from gft_edge.profiling.latency import (
     IN_FLIGHT_TURN_S,
     TURN_S,
@@ -31,40 +29,34 @@ from gft_edge.profiling.latency import (
 )
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import this_machine
+from gft_edge.profiling.measured import (
+    SETTLE_POWER_S,
+    Measured,
+    energy_of,
+    interruptions,
+    report_of,
+)
 from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
 from gft_edge.profiling.report import (
-    END_TO_END,
-    ENGINE,
-    ENGINE_THROUGHPUT,
     SCHEMA_VERSION,
-    Boundaries,
-    Boundary,
     Inputs,
     Profile,
     Report,
     Role,
     Settings,
-    boundary_of,
 )
 from gft_edge.profiling.report_file import is_stable
 from gft_edge.profiling.samples import check_percentiles, samples_needed
 from gft_edge.profiling.worker import SETTLE_S
 from gft_edge.runtime.backends import Hint, backend_for
-from gft_edge.runtime.classifier import Timing
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.preprocess import open_rgb
 from gft_edge.runtime.sources import images_below
 
-INTERRUPTED = Energy(available=False, why="interrupted before it was measured")
-
 # Enough for sizes to differ, few enough that each comes round often.
 MOST_IMAGES = 32
 IDLE_S = 5.0
-ENERGY_S = 10.5
-SETTLE_POWER_S = 2.0
 LEAST_PERCENTILE = 99.0
-HELD_UP = 2.0
-FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -177,10 +169,10 @@ def profile(
             last = number == len(subjects) - 1
             role: Role = "baseline" if request.baseline and last else "bundle"
             first = reports[0].boundaries if reports else None
-            reports.append(_report(subject, role, settings, first))
+            reports.append(report_of(subject, role, settings, first))
     machine, others = this_machine(), other_load(before, after, own_s)
     stable = is_stable(reports, others, machine.cores)
-    causes = () if stable else (*likely_causes(before, after, own_s), *_interruptions(reports))
+    causes = () if stable else (*likely_causes(before, after, own_s), *interruptions(reports))
     return Profile(
         schema_version=SCHEMA_VERSION,
         version=metadata.version("gft-edge"),
@@ -204,8 +196,8 @@ def _loaded(
     settings: Settings,
     paths: Sequence[Path],
     progress: Progress,
-) -> list[_Subject]:
-    subjects: list[_Subject] = []
+) -> list[Measured]:
+    subjects: list[Measured] = []
     for number, bundle in enumerate(bundles):
         progress("load", number, len(bundles))
         worker = stack.enter_context(Worker(str(bundle.folder)))
@@ -223,13 +215,13 @@ def _loaded(
         )
         engine = Series(worker, "engine")
         end_to_end = None if settings.hint == "throughput" else Series(worker, "end_to_end")
-        subjects.append(_Subject(bundle, worker, opened, engine, end_to_end, on_gpu))
+        subjects.append(Measured(bundle, worker, opened, engine, end_to_end, on_gpu))
     progress("load", len(bundles), len(bundles))
     return subjects
 
 
 def _measure_apart(
-    subjects: Sequence[_Subject],
+    subjects: Sequence[Measured],
     sources: Mapping[bool, PowerSource | Unavailable],
     idle_w: Mapping[bool, float | None],
     request: ProfileRequest,
@@ -239,7 +231,7 @@ def _measure_apart(
     """Energy, then layers where they are asked for; what cannot be had of one costs the others nothing."""
     for subject in subjects:
         source = sources[subject.on_gpu]
-        subject.energy = _energy(subject, source, idle_w[subject.on_gpu])
+        subject.energy = energy_of(subject, source, idle_w[subject.on_gpu])
     if not request.layers:
         return
     for number, subject in enumerate(subjects):
@@ -250,26 +242,6 @@ def _measure_apart(
         except GftEdgeError as error:
             say(f"layers are not timed: {error}")
     progress("layers", len(subjects), len(subjects))
-
-
-@dataclass
-class _Subject:
-    """A bundle under measurement, and what is known of it so far."""
-
-    bundle: Bundle
-    worker: Worker
-    opened: Mapping[str, Any]
-    engine: Series
-    end_to_end: Series | None
-    on_gpu: bool
-    peak_rss_bytes: int = 0
-    energy: Energy = INTERRUPTED
-    layers: Breakdown | None = None
-
-    @property
-    def series(self) -> tuple[Series, ...]:
-        """Those that are measured."""
-        return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
 
 
 def _target(bundle: Bundle, backend: str | None) -> str:
@@ -285,23 +257,7 @@ def _idle_power_w(
     return {on_gpu: idle_power_w(source, IDLE_S) for on_gpu, source in sources.items()}
 
 
-def _energy(subject: _Subject, source: PowerSource | Unavailable, idle_w: float | None) -> Energy:
-    """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
-    if isinstance(source, Unavailable):
-        return Energy(available=False, why=source.why)
-    series = Series(subject.worker, "engine")
-    try:
-        # Sensors that average over a second still hold what was before.
-        series.take_turn(SETTLE_POWER_S)
-        series.forget()
-        with PowerMeter(source) as meter:
-            series.take_turn(ENERGY_S, settle_s=0)
-    except FailedError as error:
-        return Energy(available=False, why=str(error))
-    return meter.energy(series.count * subject.bundle.manifest.input.batch, idle_w)
-
-
-def _cpu_s(subjects: Sequence[_Subject]) -> float:
+def _cpu_s(subjects: Sequence[Measured]) -> float:
     """CPU seconds of the processes that measure, so far; their memory is noted as well."""
     seconds = 0.0
     for subject in subjects:
@@ -351,85 +307,3 @@ def _image_files(images: Path) -> list[Path]:
     for path in paths:
         open_rgb(path)
     return paths
-
-
-def _report(
-    subject: _Subject,
-    role: Role,
-    settings: Settings,
-    first: Boundaries | None,
-) -> Report:
-    manifest, opened = subject.bundle.manifest, subject.opened
-    backend = backend_for(settings.backend or manifest.target)
-    boundaries = _boundaries(subject, settings, first)
-    device_bytes = opened.get("device_bytes")
-    return Report(
-        bundle=str(subject.bundle.folder),
-        digest=manifest.seal,
-        role=role,
-        network=manifest.model.name,
-        target=backend.TARGET,
-        precision=manifest.precision,
-        engine=backend.version(),
-        flags=tuple(opened["flags"]),
-        files_mb=size_bytes(subject.bundle) / 2**20,
-        load_ms=opened["load_ms"],
-        first_ms=opened["first_ms"],
-        peak_rss_mb=subject.peak_rss_bytes / 2**20,
-        device_memory_mb=None if device_bytes is None else device_bytes / 2**20,
-        boundaries=boundaries,
-        ratio_to_first=boundaries.engine.ratio_to_first,
-        energy=subject.energy,
-        layers=subject.layers,
-    )
-
-
-def _boundaries(subject: _Subject, settings: Settings, first: Boundaries | None) -> Boundaries:
-    engine, end_to_end = subject.engine, subject.end_to_end
-    in_flight = settings.hint == "throughput"
-    at_engine = boundary_of(
-        ENGINE_THROUGHPUT if in_flight else ENGINE,
-        engine.samples_ms,
-        settings.percentiles,
-        settings.batch,
-        1,
-        first.engine if first else None,
-        lost=engine.lost,
-        turns_s=engine.elapsed_s if in_flight else None,
-    )
-    if end_to_end is None:
-        return Boundaries(at_engine, None)
-    return Boundaries(
-        at_engine,
-        boundary_of(
-            END_TO_END,
-            end_to_end.samples_ms,
-            settings.percentiles,
-            settings.batch,
-            subject.opened["inputs"],
-            first.end_to_end if first else None,
-            _parts(end_to_end),
-            end_to_end.lost,
-        ),
-    )
-
-
-def _interruptions(reports: Sequence[Report]) -> Iterator[str]:
-    """Calls that something held up, where these are few: the others may well be steady."""
-    boundaries = [boundary for report in reports for boundary in report.boundaries.measured()]
-    held_up, calls = sum(map(_held_up, boundaries)), sum(len(b.samples_ms) for b in boundaries)
-    if 0 < held_up <= FEW * calls:
-        yield (
-            f"{held_up} of {calls} calls took over {HELD_UP:g} times their median, as when another "
-            "process or the hypervisor takes the core"
-        )
-
-
-def _held_up(boundary: Boundary) -> int:
-    median_ms = statistics.median(boundary.samples_ms)
-    return sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
-
-
-def _parts(series: Series) -> Timing:
-    calls = [parts for turn in series.turns for parts in turn]
-    return Timing(*(statistics.mean(part) for part in zip(*calls, strict=True)))

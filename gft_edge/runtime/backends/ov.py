@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +30,7 @@ from gft_edge.runtime.backends import (
     samples_in_turn,
     warmed_up,
 )
-from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
+from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32
 from gft_edge.runtime.signal_stack import kept_signal_stack
 
 TARGET = "openvino"
@@ -107,7 +104,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     path = folder / "model.xml"
     openvino.save_model(model, path, compress_to_fp16=request.compress_weights)
     if request.precision in _HINTS:
-        _hold_in_f32(path)
+        hold_in_f32(path)
     return Artifact(
         path.name,
         "openvino-ir",
@@ -116,26 +113,6 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
         request.parent_sha256,
         ("model.bin",),
     )
-
-
-def _hold_in_f32(path: Path) -> None:
-    """Mark every operation but the matrix products to stay in f32 under a lower precision hint.
-
-    The score branch, LayerNorms, residual sums and softmax then keep 24 bits. OpenVINO reads the mark
-    as DisableFP16Compression (src/common/transformations, rt_info), which its CPU plugin obeys in bf16
-    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost.
-    """
-    tree = ElementTree.parse(path)
-    for layer in tree.iter("layer"):
-        if layer.get("type") in ("MatMul", "Const", "Parameter", "Result", "Convert"):
-            continue
-        info = layer.find("rt_info")
-        if info is None:
-            info = ElementTree.Element("rt_info")
-            # In IR it stands after <data>, before <input> and <output>.
-            layer.insert(1 if layer.find("data") is not None else 0, info)
-        ElementTree.SubElement(info, "attribute", name="precise", version="0")
-    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
@@ -213,7 +190,7 @@ class OpenVinoSession:
             # A model from the cache computes from the file's mapping, which lives as long as this
             # session does: an iterator of run_many outlives its close.
             with kept_signal_stack():
-                self._compiled, self._mapping = _compiled(core, path, options, request)
+                self._compiled, self._mapping = compiled_model(core, path, options, request)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
@@ -311,50 +288,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """Drop the engine."""
         del self._compiled, self._outputs, self._local, self._idle_queues
-
-
-def _compiled(
-    core: Any, path: Path, options: dict[str, Any], request: OpenRequest
-) -> tuple[Any, npt.NDArray[np.uint8] | None]:
-    """The model at `path`, and the memory it computes from when the cache in the request holds it.
-
-    OpenVINO's own CACHE_DIR knows a model by its path, time and size, and ran the one that had been at
-    the path before.
-    """
-    import openvino
-
-    folder = request.cache_dir
-    if folder is None or not usable(folder):
-        return _compile(core, path, options, request), None
-    key = key_of(
-        openvino.__version__,
-        core.get_property("CPU", "FULL_DEVICE_NAME"),
-        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-        options,
-        request.inner_outputs,
-        [sha256 for _, sha256 in request.files],
-    )
-    kept = read_entry(folder, key)
-    if kept is not None:
-        with suppress(RuntimeError):
-            tensor = openvino.Tensor(kept, shared_memory=True)
-            return core.import_model(tensor, "CPU", options), kept
-    compiled = _compile(core, path, options, request)
-    # The files may have been replaced since their sha256 were taken.
-    if all(sha256_of(file) == sha256 for file, sha256 in request.files):
-        stream = io.BytesIO()
-        # A model that cannot be exported is compiled every time.
-        with suppress(RuntimeError):
-            compiled.export_model(stream)
-            keep_entry(folder, key, stream.getbuffer())
-    return compiled, None
-
-
-def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
-    model = core.read_model(path)
-    if request.inner_outputs:
-        model.add_outputs(list(request.inner_outputs))
-    return core.compile_model(model, "CPU", options)
 
 
 def _plain(value: Any) -> str:

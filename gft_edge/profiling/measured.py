@@ -1,0 +1,156 @@
+"""What was measured of each bundle, as the boundaries and the report that a profile holds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gft_edge.bundle.store import Bundle, size_bytes
+from gft_edge.errors import FailedError
+from gft_edge.profiling.energy import Energy, PowerMeter
+from gft_edge.profiling.latency import (
+    Series,
+    Worker,
+)
+from gft_edge.profiling.layers import Breakdown
+from gft_edge.profiling.power import PowerSource, Unavailable
+from gft_edge.profiling.report import (
+    END_TO_END,
+    ENGINE,
+    ENGINE_THROUGHPUT,
+    Boundaries,
+    Boundary,
+    Report,
+    Role,
+    Settings,
+    boundary_of,
+)
+from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.classifier import Timing
+
+INTERRUPTED = Energy(available=False, why="interrupted before it was measured")
+
+ENERGY_S = 10.5
+SETTLE_POWER_S = 2.0
+HELD_UP = 2.0
+FEW = 0.05
+
+
+@dataclass
+class Measured:
+    """A bundle under measurement, and what is known of it so far."""
+
+    bundle: Bundle
+    worker: Worker
+    opened: Mapping[str, Any]
+    engine: Series
+    end_to_end: Series | None
+    on_gpu: bool
+    peak_rss_bytes: int = 0
+    energy: Energy = INTERRUPTED
+    layers: Breakdown | None = None
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Those that are measured."""
+        return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
+
+
+def energy_of(subject: Measured, source: PowerSource | Unavailable, idle_w: float | None) -> Energy:
+    """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
+    if isinstance(source, Unavailable):
+        return Energy(available=False, why=source.why)
+    series = Series(subject.worker, "engine")
+    try:
+        # Sensors that average over a second still hold what was before.
+        series.take_turn(SETTLE_POWER_S)
+        series.forget()
+        with PowerMeter(source) as meter:
+            series.take_turn(ENERGY_S, settle_s=0)
+    except FailedError as error:
+        return Energy(available=False, why=str(error))
+    return meter.energy(series.count * subject.bundle.manifest.input.batch, idle_w)
+
+
+def report_of(
+    subject: Measured,
+    role: Role,
+    settings: Settings,
+    first: Boundaries | None,
+) -> Report:
+    manifest, opened = subject.bundle.manifest, subject.opened
+    backend = backend_for(settings.backend or manifest.target)
+    boundaries = _boundaries(subject, settings, first)
+    device_bytes = opened.get("device_bytes")
+    return Report(
+        bundle=str(subject.bundle.folder),
+        digest=manifest.seal,
+        role=role,
+        network=manifest.model.name,
+        target=backend.TARGET,
+        precision=manifest.precision,
+        engine=backend.version(),
+        flags=tuple(opened["flags"]),
+        files_mb=size_bytes(subject.bundle) / 2**20,
+        load_ms=opened["load_ms"],
+        first_ms=opened["first_ms"],
+        peak_rss_mb=subject.peak_rss_bytes / 2**20,
+        device_memory_mb=None if device_bytes is None else device_bytes / 2**20,
+        boundaries=boundaries,
+        ratio_to_first=boundaries.engine.ratio_to_first,
+        energy=subject.energy,
+        layers=subject.layers,
+    )
+
+
+def _boundaries(subject: Measured, settings: Settings, first: Boundaries | None) -> Boundaries:
+    engine, end_to_end = subject.engine, subject.end_to_end
+    in_flight = settings.hint == "throughput"
+    at_engine = boundary_of(
+        ENGINE_THROUGHPUT if in_flight else ENGINE,
+        engine.samples_ms,
+        settings.percentiles,
+        settings.batch,
+        1,
+        first.engine if first else None,
+        lost=engine.lost,
+        turns_s=engine.elapsed_s if in_flight else None,
+    )
+    if end_to_end is None:
+        return Boundaries(at_engine, None)
+    return Boundaries(
+        at_engine,
+        boundary_of(
+            END_TO_END,
+            end_to_end.samples_ms,
+            settings.percentiles,
+            settings.batch,
+            subject.opened["inputs"],
+            first.end_to_end if first else None,
+            _parts(end_to_end),
+            end_to_end.lost,
+        ),
+    )
+
+
+def interruptions(reports: Sequence[Report]) -> Iterator[str]:
+    """Calls that something held up, where these are few: the others may well be steady."""
+    boundaries = [boundary for report in reports for boundary in report.boundaries.measured()]
+    held_up, calls = sum(map(_held_up, boundaries)), sum(len(b.samples_ms) for b in boundaries)
+    if 0 < held_up <= FEW * calls:
+        yield (
+            f"{held_up} of {calls} calls took over {HELD_UP:g} times their median, as when another "
+            "process or the hypervisor takes the core"
+        )
+
+
+def _held_up(boundary: Boundary) -> int:
+    median_ms = statistics.median(boundary.samples_ms)
+    return sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
+
+
+def _parts(series: Series) -> Timing:
+    calls = [parts for turn in series.turns for parts in turn]
+    return Timing(*(statistics.mean(part) for part in zip(*calls, strict=True)))

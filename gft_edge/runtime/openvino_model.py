@@ -1,0 +1,82 @@
+"""An OpenVINO model read, marked to stay in f32 where it must, compiled, and taken from the cache."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.bundle.store import sha256_of
+from gft_edge.runtime.backends import (
+    OpenRequest,
+)
+from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
+
+
+def hold_in_f32(path: Path) -> None:
+    """Mark every operation but the matrix products to stay in f32 under a lower precision hint.
+
+    The score branch, LayerNorms, residual sums and softmax then keep 24 bits. OpenVINO reads the mark
+    as DisableFP16Compression (src/common/transformations, rt_info), which its CPU plugin obeys in bf16
+    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost.
+    """
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        if layer.get("type") in ("MatMul", "Const", "Parameter", "Result", "Convert"):
+            continue
+        info = layer.find("rt_info")
+        if info is None:
+            info = ElementTree.Element("rt_info")
+            # In IR it stands after <data>, before <input> and <output>.
+            layer.insert(1 if layer.find("data") is not None else 0, info)
+        ElementTree.SubElement(info, "attribute", name="precise", version="0")
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def compiled_model(
+    core: Any, path: Path, options: dict[str, Any], request: OpenRequest
+) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+    """The model at `path`, and the memory it computes from when the cache in the request holds it.
+
+    OpenVINO's own CACHE_DIR knows a model by its path, time and size, and ran the one that had been at
+    the path before.
+    """
+    import openvino
+
+    folder = request.cache_dir
+    if folder is None or not usable(folder):
+        return _compile(core, path, options, request), None
+    key = key_of(
+        openvino.__version__,
+        core.get_property("CPU", "FULL_DEVICE_NAME"),
+        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        options,
+        request.inner_outputs,
+        [sha256 for _, sha256 in request.files],
+    )
+    kept = read_entry(folder, key)
+    if kept is not None:
+        with suppress(RuntimeError):
+            tensor = openvino.Tensor(kept, shared_memory=True)
+            return core.import_model(tensor, "CPU", options), kept
+    compiled = _compile(core, path, options, request)
+    # The files may have been replaced since their sha256 were taken.
+    if all(sha256_of(file) == sha256 for file, sha256 in request.files):
+        stream = io.BytesIO()
+        # A model that cannot be exported is compiled every time.
+        with suppress(RuntimeError):
+            compiled.export_model(stream)
+            keep_entry(folder, key, stream.getbuffer())
+    return compiled, None
+
+
+def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
+    model = core.read_model(path)
+    if request.inner_outputs:
+        model.add_outputs(list(request.inner_outputs))
+    return core.compile_model(model, "CPU", options)
