@@ -17,7 +17,7 @@ import numpy as np
 from gft_edge.bundle.images import CocoCategory, DataSource
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.scores import SCORES
-from gft_edge.bundle.specs import ModelSpec, Score
+from gft_edge.bundle.specs import Score
 from gft_edge.bundle.store import MANIFEST_FILE, is_bundle, read_bundle, write_whole
 from gft_edge.cli.options import (
     PATH,
@@ -53,21 +53,18 @@ from gft_edge.explanation.deletion import (
     deletion_report,
 )
 from gft_edge.explanation.occlusion import (
-    Occlusion,
-    cells_named,
-    cover_grid,
     cover_side,
     occlude,
 )
+from gft_edge.explanation.record import footnotes, record_of
 from gft_edge.explanation.sheet import explanation_sheet
-from gft_edge.explanation.subject import BundleSubject, Subject, log_probabilities
-from gft_edge.explanation.view import Explanation, explanations
+from gft_edge.explanation.subject import BundleSubject, Subject
+from gft_edge.explanation.view import explanations
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.sources import expanded
 
 CONTENT = "explain.json"
 CURVES = "curves.json"
-PREDICTIONS = 5
 
 
 @click.command("explain")
@@ -207,12 +204,12 @@ def _explain(
             (explained,) = explanations(subject.see(pixels[None]), subject.model.patch_count)
             covered = occlude(subject, pixels, settings["cover"]) if settings["cover"] else None
             name = f"{place:0{len(str(len(images)))}d}-{Path(path).stem}.png"
-            notes = _footnotes(subject, explained, covered)
+            notes = footnotes(subject, explained, covered)
             drawn = explanation_sheet(
                 shown(Path(path).name), pixels, explained, subject.model, covered, notes
             )
             _write_picture(out / name, drawn)
-            entry = _entry(explained, covered, subject.model)
+            entry = record_of(explained, covered, subject.model)
             entries.append({"path": path, "picture": name, **entry})
             report("explain", place, len(images))
     content = {
@@ -242,70 +239,6 @@ def _each_once(paths: Iterator[str]) -> list[str]:
             say(f"{shown(path)} is named twice: it is explained once")
         found.setdefault(key, path)
     return [*found.values()]
-
-
-def _footnotes(subject: Subject, explained: Explanation, covered: Occlusion | None) -> list[str]:
-    notes = [f"Computed by {subject.runs}."]
-    notes += [f"Not available: {reason}." for reason in subject.unavailable]
-    if explained.difference > 0:
-        notes.append(
-            "Scores and kept patches come from a run with more outputs, whose logits differ from the "
-            f"deployed one's by up to {explained.difference:.1e}."
-        )
-    if covered is not None:
-        side, (rows, columns) = covered.block_patches, cover_grid(subject.model)
-        grid = "" if subject.model.family == "gft" else f" of {rows} x {columns}"
-        cells = f"{cells_named(subject.model)}{grid}"
-        notes.append(
-            f"Last row: {side} x {side} {cells} at a time covered with the mean colour, "
-            f"{covered.inferences} inferences, {covered.seconds:.1f} s; red speaks for the class."
-        )
-    return notes
-
-
-def _entry(explained: Explanation, covered: Occlusion | None, model: ModelSpec) -> dict[str, Any]:
-    probabilities = np.exp(log_probabilities(explained.logits))
-    best = np.argsort(-probabilities, kind="stable")[:PREDICTIONS]
-    return {
-        "predictions": [
-            {"label": model.labels[i], "index": int(i), "probability": float(probabilities[i])}
-            for i in best
-        ],
-        "logits_difference": explained.difference,
-        "stages": [
-            {
-                "present": _places(stage.present, model),
-                "importance": _numbers(stage.importance),
-                "attention": _numbers(stage.attention),
-                "kept": _places(stage.kept, model),
-            }
-            for stage in explained.stages
-        ],
-        "occlusion": None if covered is None else {
-            "classes": [
-                {
-                    "label": model.labels[index],
-                    "log_probability": log_p,
-                    "drop": drop.tolist(),
-                }
-                for index, log_p, drop in zip(
-                    covered.classes, covered.log_p, covered.drops, strict=True
-                )
-            ],
-            "cover_patches": covered.block_patches,
-            "inferences": covered.inferences,
-            "seconds": covered.seconds,
-        },
-    }  # fmt: skip
-
-
-def _places(positions: Any, model: ModelSpec) -> list[list[int]]:
-    """Row and column of each patch."""
-    return [[*divmod(int(position), model.patch_grid[1])] for position in positions]
-
-
-def _numbers(values: Any) -> list[float] | None:
-    return None if values is None else [float(value) for value in values]
 
 
 def _print_explained(subject: Subject, of: Path, entries: list[dict[str, Any]], out: Path) -> None:
