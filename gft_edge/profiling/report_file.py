@@ -43,7 +43,7 @@ def read_profile(path: Path) -> Profile:
     if version != SCHEMA_VERSION:
         raise UsageError(
             f"{path} is no profile of schema version {SCHEMA_VERSION}: give a file that "
-            "gft-edge profile --json wrote"
+            "gft-edge profile --out wrote"
         )
     profile = from_json(Profile, data, str(path))
     if not profile.reports:

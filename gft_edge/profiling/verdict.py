@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gft_edge.profiling.report import Boundary, Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import Hint
@@ -16,8 +18,7 @@ def verdicts(profile: Profile) -> list[str]:
     if not profile.complete:
         lines.append("PARTIAL: interrupted, percentiles are of the samples so far")
     if not profile.stable:
-        causes = "; ".join(profile.causes) or "unknown, nothing was recorded that explains it"
-        lines.append(f"UNSTABLE: do not decide on these numbers. Likely cause: {causes}")
+        lines.append(unstable(profile.causes))
     baseline = next((r for r in profile.reports if r.role == "baseline"), None)
     if baseline is not None:
         lines += [
@@ -26,6 +27,12 @@ def verdicts(profile: Profile) -> list[str]:
             if report.role == "bundle"
         ]
     return lines
+
+
+def unstable(causes: Sequence[str]) -> str:
+    """The warning of latencies that are not to be trusted, with what may have disturbed them."""
+    likely = "; ".join(causes) or "unknown, nothing was recorded that explains it"
+    return f"UNSTABLE: do not decide on these numbers. Likely cause: {likely}"
 
 
 def why_unstable(boundary: Boundary) -> str:

@@ -83,6 +83,7 @@ def pareto_chart(points: Sequence[ParetoPoint], title: str, cost: str) -> Chart:
     # Between two points of the front nothing better was measured.
     reached = [*((p.cost, 100 * p.accuracy) for p in front), (axes.get_xlim()[1], max(shares))]
     axes.step(*zip(*reached, strict=True), where="post", color=INK, lw=1.5, alpha=0.6)
+    axes.tick_params(axis="x", pad=6)
     axes.grid()
     axes.set_title(
         "accuracy, %; bold: on the Pareto front (the line)", loc="left", size=12, x=-0.08, pad=12

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.samples import samples_needed
+from gft_edge.profiling.verdict import unstable
 from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.studies.results import Benchmark, Goal
 from gft_edge.studies.variants import Measured, Variant
@@ -128,8 +129,7 @@ def warnings(benchmark: Benchmark) -> list[str]:
     if not benchmark.complete:
         lines.append("PARTIAL: interrupted, latencies are of the samples so far")
     if benchmark.stable is False:
-        causes = "; ".join(benchmark.causes) or "unknown, nothing was recorded that explains it"
-        lines.append(f"UNSTABLE: do not decide on these latencies. Likely cause: {causes}")
+        lines.append(unstable(benchmark.causes))
     return lines
 
 

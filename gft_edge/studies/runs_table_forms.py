@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from gft_edge.profiling.verdict import unstable
 from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.studies.runs_table import Row, RunsTable
 
@@ -105,5 +106,4 @@ def _notes(runs: RunsTable) -> Iterator[str]:
         f"{runs.measured.machine}; in brackets relative to the first row that has one"
     )
     if not runs.measured.stable:
-        causes = "; ".join(runs.measured.causes) or "unknown, nothing was recorded that explains it"
-        yield f"UNSTABLE: do not decide on these latencies. Likely cause: {causes}"
+        yield unstable(runs.measured.causes)

@@ -17,7 +17,7 @@ from PIL import Image
 from gft_edge.bundle.json_form import to_json
 from gft_edge.fidelity.confusion import confusion_of
 from gft_edge.profiling.report_file import check_comparable, read_profile
-from gft_edge.reporting.drawing import save
+from gft_edge.reporting.drawing import save, svg_of
 from gft_edge.reporting.run_charts import (
     confusion_chart,
     curves_chart,
@@ -286,6 +286,13 @@ def test_pictures_of_next_to_nothing_are_drawn(tmp_path: Path) -> None:
         save(chart.figure, tmp_path / f"{chart.name}.png")
         with Image.open(tmp_path / f"{chart.name}.png") as image:
             assert image.width > 500
+
+
+def test_the_layers_that_stay_precise_are_marked_in_the_ranking() -> None:
+    layers = [(f"blocks.{n}.fc1", (0.1 / (n + 1), 0.0), 0.01) for n in range(6)]
+    plain = svg_of(sensitivity_chart(layers, ()))
+    marked = svg_of(sensitivity_chart(layers, ["blocks.2.fc1"]))
+    assert marked.count("font-weight: 700") == plain.count("font-weight: 700") + 1
 
 
 def test_hardest_classes_and_pairs_are_counted() -> None:

@@ -202,7 +202,7 @@ def test_csv_has_the_numbers_in_full() -> None:
 
 
 def test_latencies_that_are_not_to_be_trusted_say_so() -> None:
-    doubt = "UNSTABLE: do not decide on these latencies. Likely cause: 50% busy"
+    doubt = "UNSTABLE: do not decide on these numbers. Likely cause: 50% busy"
     assert doubt in markdown_of(UNSTABLE)
     assert doubt.replace("%", "\\%") in latex_of(UNSTABLE)
     assert "False" in csv_of(UNSTABLE)
