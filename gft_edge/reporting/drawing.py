@@ -143,9 +143,7 @@ def svg_of(chart: Chart) -> str:
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", drawing, count=1, flags=re.DOTALL)
     # The page's own face: it is never wider than the one that matplotlib laid out.
-    drawing = re.sub(
-        r"font: ((?:\d+ )?[\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", drawing
-    )
+    drawing = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", drawing)
     title, words = (html.escape(literal(said)) for said in (chart.title, chart.words))
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
