@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 @click.command("import")
 @click.argument("checkpoint", type=PATH)
-@click.option("--classes", type=click.IntRange(1), help="How many classes it has, left unnamed.")
-@click.option("--labels", type=PATH, help="Their names, one a line in the classifier's order.")
-@click.option("--out", type=PATH, required=True, help="Run folder to make.")
+@click.option(
+    "--classes", type=click.IntRange(1), help="Number of classes, which then have no names."
+)
+@click.option(
+    "--labels", type=PATH, help="File of the class names, one a line in the classifier's order."
+)
+@click.option("--out", type=PATH, required=True, help="Folder of the new run.")
 @data_option
-@click.option("--heads", type=int, help="Attention heads [default: 64 wide each].")
+@click.option(
+    "--heads", type=int, help="Number of attention heads [default: one for every 64 channels]."
+)
 @json_option
 def command(checkpoint: Path, out: Path, data: Path | None, as_json: bool, **options: Any) -> None:
     """Make a run of a checkpoint that the paper's published scripts wrote.

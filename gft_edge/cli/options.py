@@ -34,23 +34,23 @@ def data_option(command: F) -> F:
     """--data, --dataset and --coco-category: which images; cli/sources.py says what they mean."""
     options = (
         click.option("--data", type=PATH,
-                     help="Folder with train/ val/ test/ folders of class folders, or of --dataset."),
+                     help="Folder of images: train/, val/ and test/ with class folders, or a --dataset."),
         click.option("--dataset", metavar="NAME",
-                     help="What is in it: imagefolder, coco, fgvc-aircraft or food-101, as downloaded "
+                     help="Data set in --data: imagefolder, coco, fgvc-aircraft or food-101, as downloaded "
                      "[default: the run's own, or imagefolder]."),
         click.option("--coco-category", type=click.Choice(get_args(CocoCategory)),
-                     help="COCO: an image's category is that of its largest box (default), or of its "
-                     "first annotation, as in the paper."),
+                     help="Box that gives an image of COCO its category: the largest (default), or the "
+                     "first annotation's, as in the paper."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def split_option(default: str | None = "the report's: test, else val") -> Callable[[F], F]:
-    """--split: which of its splits; None where a command says by itself what it takes."""
+def split_option(default: str | None = "test, else val") -> Callable[[F], F]:
+    """--split: which of its splits; `default` is what the help says, the command takes it."""
     return click.option(
-        "--split", default=None, show_default=default or False, help="Split to use."
+        "--split", default=None, show_default=default or False, help="Split of the images to read."
     )
 
 
@@ -58,9 +58,9 @@ def device_options(command: F) -> F:
     """--device and --workers: where a run is evaluated, and how many processes decode its images."""
     options = (
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                     help="Of a run's network [default: a GPU where PyTorch sees one]."),
+                     help="Processor for a run's network [default: a GPU where PyTorch sees one]."),
         click.option("--workers", type=click.IntRange(0), default=2, show_default=True,
-                     help="Processes that decode a run's images."),
+                     help="Number of processes that decode a run's images."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -70,15 +70,15 @@ def device_options(command: F) -> F:
 def backend_option(command: F) -> F:
     """--backend: the engine that runs a bundle."""
     return click.option(
-        "--backend", help="Engine to run it on, unless the one it was exported for."
+        "--backend", help="Engine to run the bundle on [default: the one it was exported for]."
     )(command)
 
 
 def threads_option(command: F) -> F:
     """--threads: of the engine."""
-    return click.option("--threads", type=int, help="Threads of the engine [default: all cores].")(
-        command
-    )
+    return click.option(
+        "--threads", type=int, help="Number of threads of the engine [default: all cores]."
+    )(command)
 
 
 def cache_option(command: F) -> F:
@@ -86,7 +86,7 @@ def cache_option(command: F) -> F:
     return click.option(
         "--cache-dir",
         metavar="DIR|none",
-        help="Where OpenVINO keeps compiled models, which load sooner the next time "
+        help="Folder where OpenVINO keeps compiled models, which load sooner the next time "
         "[default: gft-edge/openvino in the user's cache folder].",
     )(command)
 
@@ -108,18 +108,19 @@ def engine_options(command: F) -> F:
     """How an engine is built, in trtexec's names: --flavor, --workspace and their like."""
     options = (
         click.option("--flavor", type=click.Choice(["auto", *get_args(Flavor)]),
-                     help="TensorRT, or TensorRT-RTX for desktop GPUs [default: what is there]."),
+                     help="Library to build with: TensorRT, or TensorRT-RTX for desktop GPUs [default: "
+                     "what is there]."),
         click.option("--workspace", type=float, metavar="GIB",
-                     help="Scratch memory of the builder [default: all there is]."),
+                     help="Scratch memory of the builder in GiB [default: all there is]."),
         click.option("--builder-optimization-level", type=int, metavar="0..5",
-                     help="0 builds quickly, 5 searches longest [default: TensorRT's, 3]."),
+                     help="Effort of the builder: 0 is quick, 5 searches longest [default: TensorRT's, 3]."),
         click.option("--timing-cache", type=PATH, metavar="FILE",
-                     help="Read if it exists, and written [default: beside the engine]."),
+                     help="Timing cache to read and write [default: beside the engine]."),
         click.option("--version-compatible", is_flag=True,
-                     help="An engine that later TensorRT versions load too; slower."),
+                     help="Build an engine that later TensorRT versions load too; it is slower."),
         click.option("--hardware-compatibility-level",
                      type=click.Choice(get_args(HardwareCompatibility)),
-                     help="GPUs that load the engine; not on a Jetson [default: none but its own]."),
+                     help="GPUs that can load the engine; not on a Jetson [default: those like this one]."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)

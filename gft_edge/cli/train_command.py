@@ -36,85 +36,130 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 @click.command("train")
 @data_option
 @click.option(
-    "--model", default="gft_tiny", show_default=True, help="Variant, transfg or timm classifier."
+    "--model",
+    default="gft_tiny",
+    show_default=True,
+    help="Network to train: a GFT variant, TransFG, or any timm classifier.",
 )
 @click.option(
     "--weights",
     type=PATH,
-    help="Pretrained network: a file or folder of timm or Hugging Face, a published GFT, or a run.",
+    help="Weights to start from: a file or folder of timm or Hugging Face, a published GFT, or a run.",
 )
 @click.option(
     "--teacher",
     metavar="RUN|timm:NAME",
-    help="A trained network of the same classes to imitate too: a run, or a pretrained model of "
-    "timm's, also timm:hf-hub:OWNER/NAME and timm:local-dir:FOLDER.",
+    help="Trained network of the same classes to imitate: a run, or a pretrained model of timm's, "
+    "also timm:hf-hub:OWNER/NAME and timm:local-dir:FOLDER.",
 )
-@click.option("--out", type=PATH, help="Run folder to make.")
-@click.option("--resume", type=PATH, help="Continue this interrupted run; no other option needed.")
+@click.option("--out", type=PATH, help="Folder of the new run.")
+@click.option("--resume", type=PATH, help="Interrupted run to continue; it needs no other option.")
 @click.option(
     "--stages",
-    help="Where to select and how many to keep: 8:147,9:98, 8:75%, 3:auto:16 (tokens in multiples "
-    "of 16) or none.",
+    help="Blocks to select patches before, each with the number to keep: 8:147,9:98, 8:75%, "
+    "3:auto:16 (tokens in multiples of 16), or none.",
 )
 @click.option(
     "--score",
     type=click.Choice(list(SCORES)),
-    help="What patches are ranked by [default: the variant's own, else gala].",
+    help="Score that patches are ranked by [default: the variant's own, else gala].",
 )
-@click.option("--gala", type=click.Choice(["layer", "block"]), help="Where the scores come from.")
+@click.option(
+    "--gala",
+    type=click.Choice(["layer", "block"]),
+    help="Take the scores from an extra attention layer, or from the block's own attention.",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of Eq. 3.",
+    help="Softmax temperature of the patch scores (paper Eq. 3).",
 )
 @click.option("--image-size", type=int, help="Square input size in pixels.")
-@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default")
-@click.option("--epochs", type=click.IntRange(1))
-@click.option("--batch-size", type=click.IntRange(1))
+@click.option(
+    "--recipe",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="Training settings to start from; the options below change them.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Number of epochs.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images a step, of all processes together."
+)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
-@click.option("--weight-decay", type=click.FloatRange(0))
-@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Fraction of all steps.")
-@click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Per block.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Weight decay of AdamW.")
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Fraction of all steps in which the learning rate rises.",
+)
+@click.option(
+    "--layer-decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Factor of the learning rate from each block to the one before.",
+)
 @click.option(
     "--ema",
     type=float,
     metavar="DECAY",
-    help="Evaluate and keep a moving average of the weights [default: 0, off].",
+    help="Decay of a moving average of the weights, which is evaluated and kept [default: 0, off].",
 )
 @click.option(
     "--distillation",
     type=float,
-    help="Share of the loss that the teacher's logits have [default: 0.5].",
+    help="Share of the loss that compares with the teacher's logits [default: 0.5].",
 )
-@click.option("--distillation-temperature", type=float, help="Of these logits [default: 2].")
+@click.option(
+    "--distillation-temperature",
+    type=float,
+    help="Softening temperature of the teacher's logits [default: 2].",
+)
 @click.option(
     "--feature-distillation",
     type=float,
     metavar="WEIGHT",
-    help="Of the distance from the teacher's tokens [default: 1 where they compare, else 0, off].",
+    help="Weight of the distance from the teacher's tokens [default: 1 where they compare, else 0, off].",
 )
-@click.option("--seed", type=click.IntRange(0))
 @click.option(
-    "--amp/--no-amp", default=None, help="bf16 autocast [default: where hardware has it]."
+    "--seed", type=click.IntRange(0), help="Random seed of weights, order and augmentation."
 )
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--amp/--no-amp",
+    default=None,
+    help="Compute in bf16 where it is safe [default: where the hardware has it].",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Number of processes that decode images.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Processor to train on; auto takes a GPU where PyTorch sees one.",
+)
 @click.option(
     "--log-gradients",
     is_flag=False,
     flag_value="some",
     metavar="[EPOCHS|all]",
-    help="Log the gradient norm of each layer in these epochs, for gft-edge report [5 of them].",
+    help="Epochs in which to log the gradient norm of each layer, for gft-edge report [default: 5 of them].",
 )
-@click.option("--tensorboard", is_flag=True, help="Log each epoch to RUN/tensorboard too.")
+@click.option("--tensorboard", is_flag=True, help="Write each epoch to RUN/tensorboard as well.")
 @json_option
 def command(as_json: bool, **options: Any) -> None:
     """Train a GFT, or another network, on a data set, or resume an interrupted training.
 
     On several GPUs or machines: accelerate launch -m gft_edge train with the same options. The batch
     size is that of all processes together.
+
+    gft-edge train --data grocery --model gft_tiny_edge --weights deit_tiny.safetensors --out runs/grocery
     """
     try:
         import torch  # noqa: F401
