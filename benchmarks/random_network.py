@@ -25,7 +25,14 @@ from gft_edge.bundle.store import (
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.export.contents import write_golden
-from gft_edge.export.graph import finish, kept_names, simplify
+from gft_edge.export.graph import (
+    attention_names,
+    finish,
+    kept_names,
+    name_scores,
+    score_names,
+    simplify,
+)
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.model.gft import build_gft
 from gft_edge.runtime.backends import BuildRequest, backend_for
@@ -43,7 +50,8 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
     for layer in model.layers:
         torch.nn.init.normal_(layer.attn.proj.weight, std=0.02)
     path, kept = folder / "finished.onnx", kept_names(spec)
-    onnx.save(finish(simplify(onnx_from_torch(model, spec, GIVEN, 20)), {}, kept), path)
+    graph = finish(simplify(onnx_from_torch(model, spec, GIVEN, 20)), {}, kept)
+    onnx.save(name_scores(graph, spec), path)
     pixels = np.stack([resize_and_crop(image, spec.preprocessing) for image in calibration])
     layers = list(quantizable_layers(model))
     quantize_openvino(path, folder / "int8.xml", pixels, 1, layers, None)
@@ -60,6 +68,8 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
         model=spec,
         input=GIVEN,
         kept_outputs=kept,
+        score_outputs=score_names(spec),
+        attention_outputs=attention_names(spec),
         artifact=artifact,
         lineage=(),
         verified_on=ImageRecord(0, 0, ""),

@@ -14,19 +14,10 @@ from gft_edge.errors import SpecError
 T = TypeVar("T")
 
 
-# Metadata of a field that stands in the JSON only where it differs from its default: what was
-# written, and sealed, before the field came reads as it did.
-LEFT_OUT_BY_DEFAULT = "left_out_by_default"
-
-
 def to_json(spec: Any) -> Any:
     """The plain dict, list and scalar form of a spec."""
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        return {
-            f.name: to_json(getattr(spec, f.name))
-            for f in dataclasses.fields(spec)
-            if not (f.metadata.get(LEFT_OUT_BY_DEFAULT) and getattr(spec, f.name) == f.default)
-        }
+        return {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
     if isinstance(spec, Mapping):
         return {key: to_json(value) for key, value in spec.items()}
     if isinstance(spec, (tuple, list)):
@@ -37,7 +28,8 @@ def to_json(spec: Any) -> Any:
 def from_json(kind: type[T], data: Any, where: str) -> T:
     """Rebuild a spec of type `kind`; `where` names the file in errors.
 
-    Raises SpecError that names the field when one is missing, unknown or of another type.
+    Raises SpecError that names the field when one is missing, unknown, of another type, or not what the
+    others make it.
     """
     return typing.cast(T, _decode(kind, data, where))
 
@@ -87,10 +79,12 @@ def _decode_fields(kind: type, data: Any, where: str) -> Any:
             f"{where} has unknown fields ({', '.join(unknown)}), written by a newer gft-edge: "
             "upgrade it here"
         )
-    values = {}
-    for name, spec in fields.items():
-        if name in data:
-            values[name] = _decode(hints[name], data[name], f"{where}: {name}")
-        elif spec.default is dataclasses.MISSING:
-            raise SpecError(f"{where} lacks the field {name!r}")
-    return kind(**values)
+    if missing := [name for name in fields if name not in data]:
+        raise SpecError(f"{where} lacks the field {missing[0]!r}")
+    values = {name: _decode(hints[name], data[name], f"{where}: {name}") for name in fields}
+    spec = kind(**{name: value for name, value in values.items() if fields[name].init})
+    for name, value in values.items():
+        # A field that follows from the others.
+        if not fields[name].init and value != getattr(spec, name):
+            raise SpecError(f"{where}: {name} is {value!r}, the other fields say otherwise")
+    return spec

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from gft_edge.bundle.images import ImageRecord
-from gft_edge.bundle.json_form import LEFT_OUT_BY_DEFAULT
 from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Stage
 
@@ -132,7 +131,7 @@ class Manifest:
 
     `kept_outputs` names, per stage, the tensor inside the graph that holds the kept patches,
     `score_outputs` the one that the stage ranks by, `attention_outputs` its Eq. 1, a head each, of a
-    `gala` network; bundles of before name neither of these. `files` maps every other file of the
+    `gala` network. `files` maps every other file of the
     bundle to its sha256, `seal` is the manifest's own, taken with an empty seal. `runtime_precision`
     is what the engine is told to compute in. `rescheduled` is None at the keep counts of the
     training. `engine_settings` and `engines` are of bundles for TensorRT,
@@ -156,9 +155,9 @@ class Manifest:
     candidates: tuple[Candidate, ...] = ()
     engine_settings: EngineSettings | None = None
     engines: tuple[Engine, ...] = ()
-    score_outputs: tuple[str, ...] = field(default=(), metadata={LEFT_OUT_BY_DEFAULT: True})
-    attention_outputs: tuple[str, ...] = field(default=(), metadata={LEFT_OUT_BY_DEFAULT: True})
-    rescheduled: Rescheduled | None = field(default=None, metadata={LEFT_OUT_BY_DEFAULT: True})
+    score_outputs: tuple[str, ...] = ()
+    attention_outputs: tuple[str, ...] = ()
+    rescheduled: Rescheduled | None = None
     seal: str = ""
 
     @property

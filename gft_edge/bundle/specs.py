@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from gft_edge.bundle.json_form import LEFT_OUT_BY_DEFAULT
 from gft_edge.errors import SpecError
 
 GalaMode = Literal["layer", "block"]
@@ -71,7 +70,7 @@ class ModelSpec:
     patch_grid: tuple[int, int]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    family: Family = field(default="gft", metadata={LEFT_OUT_BY_DEFAULT: True})
+    family: Family = "gft"
 
     @property
     def patch_count(self) -> int:

@@ -68,17 +68,14 @@ def read_bundle(folder: str | Path) -> Bundle:
             raise BundleError(f"{folder / MANIFEST_FILE} lists no sha256 of {name}: export it anew")
     if manifest.files[manifest.artifact.path] != manifest.artifact.sha256:
         raise BundleError(f"{folder / MANIFEST_FILE} gives two sha256 of one file: export it anew")
-    if len(manifest.kept_outputs) != len(manifest.model.stages):
-        raise BundleError(
-            f"{folder / MANIFEST_FILE}: kept_outputs has {len(manifest.kept_outputs)} names for "
-            f"{len(manifest.model.stages)} stages: export it anew"
-        )
-    for field in ("score_outputs", "attention_outputs"):
-        names = getattr(manifest, field)
-        if names and len(names) != len(manifest.model.stages):
+    stages = len(manifest.model.stages)
+    named = {"kept_outputs": stages, "score_outputs": stages}
+    named["attention_outputs"] = stages if manifest.model.score == "gala" else 0
+    for field, expected in named.items():
+        if (found := len(getattr(manifest, field))) != expected:
             raise BundleError(
-                f"{folder / MANIFEST_FILE}: {field} has {len(names)} names for "
-                f"{len(manifest.model.stages)} stages: export it anew"
+                f"{folder / MANIFEST_FILE}: {field} has {found} names, expected {expected} for "
+                f"{stages} stages: export it anew"
             )
     if (folder / LABELS_FILE).read_text("utf-8").splitlines() != list(manifest.model.labels):
         raise BundleError(f"{folder / LABELS_FILE} and the manifest disagree: export it anew")

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import Bundle
 from gft_edge.errors import FailedError, KeptPatchesError, UsageError
@@ -94,7 +93,8 @@ class BundleSubject:
             except BaseException:
                 self._session.close()
                 raise
-            reasons += _untold(manifest, told)
+            if not told:
+                reasons.append(_untold(manifest.model))
         self.unavailable = tuple(reasons)
         self.inferences = 0
 
@@ -141,16 +141,10 @@ def no_stages(model: ModelSpec) -> tuple[str, ...]:
     return ("importance and kept patches: this network drops no patches",)
 
 
-def _untold(manifest: Manifest, told: bool) -> list[str]:
-    """What a bundle's graph or engine does not return of a network with stages, and why."""
-    if not told:
-        reason = "engines of TensorRT return kept patches alone; --backend onnx shows the rest"
-    elif not manifest.score_outputs:
-        reason = "this bundle was exported before they had names: export the run again"
-    else:
-        return []
-    which = "importance and attention" if manifest.model.score == "gala" else "importance"
-    return [f"{which}: {reason}"]
+def _untold(model: ModelSpec) -> str:
+    """What an engine of TensorRT does not return of a network with stages."""
+    which = "importance and attention" if model.score == "gala" else "importance"
+    return f"{which}: engines of TensorRT return kept patches alone; --backend onnx shows the rest"
 
 
 def finite(logits: Floats) -> Floats:

@@ -38,7 +38,7 @@ Columns = Mapping[str, Sequence[float]]
 def curves_chart(runs: Mapping[str, Columns]) -> Chart:
     """Loss on the left, accuracy on the right, over the epochs; a colour a run.
 
-    A run has the columns epoch, train_loss and val_top1, and may have val_loss and val_top5.
+    A run has the columns epoch, train_loss, val_loss, val_top1 and val_top5.
     """
     figure = new_figure(800, 320, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -50,7 +50,7 @@ def curves_chart(runs: Mapping[str, Columns]) -> Chart:
             (accuracy, "val_top1", "top-1", "-", 100),
             (accuracy, "val_top5", "top-5", "--", 100),
         ):
-            if column not in columns or (several and style == "--"):
+            if several and style == "--":
                 continue
             axes.plot(
                 columns["epoch"], [finite(factor * value) for value in columns[column]], style,

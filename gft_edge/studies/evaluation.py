@@ -48,8 +48,7 @@ class Record:
     split_digest: str
     logits_sha256: str
     metrics: Metrics
-    # Records of before it was kept are all of the CPU.
-    device: str = "cpu"
+    device: str
 
 
 @dataclass(frozen=True)

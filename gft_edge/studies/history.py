@@ -12,13 +12,12 @@ from gft_edge.studies.evaluation import check_run
 from gft_edge.training.loop import HISTORY_FILE
 
 LOSS, ACCURACY = "train_loss", "val_top1"
-# Drawn where the history has them: runs of older versions have no val_loss, at least at their start.
-FURTHER = ("val_loss", "val_top5")
+COLUMNS = (LOSS, ACCURACY, "val_loss", "val_top5")
 
 
 @dataclass(frozen=True)
 class History:
-    """`epochs` ascending, and under each column's name a number an epoch; NaN where there is none."""
+    """`epochs` ascending, and under each column's name a number an epoch, which may be NaN."""
 
     epochs: tuple[int, ...]
     columns: dict[str, tuple[float, ...]]
@@ -37,7 +36,7 @@ class History:
                 if not math.isfinite(value)
             ]
             if missing:
-                lines.append(f"{name} is missing, NaN or infinite in epoch {', '.join(missing)}")
+                lines.append(f"{name} is NaN or infinite in epoch {', '.join(missing)}")
         return lines
 
 
@@ -61,18 +60,11 @@ def read_history(run: Path) -> History:
     rows: dict[int, dict[str, float]] = {}
     for number, line in enumerate(lines, start=2):
         try:
-            known = [name for name in FURTHER if line.get(name)]
-            rows[int(float(line["epoch"]))] = {
-                name: float(line[name]) for name in (LOSS, ACCURACY, *known)
-            }
+            rows[int(float(line["epoch"]))] = {name: float(line[name]) for name in COLUMNS}
         except (KeyError, TypeError, ValueError):
             raise UsageError(
-                f"{path}, line {number}: expected numbers for epoch, {LOSS} and {ACCURACY}: the file "
+                f"{path}, line {number}: expected numbers for epoch, {', '.join(COLUMNS)}: the file "
                 "is damaged, take it from a copy of the run"
             ) from None
     epochs = tuple(sorted(rows))
-    names = [n for n in (LOSS, ACCURACY, *FURTHER) if any(n in row for row in rows.values())]
-    nothing = float("nan")
-    return History(
-        epochs, {n: tuple(rows[epoch].get(n, nothing) for epoch in epochs) for n in names}
-    )
+    return History(epochs, {n: tuple(rows[epoch][n] for epoch in epochs) for n in COLUMNS})

@@ -74,8 +74,8 @@ HISTORY_FIELDS = (
 class RunConfig:
     """What `--resume` needs beside the spec and the state: the images and the settings.
 
-    `log_gradients` are epochs, counted from 1. `splits` are as the run began with them, by name; None in
-    a run older than that.
+    `log_gradients` are epochs, counted from 1. `splits` are as the run began with them, by name; None
+    until it has begun.
     """
 
     data: str
@@ -495,7 +495,7 @@ class _Trainer:
                 self.average.module.load_state_dict(saved["average"])
         except Exception as error:
             raise CheckpointError(
-                f"{path} is not this run's, or of an older gft-edge ({type(error).__name__}): start "
+                f"{path} is damaged or not this run's ({type(error).__name__}): start "
                 "again with another --out"
             ) from error
         if saved["epoch"] >= self.recipe.epochs:

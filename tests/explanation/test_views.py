@@ -23,7 +23,7 @@ from gft_edge.explanation.deletion import (
     probability_curve,
 )
 from gft_edge.explanation.occlusion import cell_edges, cover_side, mean_colour, occlude
-from gft_edge.explanation.sheet import PANEL_PX, fitted, number, wrapped
+from gft_edge.explanation.sheet import PANEL_PX, explanation_sheet, fitted, number, wrapped
 from gft_edge.explanation.subject import Floats, Pixels, Seen, log_probabilities
 from gft_edge.explanation.view import (
     StageView,
@@ -281,6 +281,17 @@ def test_a_blurred_image_keeps_its_colours_and_loses_its_patches(window_model: M
     assert found.shape == image.shape
     assert found[16:48].std() < 3
     assert found.mean() == pytest.approx(127.5, abs=3)
+
+
+def test_kept_patches_alone_are_drawn_where_an_engine_tells_no_more(
+    window_model: ModelSpec,
+) -> None:
+    pixels = bright_pixels()
+    seen = dataclasses.replace(Window(window_model, (9, 18)).see(pixels), importance=())
+    (explained,) = explanations(seen, window_model.patch_count)
+    assert explained.stages[0].importance is None
+    drawn = explanation_sheet("x", pixels[0], explained, window_model, None, ("importance",))
+    assert drawn.height > len(explained.stages) * PANEL_PX
 
 
 def test_words_never_leave_their_panel() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import onnxruntime
 import pytest
 
 from gft_edge.bundle.specs import InputSpec
-from gft_edge.bundle.store import read_bundle, write_manifest
+from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
@@ -68,22 +65,6 @@ def test_a_bundle_answers_as_pytorch_does(bundle: Path, run: Path, micro_picture
     with Classifier.load(bundle) as classifier:
         found = [classifier.predict(p)[0].index for p in read_split(micro_pictures, "test").paths]
     assert found == logits.argmax(axis=1).tolist()
-
-
-def test_the_manifest_of_a_gft_is_sealed_as_before_there_were_families(
-    bundle: Path, tmp_path: Path
-) -> None:
-    manifest = read_bundle(bundle).manifest
-    for family in ("gft", "transfg"):
-        model = dataclasses.replace(manifest.model, family=family)
-        write_manifest(tmp_path, dataclasses.replace(manifest, model=model))
-        content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-        assert content["model"].get("family", "gft") == family
-        assert ("family" in content["model"]) == (family != "gft")
-        # Empty, they are left out, so that a gft-edge of before they came reads the manifest.
-        assert not {"score_outputs", "attention_outputs"} & set(content)
-        unsealed = json.dumps({**content, "seal": ""}, sort_keys=True)
-        assert content["seal"] == hashlib.sha256(unsealed.encode()).hexdigest()
 
 
 def test_the_commands_take_such_a_bundle(bundle: Path, run: Path, micro_pictures: Path) -> None:
