@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["pass", "fail"]
@@ -36,7 +36,8 @@ class FidelityReport:
     number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
     of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
     of these the reference itself all but dropped (see fidelity.BORDER); empty where the reference
-    has no ranks. The accuracies are None where no classes were given. Fractions of 1.
+    has no ranks. The accuracies are None where no classes were given. `verdict` is `pass` when no bound
+    was missed. Fractions of 1.
     """
 
     step: str
@@ -51,8 +52,8 @@ class FidelityReport:
     reference_accuracy: float | None = None
     patches_lost: tuple[float, ...] = ()
     lost_near_border: tuple[float, ...] = ()
+    verdict: Verdict = field(init=False)
 
-    @property
-    def verdict(self) -> Verdict:
-        """`pass` when no bound was missed."""
-        return "fail" if self.failures else "pass"
+    def __post_init__(self) -> None:
+        # A field, so that every JSON form holds it; it follows from the failures alone.
+        object.__setattr__(self, "verdict", "fail" if self.failures else "pass")

@@ -127,8 +127,7 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
                 "lineage": to_json(manifest.lineage),
                 "fidelity": {
                     **to_json(manifest.reports[-1]),
-                    "verdict": manifest.reports[-1].verdict,
-                    "steps": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
+                    "steps": to_json(manifest.reports),
                 },
                 "quantization": to_json(manifest.quantization),
                 "candidates": to_json(manifest.candidates),

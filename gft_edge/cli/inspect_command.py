@@ -138,7 +138,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "kind": "bundle",
         "size_bytes": size_bytes(bundle),
         **to_json(manifest),
-        "reports": [{**to_json(r), "verdict": r.verdict} for r in manifest.reports],
+        "reports": to_json(manifest.reports),
     }
 
 

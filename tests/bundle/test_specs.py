@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any, get_args
 
@@ -69,6 +70,14 @@ def test_an_integer_stands_for_a_float_and_becomes_one() -> None:
     crop_pct = from_json(Preprocessing, data, "p").crop_pct
     assert crop_pct == 1.0
     assert isinstance(crop_pct, float)
+
+
+def test_a_report_holds_its_verdict_which_no_file_changes() -> None:
+    data = to_json(MANIFEST.reports[0])
+    assert data["verdict"] == "fail"
+    assert to_json(dataclasses.replace(MANIFEST.reports[0], failures=()))["verdict"] == "pass"
+    data["verdict"] = "pass"
+    refusal_of(SpecError, lambda: from_json(FidelityReport, data, "report"), "report", "verdict")
 
 
 @pytest.mark.parametrize(
