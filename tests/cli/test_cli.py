@@ -29,7 +29,8 @@ EVALUATE_KEYS = {
 }  # fmt: skip
 VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
-    "kept_overlap", "images", "failures", "golden", "skipped",
+    "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images",
+    "failures", "golden", "skipped",
 }  # fmt: skip
 
 
