@@ -37,7 +37,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class MeasuredOn:
     """Where the latencies of a table come from. `batch` is images a call."""
 
     machine: str
@@ -128,7 +128,7 @@ def measure(
     duration_s: float,
     progress: Progress,
     say: Say,
-) -> tuple[dict[int, tuple[Latency, ...]], Conditions]:
+) -> tuple[dict[int, tuple[Latency, ...]], MeasuredOn]:
     """Row -> its latencies. Raises as `engine_reports` does."""
     places = sorted(assigned)
     found = engine_reports([assigned[place].folder for place in places], duration_s, progress, say)
@@ -137,7 +137,7 @@ def measure(
     for (row, *column), report in reports.items():
         first = next(other for (_, *of), other in reports.items() if of == column)
         rows[row] = (*rows.get(row, ()), _latency(report, first))
-    conditions = Conditions(
+    conditions = MeasuredOn(
         summary(found.machine), found.settings.batch, found.stable, found.causes
     )
     return rows, conditions

@@ -27,7 +27,7 @@ from gft_edge.studies.evaluation import (
     run_split,
     spec_digest,
 )
-from gft_edge.studies.latency import Conditions, Latency, assign, measure
+from gft_edge.studies.latency import Latency, MeasuredOn, assign, measure
 from gft_edge.training.loop import quiet, silent
 
 Average = Literal["weighted", "macro"]
@@ -62,7 +62,7 @@ class RunsTable:
     images: int
     classes: int
     average: Average
-    measured: Conditions | None
+    measured: MeasuredOn | None
     rows: tuple[Row, ...]
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gft_edge.bundle.json_form import to_json
 from gft_edge.fidelity.confusion import confusion_of
 from gft_edge.profiling.report_file import check_comparable, read_profile
 from gft_edge.reporting.drawing import save, svg_of
@@ -26,19 +25,8 @@ from gft_edge.reporting.run_charts import (
     sensitivity_chart,
 )
 from gft_edge.training.gradients import write_norms
-from gft_edge.training.loop import RunConfig
-from gft_edge.training.recipes import Recipe
 from tests.support.cli import refusal, run, run_json
-
-HISTORY = "epoch,lr,train_loss,val_top1,val_top5,val_loss,images_per_s,seconds\n"
-
-
-def trained_on(run_folder: Path, data: Path, history: str = "1,1e-4,1.5,0.25,1,1.75,9,1\n") -> Path:
-    """Give a run what gft-edge train leaves beside its network."""
-    config = RunConfig(str(data), Recipe(epochs=2), amp=False, workers=0, device="cpu")
-    (run_folder / "train.json").write_text(json.dumps(to_json(config)))
-    (run_folder / "history.csv").write_text(HISTORY + history)
-    return run_folder
+from tests.support.runs import HISTORY, trained_on
 
 
 @pytest.fixture

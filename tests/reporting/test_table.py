@@ -83,3 +83,20 @@ def test_markdown_and_latex_name_the_extra_that_they_need(monkeypatch: pytest.Mo
     for form in ("markdown", "latex"):
         refusal_of(MissingDependencyError, lambda form=form: write(TABLE, form), "gft-edge[report]")  # type: ignore[misc]
     assert write(TABLE, "csv")
+
+
+@pytest.mark.parametrize("name", ["#$%&_{}~^\\", '"a" <b>|*', "}{", "two\nlines \x00", "[5]"])
+def test_latex_stays_balanced_whatever_a_run_is_called(name: str) -> None:
+    body = re.sub(r"(?m)^%.*$", "", latex(Table("", ("a", "b"), [(name, 1), (name, None)])))
+    depth = 0
+    for sign in re.findall(r"\\.|[{}]", body):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        assert depth >= 0
+    assert depth == 0
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 3
+    for line in rows:
+        plain = re.sub(r"\\[a-zA-Z]+|\\.", "", line.removesuffix(r"\\"))
+        assert plain.count("&") == 1
+        assert not set(plain) & set('#$%_~^|<>"')
+        assert not line.lstrip().startswith(("[", "*"))

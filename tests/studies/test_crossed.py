@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gft_edge.errors import UsageError
-from gft_edge.studies.crossed import crossed_estimate
+from gft_edge.studies.crossed import crossed_estimate, paired_estimate
+from tests.support.refusals import refusal_of
 
 
 def test_the_estimate_is_that_worked_by_hand() -> None:
@@ -69,8 +70,16 @@ def test_two_that_always_agree_differ_by_nothing() -> None:
 
 
 def test_one_seed_is_refused_with_the_reason() -> None:
-    with pytest.raises(UsageError, match=r"one seed has no interval.*overstate.*--seeds 3"):
-        crossed_estimate(np.zeros((1, 20)))
+    refusal_of(UsageError, lambda: crossed_estimate(np.zeros((1, 20))), "--seeds")
+
+
+def test_an_interval_over_images_alone_is_that_of_one_training_and_needs_two() -> None:
+    found = paired_estimate(np.array([1, 0, -1, 0, 1]))
+    assert found.mean == pytest.approx(0.2)
+    assert found.standard_error == pytest.approx(np.std([1, 0, -1, 0, 1], ddof=1) / 5**0.5)
+    assert (found.degrees_of_freedom, found.rests_on) == (4, "images")
+    assert paired_estimate(np.zeros(5)).standard_error == 0
+    refusal_of(UsageError, lambda: paired_estimate(np.ones(1)), "--split")
 
 
 @pytest.mark.parametrize(

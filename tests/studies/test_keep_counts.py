@@ -26,7 +26,6 @@ from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
 from gft_edge.studies import evaluation, keep_counts
 from gft_edge.studies.benchmark_table import benchmark_table
-from gft_edge.studies.crossed import paired_estimate
 from gft_edge.studies.keep_counts import scaled
 from gft_edge.studies.results import Benchmark
 from gft_edge.studies.variants import AtCounts, KeepCounts, Variant, with_front
@@ -352,10 +351,3 @@ def test_what_the_numbers_are_of_stands_below_them(
     notes = "\n".join(table.notes)
     for words in ("UNSTABLE", "busy", "95 % interval over images, of this one training"):
         assert words in notes
-
-
-def test_an_interval_over_images_needs_two() -> None:
-    found = paired_estimate(np.array([1, 0, -1, 0, 1]))
-    assert found.mean == pytest.approx(0.2)
-    assert (found.degrees_of_freedom, found.rests_on) == (4, "images")
-    assert paired_estimate(np.zeros(5)).standard_error == 0

@@ -212,11 +212,11 @@ def export_run(
     from gft_edge.calibration.image_set import draw_image_set
     from gft_edge.datasets import read_split
     from gft_edge.export.pipeline import export
-    from gft_edge.model.checkpoint import load_run
+    from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 
     spec, model = load_run(run)
     images = draw_image_set(read_split(data, split, spec.labels), count=count, seed=0)
-    export(model, spec, images, request, out)
+    export(model, spec, images, request, out, weights=run / WEIGHTS_FILE)
     return out
 
 

@@ -40,10 +40,11 @@ class Shortcut:
 
     def use(self, patch: pytest.MonkeyPatch) -> Shortcut:
         """Take the place of what studies call."""
-        from gft_edge.studies import study
+        from gft_edge.studies import latency, study
 
         patch.setattr(study, "export", self.export)
-        patch.setattr(study, "profile", self.profile)
+        for module in (study, latency):
+            patch.setattr(module, "profile", self.profile)
         return self
 
     def export(
