@@ -13,18 +13,13 @@ import pytest
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
-from gft_edge.errors import DataError, LockedError, UsageError
 from gft_edge.profiling.report_file import read_profile
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
 from gft_edge.studies.benchmark_table import benchmark_table
-from gft_edge.studies.grid import grid
-from gft_edge.studies.images import calibration_images
-from gft_edge.studies.memory import MARKER_FILE, Memory, claimed
-from gft_edge.studies.results import RESULT_FILES, Benchmark, best_rows
-from gft_edge.studies.variants import Accuracy, Variant
+from gft_edge.studies.memory import MARKER_FILE
+from gft_edge.studies.results import RESULT_FILES, Benchmark
 from tests.support.cli import refusal, run, run_json
-from tests.support.refusals import refusal_of
 from tests.support.studies import MISSED, Shortcut
 
 BOTH = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16")
@@ -256,34 +251,6 @@ def test_other_images_are_judged_anew_and_other_weights_refused(
     assert run(*given, "--fresh").exit_code == 0
 
 
-def test_a_folder_is_held_by_one_study_at_a_time_and_cleared_by_fresh(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
-        memory.keep("a", Accuracy(1, 1, 0, 1, (), (), ()), {"of": 1})
-        with pytest.raises(LockedError), claimed(out, "1", RESULT_FILES, fresh=True):
-            pass
-    (out / "bundles" / ".onnx-fp32.partial-x").mkdir()
-    (out / "benchmark.csv").touch()
-    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
-        assert list((out / "bundles").iterdir()) == []
-        assert memory.recall("a", Accuracy, {"of": 1}) is not None
-    with claimed(out, "2", RESULT_FILES, fresh=True) as memory:
-        assert memory.recall("a", Accuracy, {"of": 1}) is None
-        assert sorted(path.name for path in out.iterdir()) == [MARKER_FILE, ".lock", "bundles"]
-
-
-def test_what_is_remembered_is_of_what_decides_it(tmp_path: Path) -> None:
-    memory, known = Memory(tmp_path), Accuracy(0.5, 0.75, 0.25, 1, (1.0,), ("a",), ())
-    memory.keep("a", known, {"weights": "1"})
-    assert memory.recall("a", Accuracy, {"weights": "1"}) == known
-    assert memory.recall("a", Accuracy, {"weights": "2"}) is None
-    assert memory.recall("a", Variant, {"weights": "1"}) is None
-    assert memory.recall("b", Accuracy, {"weights": "1"}) is None
-    for half in ("{", "[]", '{"decided_by": 1}'):
-        (tmp_path / "a.json").write_text(half)
-        assert memory.recall("a", Accuracy, {"weights": "1"}) is None
-
-
 def test_a_folder_that_holds_something_else_is_left_alone(
     micro_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:
@@ -348,54 +315,3 @@ def test_processes_launched_together_do_not_benchmark(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "gft-edge benchmark" in refusal("benchmark", micro_run, "--data", micro_data)
-
-
-def test_a_target_without_its_engine_is_a_row_with_the_reason() -> None:
-    reason = backend_for("tensorrt").missing()
-    if reason is None:
-        pytest.skip("an engine of TensorRT runs here")
-    found = grid(("onnx", "trt"), ("fp32", "int8"), "nothing to calibrate on")
-    assert [(variant.name, variant.status, variant.reason) for variant in found] == [
-        ("onnx fp32", "done", None),
-        ("onnx int8", "absent", "nothing to calibrate on"),
-        ("tensorrt fp32", "absent", reason),
-        ("tensorrt int8", "absent", reason),
-    ]
-    refusal_of(UsageError, lambda: grid(("tensorrt",), None, None), "tensorrt: ")
-
-
-def test_int8_is_calibrated_on_train_where_there_is_one(
-    micro_data: Path, micro_pictures: Path
-) -> None:
-    labels = tuple(sorted(path.name for path in (micro_pictures / "train").iterdir()))
-    drawn = calibration_images(None, DataSource(micro_pictures), labels, print)
-    assert all(f"{micro_pictures}/train/" in path for path in drawn.paths)
-    refusal_of(
-        DataError,
-        lambda: calibration_images(None, DataSource(micro_data), labels, print),
-        "--calibration-data",
-    )
-
-
-def variant(precision: str, top1: float, files_mb: float, missed: tuple[str, ...] = ()) -> Variant:
-    accuracy = Accuracy(top1, 0.9, 0.9 - top1, 1.0, (), missed, ())
-    return Variant("onnx", precision, files_mb=files_mb, accuracy=accuracy)
-
-
-def test_a_variant_out_of_bounds_is_best_at_nothing() -> None:
-    rows = [
-        variant("fp32", 0.9, 20), variant("fp16", 0.9, 10), variant("int8", 0.95, 5, ("falls",)),
-    ]  # fmt: skip
-    best = {found.goal: found for found in best_rows(rows, 100, None)}
-    assert set(best) == {"most accurate", "smallest"}
-    assert (best["smallest"].row, best["smallest"].value) == ("onnx fp16", "10.0 MiB")
-    assert (best["most accurate"].row, best["most accurate"].value) == (
-        "onnx fp32", "90.00 % top-1",
-    )  # fmt: skip
-    assert best["most accurate"].note == "as good: onnx fp16"
-
-
-def test_a_lead_of_one_image_is_said_to_be_one() -> None:
-    best = best_rows([variant("fp32", 0.90, 20), variant("fp16", 0.91, 10)], 100, None)
-    assert best[0].row == "onnx fp16"
-    assert best[0].note == "1 of 100 images more than onnx fp32"
