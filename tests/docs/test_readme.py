@@ -57,6 +57,26 @@ def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path)
     assert len(done.stdout.splitlines()) == 3
 
 
+@pytest.mark.slow
+def test_the_functions_behind_the_commands_run_from_python(folder: Path) -> None:
+    (code,) = blocks("python", "From Python")
+    # As it stands, but for what would only take longer.
+    for asked, quicker in (
+        ("DEFAULT, amp", "DEFAULT.__class__(epochs=1, batch_size=8), amp"),
+        ("((bundle,))", "((bundle,), duration_s=0.2, min_samples=20)"),
+        ('("fp32",))', '("fp32",), duration_s=0.2, min_samples=20)'),
+    ):
+        assert asked in code
+        code = code.replace(asked, quicker)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    label, rows, stable = done.stdout.rsplit(maxsplit=2)
+    assert (folder / "grocery" / "test" / label).is_dir()
+    assert (int(rows) > 0, stable in ("True", "False")) == (True, True)
+
+
 def test_the_commands_for_lower_precision_run(
     tmp_path: Path, calm_run: Path, micro_pictures: Path
 ) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.specs import GalaMode, InputSpec, Score
@@ -201,7 +200,7 @@ def test_a_failing_step_names_itself_and_what_ran_before_and_leaves_the_old_bund
     def failing(*_: Any, **__: Any) -> None:
         raise failures.pop(0)
 
-    monkeypatch.setattr(torch.onnx, "export", failing)
+    monkeypatch.setattr(pipeline_module, "onnx_from_torch", failing)
     line = refusal_of(PipelineError, exporting, "'onnx_from_torch'", "reference in PyTorch")
     assert line.endswith("no such operator")
     with pytest.raises(KeyboardInterrupt):
