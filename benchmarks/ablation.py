@@ -38,8 +38,9 @@ from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.studies.evaluation import evaluate_run
-from gft_edge.training.loop import STATE_FILE, RunConfig, read_run_config, supports_bf16, train
+from gft_edge.training.loop import supports_bf16, train
 from gft_edge.training.recipes import DEFAULT, Recipe
+from gft_edge.training.run_folder import STATE_FILE, RunConfig, read_run_config
 from gft_edge.training.teacher import Teacher, taught_recipe, teacher_of
 
 DENSE = "none"

@@ -23,7 +23,8 @@ from gft_edge.datasets import read_split
 from gft_edge.datasets.drawings import write_drawings
 from gft_edge.studies.demo import DEFAULTS, RECIPE, micro_spec
 from gft_edge.studies.evaluation import evaluate_run
-from gft_edge.training.loop import RunConfig, supports_bf16, train
+from gft_edge.training.loop import supports_bf16, train
+from gft_edge.training.run_folder import RunConfig
 
 DENSE = "none"
 DRAWINGS = {

@@ -162,8 +162,8 @@ def _check_data(source: DataSource, labels: tuple[str, ...]) -> None:
 
 
 def _write_config(out: Path, source: DataSource) -> None:
-    from gft_edge.training.loop import RunConfig, write_run_config
     from gft_edge.training.recipes import PAPER
+    from gft_edge.training.run_folder import RunConfig, write_run_config
 
     config = RunConfig(
         str(source.folder.resolve()),

@@ -27,7 +27,7 @@ def source_of_run(
 ) -> DataSource:
     """The options, and for what is not given the run's own. Raises UsageError and CheckpointError."""
     try:
-        from gft_edge.training.loop import CONFIG_FILE, read_run_config
+        from gft_edge.training.run_folder import CONFIG_FILE, read_run_config
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     if data is not None and not (run / CONFIG_FILE).exists():
@@ -50,7 +50,7 @@ def images_of_run(
     try:
         from gft_edge.model.checkpoint import IMPORT_FILE
         from gft_edge.studies.evaluation import check_run
-        from gft_edge.training.loop import CONFIG_FILE
+        from gft_edge.training.run_folder import CONFIG_FILE
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     check_run(run)

@@ -164,7 +164,8 @@ def command(as_json: bool, **options: Any) -> None:
     try:
         import torch  # noqa: F401
 
-        from gft_edge.training.loop import METRICS_FILE, STATE_FILE, resume, train
+        from gft_edge.training.loop import resume, train
+        from gft_edge.training.run_folder import METRICS_FILE, STATE_FILE
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     out: Path | None = options["resume"] or options["out"]
@@ -246,8 +247,9 @@ def run_config(options: dict[str, Any]) -> Any:
     from gft_edge.datasets import read_split
     from gft_edge.model.variants import spec_from_name
     from gft_edge.training.gradients import chosen_epochs
-    from gft_edge.training.loop import RunConfig, supports_bf16
+    from gft_edge.training.loop import supports_bf16
     from gft_edge.training.recipes import RECIPES
+    from gft_edge.training.run_folder import RunConfig
     from gft_edge.training.teacher import taught_recipe, teacher_of
 
     source = given_source(options["data"], options["dataset"], options["coco_category"])

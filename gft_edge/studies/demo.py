@@ -39,8 +39,9 @@ from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.runtime.outputs import Outputs, grid_positions
 from gft_edge.runtime.preprocess import batch_from_pixels
 from gft_edge.studies.images import verification_images
-from gft_edge.training.loop import RunConfig, supports_bf16, train
+from gft_edge.training.loop import supports_bf16, train
 from gft_edge.training.recipes import Recipe
+from gft_edge.training.run_folder import RunConfig
 
 REPORT_FILE = "demo.json"
 MARKER_FILE = ".gft-edge-demo"

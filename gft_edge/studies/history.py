@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gft_edge.errors import UsageError
 from gft_edge.studies.evaluation import check_run
-from gft_edge.training.loop import HISTORY_FILE
+from gft_edge.training.run_folder import HISTORY_FILE
 
 LOSS, ACCURACY = "train_loss", "val_top1"
 COLUMNS = (LOSS, ACCURACY, "val_loss", "val_top5")

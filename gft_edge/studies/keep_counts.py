@@ -19,7 +19,7 @@ from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case, spec
 from gft_edge.studies.memory import Memory
 from gft_edge.studies.variants import AtCounts, KeepCounts
 from gft_edge.training.data import targets_of
-from gft_edge.training.loop import network_logits, silent
+from gft_edge.training.logits import network_logits, silent
 from gft_edge.training.processes import accelerator_on
 
 # The share of all patches that the first stage of the smallest point of a grid keeps.

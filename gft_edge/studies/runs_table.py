@@ -28,7 +28,7 @@ from gft_edge.studies.evaluation import (
     spec_digest,
 )
 from gft_edge.studies.latency import Latency, MeasuredOn, assign, measure
-from gft_edge.training.loop import quiet, silent
+from gft_edge.training.logits import quiet, silent
 
 Average = Literal["weighted", "macro"]
 

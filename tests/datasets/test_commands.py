@@ -16,7 +16,7 @@ from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import data_sets, read_split
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.runtime.preprocess import open_rgb
-from gft_edge.training.loop import read_run_config
+from gft_edge.training.run_folder import read_run_config
 from tests.support.cli import refusal, refused, run, run_json
 from tests.support.data_sets import BANNER_PX, draw, source, write
 

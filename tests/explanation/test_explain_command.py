@@ -17,8 +17,8 @@ from gft_edge.export.request import ExportRequest
 from gft_edge.model.checkpoint import save_network
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name
-from gft_edge.training.loop import CONFIG_FILE, RunConfig
 from gft_edge.training.recipes import Recipe
+from gft_edge.training.run_folder import CONFIG_FILE, RunConfig
 from tests.support.cli import refusal, refused, run, run_json
 from tests.support.networks import export_run, micro_spec, save_micro_network
 from tests.support.pictures import MICRO_LABELS

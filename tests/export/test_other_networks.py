@@ -23,8 +23,10 @@ from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.layers import layer_profile
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.training.loop import RunConfig, logits_and_targets, train
+from gft_edge.training.logits import logits_and_targets
+from gft_edge.training.loop import train
 from gft_edge.training.recipes import Recipe
+from gft_edge.training.run_folder import RunConfig
 from tests.support.cli import run as command
 from tests.support.cli import run_json
 from tests.support.networks import export_run, noise, seeded, small_spec

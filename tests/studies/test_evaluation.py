@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gft_edge.model.checkpoint import load_run, save_network
-from gft_edge.training.loop import network_logits
+from gft_edge.training.logits import network_logits
 from tests.support.cli import refusal, run, run_json
 
 

@@ -30,7 +30,7 @@ from gft_edge.studies.benchmark_table import benchmark_table
 from gft_edge.studies.keep_counts import scaled
 from gft_edge.studies.results import Benchmark
 from gft_edge.studies.variants import AtCounts, KeepCounts, Variant, with_front
-from gft_edge.training.loop import network_logits
+from gft_edge.training.logits import network_logits
 from tests.support.cli import refusal, run, run_json
 from tests.support.studies import MISSED, Shortcut
 

@@ -16,13 +16,14 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.datasets import read_split
 from gft_edge.model import checkpoint
 from gft_edge.model.variants import spec_from_name
-from gft_edge.training import data, loop, processes
+from gft_edge.training import data, loop, processes, run_folder, trainer
 from gft_edge.training.recipes import Recipe
+from gft_edge.training.run_folder import RunConfig
 
 RECIPE = Recipe(epochs=2, batch_size=6)
 
 
-def small_run(folder: Path) -> tuple[ModelSpec, loop.RunConfig]:
+def small_run(folder: Path) -> tuple[ModelSpec, RunConfig]:
     """A four-block GFT whose last stages choose among few patches, on the images of `folder`."""
     spec = spec_from_name(
         "vit_tiny_patch16_224",
@@ -31,17 +32,18 @@ def small_run(folder: Path) -> tuple[ModelSpec, loop.RunConfig]:
         stages="1:12,2:8,3:4",
         backbone_args={"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8},
     )
-    return spec, loop.RunConfig(str(folder), RECIPE, amp=False, workers=0, device="cpu")
+    return spec, RunConfig(str(folder), RECIPE, amp=False, workers=0, device="cpu")
 
 
 def main(folder: Path, out: Path, how: str) -> None:
     """Train into `out`. `how`: together; dies, the second process in the second epoch; fsdp."""
     rank = int(os.environ["RANK"])
-    log_calls(loop, "replace_file", lambda path, _: log(out, rank, "wrote", path.name))
+    log_calls(run_folder, "replace_file", lambda path, _: log(out, rank, "wrote", path.name))
+    log_calls(trainer, "replace_file", lambda path, _: log(out, rank, "wrote", path.name))
     log_calls(checkpoint, "replace_file", lambda path, _: log(out, rank, "wrote", path.name))
     log_calls(data, "open_rgb", lambda path, *_: log(out, rank, "read", f"{path.parts[-3:]}"))
     if how == "dies" and rank == 1:
-        log_calls(loop, "training_loader", die_in_the_second_epoch)
+        log_calls(trainer, "training_loader", die_in_the_second_epoch)
     if how == "fsdp":
         setattr(loop, "accelerator_on", sharding(processes.accelerator_on))  # noqa: B010
     spec, config = small_run(folder)

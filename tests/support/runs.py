@@ -12,8 +12,8 @@ HISTORY = "epoch,lr,train_loss,val_top1,val_top5,val_loss,images_per_s,seconds\n
 
 def trained_on(folder: Path, data: Path, history: str = "1,1e-4,1.5,0.25,1,1.75,9,1\n") -> Path:
     """Give a run what gft-edge train leaves beside its network."""
-    from gft_edge.training.loop import RunConfig
     from gft_edge.training.recipes import Recipe
+    from gft_edge.training.run_folder import RunConfig
 
     config = RunConfig(str(data), Recipe(epochs=2), amp=False, workers=0, device="cpu")
     (folder / "train.json").write_text(json.dumps(to_json(config)))

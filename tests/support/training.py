@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gft_edge.bundle.specs import ModelSpec
-from gft_edge.training.loop import RunConfig
 from gft_edge.training.recipes import Recipe
+from gft_edge.training.run_folder import RunConfig
 from tests.support.networks import micro_spec
 
 QUICK = Recipe(epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augmentation="flip")

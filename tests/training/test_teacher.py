@@ -21,10 +21,11 @@ from gft_edge.errors import CheckpointError, SpecError, UsageError
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.networks import Network, build_network
 from gft_edge.model.variants import spec_from_name
-from gft_edge.training import loop
-from gft_edge.training.loop import logits_and_targets, resume, train
+from gft_edge.training.logits import logits_and_targets
+from gft_edge.training.loop import resume, train
 from gft_edge.training.objective import Objective, classification_loss, token_loss
 from gft_edge.training.recipes import DEFAULT, Recipe
+from gft_edge.training.run_folder import STATE_FILE
 from gft_edge.training.teacher import Teacher, load_teacher, taught_recipe, teacher_of
 from tests.support.networks import MICRO_BACKBONE
 from tests.support.refusals import refusal_of
@@ -160,7 +161,7 @@ def test_a_run_that_averages_and_imitates_resumes_as_the_uninterrupted_one(
     interrupt("epoch 2/2", train, broken, SPEC, chosen, None)
     resume(broken)
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    ends = [torch.load(run / loop.STATE_FILE, weights_only=True) for run in (whole, broken)]
+    ends = [torch.load(run / STATE_FILE, weights_only=True) for run in (whole, broken)]
     for part in ("model", "average"):
         assert ends[0][part].keys() == ends[1][part].keys()
         assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for name in ends[0][part])

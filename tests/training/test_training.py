@@ -27,11 +27,13 @@ from gft_edge.fidelity.metrics import classification_metrics
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.networks import build_network
 from gft_edge.model.variants import spec_from_name, squashed
-from gft_edge.training import loop, processes
+from gft_edge.training import processes
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
-from gft_edge.training.loop import logits_and_targets, resume, train
+from gft_edge.training.logits import logits_and_targets
+from gft_edge.training.loop import resume, train
 from gft_edge.training.recipes import PAPER, check_recipe
+from gft_edge.training.run_folder import STATE_FILE
 from tests.support.refusals import refusal_of
 from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt
 
@@ -94,14 +96,14 @@ def test_what_is_evaluated_and_kept_is_the_average_of_the_weights(
 
     def note(text: str, done: int, total: int) -> None:
         if text.startswith(("epoch 2/", "epoch 3/", "epoch 4/")):
-            ends.append(torch.load(run / loop.STATE_FILE, weights_only=True))
+            ends.append(torch.load(run / STATE_FILE, weights_only=True))
 
     spec = coloured_spec()
     if model != "gft":
         spec = spec_from_name(model, spec.labels, image_size_px=48)
     recipe = dataclasses.replace(QUICK, epochs=4, batch_size=36, ema=0.5)  # one step an epoch
     metrics = train(run, spec, config(coloured, recipe), None, note)
-    ends.append(torch.load(run / loop.STATE_FILE, weights_only=True))
+    ends.append(torch.load(run / STATE_FILE, weights_only=True))
     parameters = {name for name, _ in build_network(spec).named_parameters()}
     for name, average in ends[-1]["average"].items():
         expected = ends[0]["model"][name]
@@ -124,7 +126,7 @@ def test_averaging_weights_does_not_change_how_they_are_trained(
     recipe = dataclasses.replace(ONE_EPOCH, ema=0.9)
     train(tmp_path / "averaged", coloured_spec(), config(coloured, recipe), None)
     plain, averaged = (
-        torch.load(run / loop.STATE_FILE, weights_only=True)["model"]
+        torch.load(run / STATE_FILE, weights_only=True)["model"]
         for run in (one_epoch, tmp_path / "averaged")
     )
     assert all(torch.equal(plain[name], averaged[name]) for name in plain)
@@ -142,7 +144,7 @@ def test_workers_do_not_change_the_run_and_another_seed_does(
 
 
 def test_adam_has_made_as_many_steps_as_the_training(one_epoch: Path) -> None:
-    state = torch.load(one_epoch / loop.STATE_FILE, weights_only=True)["optimizer"]["state"]
+    state = torch.load(one_epoch / STATE_FILE, weights_only=True)["optimizer"]["state"]
     # 36 images in batches of 8.
     assert {float(moments["step"]) for moments in state.values()} == {4.0}
 
@@ -251,8 +253,8 @@ def test_a_run_with_a_damaged_file_is_not_resumed(coloured: Path, tmp_path: Path
     refusal_of(CheckpointError, partial(resume, run), "history.csv")
     history.unlink()
     refusal_of(CheckpointError, partial(resume, run), "history.csv")
-    (run / loop.STATE_FILE).write_bytes(b"cut off")
-    refusal_of(CheckpointError, partial(resume, run), loop.STATE_FILE)
+    (run / STATE_FILE).write_bytes(b"cut off")
+    refusal_of(CheckpointError, partial(resume, run), STATE_FILE)
 
 
 def test_a_full_disk_keeps_the_last_whole_epoch(

@@ -1,0 +1,85 @@
+"""A network's logits on every image of a split, shared by the processes there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.specs import ModelSpec, Progress
+from gft_edge.datasets import Split, read_split
+from gft_edge.errors import DataError, TrainingError
+from gft_edge.model.networks import Network
+from gft_edge.training.data import evaluation_loader, targets_of
+from gft_edge.training.processes import accelerator_on, gathered
+
+EVALUATION_BATCH = 32
+
+
+def silent(text: str) -> None:
+    """A Say that says nothing."""
+
+
+def quiet(text: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
+
+def network_logits(
+    network: nn.Module,
+    spec: ModelSpec,
+    split: Split,
+    workers: int = 0,
+    progress: Progress = quiet,
+    accelerator: Accelerator | None = None,
+) -> npt.NDArray[np.float32]:
+    """Evaluation logits of every image of a split, float32 (images, classes).
+
+    With an `accelerator` its processes share the images, and each gets all logits.
+    """
+    accelerator = accelerator or accelerator_on(next(network.parameters()).device.type)
+    network.eval()
+    batch = EVALUATION_BATCH * accelerator.num_processes
+    loader = accelerator.prepare(evaluation_loader(split, spec.preprocessing, batch, workers))
+    rows = []
+    done = 0
+    with torch.inference_mode():
+        images = (images for images, _ in named_failures(loader))
+        for logits in gathered(accelerator, images, network):
+            rows.append(logits.numpy())
+            done += len(logits)
+            progress(f"evaluate on {split.name}", done, len(split.paths))
+    return np.concatenate(rows)
+
+
+def named_failures(loader: Any) -> Any:
+    """Iterate; a worker's DataError, and its death, leave as one line in place of a traceback."""
+    try:
+        yield from loader
+    except DataError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise DataError(last.rpartition("DataError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a worker that decodes images died, as one does that is out of memory: go on with fewer "
+            "--workers"
+        ) from error
+
+
+def logits_and_targets(
+    model: Network,
+    spec: ModelSpec,
+    data: DataSource | Path,
+    split: str,
+    progress: Progress = quiet,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """A network's logits on a split of `data`, and the classes they should have named."""
+    images = read_split(data, split, spec.labels)
+    return network_logits(model, spec, images, progress=progress), targets_of(images)
