@@ -148,7 +148,7 @@ def svg_of(chart: Chart) -> str:
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width:g} {height:g}" role="img" fill="currentColor" '
-        f'style="width:{min(1.2 * width, 800):g}px;max-width:100%;min-width:{0.75 * width:g}px;'
+        f'style="width:{min(1.2 * width, max(width, 800)):g}px;max-width:100%;min-width:{0.75 * width:g}px;'
         f'height:auto"><title>{title}</title><desc>{words}</desc>'
     )
     return opening + drawing[drawing.index(">") + 1 :].strip()
@@ -181,9 +181,14 @@ def shortened(words: str, most: int) -> str:
 
 
 def plain_log(axis: Any) -> None:
-    """Give a logarithmic axis plain numbers, at 1, 2 and 5 times powers of ten."""
+    """Give a logarithmic axis plain numbers, over few powers of ten at 2 and 5 times these too."""
+
+    def minor(value: float, _: object) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if high < 1000 * low and f"{value:e}"[0] in "25" else ""
+
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axis.set_minor_formatter(minor)
 
 
 def finite(value: float) -> float:

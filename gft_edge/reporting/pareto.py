@@ -137,7 +137,7 @@ def _label(axes: Any, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint
                 axes.annotate(
                     words, (points[n].cost, 100 * points[n].accuracy), xytext=(dx, dy),
                     textcoords="offset points", ha=align, va="center", weight=weight,
-                    arrowprops={"arrowstyle": "-", "alpha": 0.5, "color": INK} if far else None,
+                    arrowprops={"arrowstyle": "-", "alpha": 0.3, "color": INK} if far else None,
                 )  # fmt: skip
                 taken = np.vstack([taken, box])
                 break

@@ -11,13 +11,16 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gft_edge.fidelity.confusion import confusion_of
 from gft_edge.reporting.benchmark_page import benchmark_sections
 from gft_edge.reporting.drawing import Chart
 from gft_edge.reporting.latency_charts import distribution_chart, split_chart, timeline_chart
 from gft_edge.reporting.page import Block, Charts, Page, Section, Verdict, html_of
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
+from gft_edge.reporting.run_page import Judged, run_page
 from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.runtime.classifier import Timing
 from tests.reporting.pages import page_of, points
@@ -103,6 +106,7 @@ def seen(browser: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
         "disturbed": page_of(one=disturbed_profile()),
         "several": page_of(a=stable_profile(), b=disturbed_profile()),
         "benchmark": html_of(benchmark_page()),
+        "run": html_of(a_run_page()),
         "extremes": html_of(Page("Extremes", [Section("Extremes", [Charts(extremes())])])),
         "broken": broken_page(),
     }
@@ -143,6 +147,20 @@ def benchmark_page() -> Page:
     return Page(
         "Benchmark", benchmark_sections(summary, table, missing, at, "Top-1", "ms", reports)
     )
+
+
+def a_run_page() -> Page:
+    """Four classes, three epochs, a dozen layers."""
+    columns: dict[str, list[float]] = {
+        "epoch": [1, 2, 3],
+        "train_loss": [2, 1.5, 1.2],
+        "val_top1": [0.2, 0.5, 0.6],
+    }
+    norms = {n: {f"blocks.{layer}.attn": 0.5**layer for layer in range(12)} for n in (1, 2)}
+    targets = np.repeat(np.arange(4), 6)
+    logits = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    confusion = confusion_of(logits, targets, ("apple", "brown bread", "café", "dill"))
+    return run_page({"runs/gft": columns}, norms, Judged("test", 24, 0.25, confusion))
 
 
 def extremes() -> list[Chart]:
@@ -189,7 +207,7 @@ def test_a_broken_page_shows_every_fault_that_is_looked_for(
 
 
 @pytest.mark.parametrize("width_px", WIDTHS_PX)
-@pytest.mark.parametrize("name", ["stable", "disturbed", "several", "benchmark", "extremes"])
+@pytest.mark.parametrize("name", ["stable", "disturbed", "several", "benchmark", "run", "extremes"])
 def test_a_page_lies_right_and_loads_nothing(
     seen: dict[tuple[str, int], Seen], name: str, width_px: int
 ) -> None:
