@@ -172,13 +172,13 @@ def shortfalls(benchmark: Benchmark) -> list[str]:
         if row.status != "done":
             kind = "not here" if row.status == "absent" else "failed"
             grouped.setdefault((kind, row.reason or ""), []).append(row.name)
+        for reason in row.accuracy.skipped if row.accuracy else ():
+            grouped.setdefault(("not checked", reason), []).append(row.name)
     lines = [f"{kind}: {', '.join(names)}: {reason}" for (kind, reason), names in grouped.items()]
     for row in benchmark.rows:
-        if row.accuracy is not None:
-            if row.accuracy.missed:
-                missed = "; ".join(row.accuracy.missed)
-                lines.append(f"out of bounds: {row.name} on {benchmark.split}: {missed}")
-            lines += [f"not checked: {row.name}: {reason}" for reason in row.accuracy.skipped]
+        if row.accuracy is not None and row.accuracy.missed:
+            missed = "; ".join(row.accuracy.missed)
+            lines.append(f"out of bounds: {row.name} on {benchmark.split}: {missed}")
     if any(row.measured and row.measured.end_to_end_p99_ms is None for row in benchmark.rows):
         lines.append(
             f"p99 withheld: it needs {samples_needed(99)} calls of each bundle, see --min-samples"
