@@ -46,7 +46,7 @@ def main() -> None:
             _export(spec, folders[name], given.images)
     command = [
         sys.executable, "-m", "gft_edge", "profile", *(folders[name] for name in networks if name != "dense"),
-        "--baseline", folders["dense"], "--images", given.images, "--duration", given.duration,
+        "--baseline", folders["dense"], "--photos", given.images, "--duration", given.duration,
     ]  # fmt: skip
     subprocess.run([str(word) for word in command], check=True)
 

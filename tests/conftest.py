@@ -166,7 +166,7 @@ def profile_file(
     """The JSON of both micro bundles profiled together; what was printed lies beside it, as .txt."""
     file = tmp_path_factory.mktemp("profile") / "both.json"
     result = run(
-        "profile", *micro_bundles.values(), "--images", micro_data / "test", "--out", file,
+        "profile", *micro_bundles.values(), "--photos", micro_data / "test", "--out", file,
         "--duration", 0.3, "--min-samples", 20, "--warmup-ms", 20,
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -31,7 +31,8 @@ from gft_edge.profiling.report_file import write_profile
 
 @click.command("profile")
 @click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
-@click.option("--images", type=PATH, help="Folder of photographs [default: golden frames].")
+@click.option("--photos", "images", type=PATH, metavar="DIR",
+              help="Folder of photographs to measure on [default: the bundle's golden frames].")  # fmt: skip
 @measuring_options
 @click.option("--baseline", metavar="BUNDLE|TIMM_MODEL",
               help="Dense network to measure beside them; a timm model is exported alike.")  # fmt: skip

@@ -301,7 +301,7 @@ def _image_files(images: Path) -> list[Path]:
         raise UsageError(f"{images}: no such folder of images")
     found = images_below(images) if images.is_dir() else [images]
     if not found:
-        raise UsageError(f"{images} holds no image: give --images a folder of photographs")
+        raise UsageError(f"{images} holds no image: give --photos a folder of photographs")
     count = min(MOST_IMAGES, len(found))
     paths = [found[number * len(found) // count] for number in range(count)]
     for path in paths:

@@ -356,7 +356,7 @@ def test_a_profile_of_an_impossible_percentile_is_refused(
         (("--backend", "fake"), "fake"),
         (("--layers", "--hint", "throughput"), "--hint"),
         (("--hint", "throughput"), "throughput"),
-        (("--images", "nowhere"), "nowhere"),
+        (("--photos", "nowhere"), "nowhere"),
         (("--baseline", "resnet51"), "--baseline resnet51"),
         (("--out", "nowhere/a.json"), "nowhere/a.json"),
         (("--baseline-out", "kept"), "--baseline-out"),
@@ -377,7 +377,7 @@ def test_a_wrong_request_is_refused_in_one_line(
 def test_images_that_cannot_be_measured_are_named(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    arguments = ("profile", micro_bundles["onnx"], "--images", tmp_path)
+    arguments = ("profile", micro_bundles["onnx"], "--photos", tmp_path)
     refused(run(*arguments), str(tmp_path))
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     refused(run(*arguments), "half.png")
