@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gft_edge.bundle.json_form import from_json
 from gft_edge.errors import SpecError, UsageError
-from gft_edge.explanation.deletion import DeletionReport, Estimate
+from gft_edge.explanation.deletion import CurveMean, DeletionReport
 from gft_edge.reporting.page import Block, Charts, Page, Section
 from gft_edge.reporting.run_charts import deletion_chart
 from gft_edge.reporting.table import Table
@@ -57,7 +57,7 @@ def areas_table(name: str, report: DeletionReport) -> Table:
     return Table(title, columns, rows)
 
 
-def _text(found: Estimate | None) -> str:
+def _text(found: CurveMean | None) -> str:
     if found is None:
         return "-"
     if found.interval is None:

@@ -30,7 +30,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CurveMean:
     """A mean over images, and its 95 % interval by Student's t; None under LEAST_IMAGES images."""
 
     mean: float
@@ -48,10 +48,10 @@ class OrderResult:
     """
 
     order: str
-    deletion: Estimate
-    insertion: Estimate
-    deletion_gain: Estimate | None
-    insertion_gain: Estimate | None
+    deletion: CurveMean
+    insertion: CurveMean
+    deletion_gain: CurveMean | None
+    insertion_gain: CurveMean | None
     deletion_curve: tuple[float, ...]
     insertion_curve: tuple[float, ...]
 
@@ -157,14 +157,14 @@ def area_under(fractions: npt.ArrayLike, values: npt.ArrayLike) -> float:
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> CurveMean:
     """The mean of one number an image, and how far it may be off."""
     mean = statistics.fmean(values)
     count = len(values)
     if count < LEAST_IMAGES:
-        return Estimate(mean, None)
+        return CurveMean(mean, None)
     reach = _t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
-    return Estimate(mean, (mean - reach, mean + reach))
+    return CurveMean(mean, (mean - reach, mean + reach))
 
 
 def covered_with_mean(image: Pixels, model: ModelSpec) -> Pixels:
@@ -193,7 +193,7 @@ def _result(
     def areas(curves: list[Probabilities]) -> list[float]:
         return [area_under(fractions, curve) for curve in curves]
 
-    def gain(better: list[Probabilities], worse: list[Probabilities]) -> Estimate:
+    def gain(better: list[Probabilities], worse: list[Probabilities]) -> CurveMean:
         pairs = zip(areas(better), areas(worse), strict=True)
         return estimate([high - low for high, low in pairs])
 

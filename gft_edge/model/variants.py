@@ -35,7 +35,7 @@ from gft_edge.model.transfg import DEFAULT_STRIDE_PX, PATCH_STRIDE, create_overl
 
 
 @dataclass(frozen=True)
-class Variant:
+class NamedNetwork:
     """A row of the table below; `stages` as `parse_stages` reads it."""
 
     backbone: str
@@ -45,24 +45,24 @@ class Variant:
     backbone_args: Mapping[str, int] = field(default_factory=dict)
 
 
-def _family(size: str) -> dict[str, Variant]:
+def _family(size: str) -> dict[str, NamedNetwork]:
     backbone = f"deit_{size}_patch16_224"
     return {
         # The paper's parameter count: 12 blocks and three extra layers (93 M for base).
-        f"gft_{size}": Variant(backbone, "layer", "8:75%,9:50%,10:25%"),
+        f"gft_{size}": NamedNetwork(backbone, "layer", "8:75%,9:50%,10:25%"),
         # The paper's text read literally: 8 blocks, three extra layers, head.
-        f"gft_{size}_d8": Variant(
+        f"gft_{size}_d8": NamedNetwork(
             backbone, "layer", "8:75%,8:50%,8:25%", backbone_args={"depth": 8}
         ),
         # Early stages without extra layers. Totals of 144, 96 and 48 tokens fill the 16-row tiles
         # of matrix units. So early GALA chooses no better than chance: README, "Which score selects well".
-        f"gft_{size}_edge": Variant(
+        f"gft_{size}_edge": NamedNetwork(
             backbone, "block", "3:auto:16,6:auto:16,9:auto:16", "class-laplacian"
         ),
     }
 
 
-VARIANTS: Mapping[str, Variant] = {**_family("tiny"), **_family("small"), **_family("base")}
+VARIANTS: Mapping[str, NamedNetwork] = {**_family("tiny"), **_family("small"), **_family("base")}
 
 # The authors start from the ViT-B/16 of ImageNet-21k.
 TRANSFG: Mapping[str, str] = {
@@ -106,7 +106,7 @@ def spec_from_name(
             backbone = create_dense(name, size, len(labels), **arguments)
             check_classifier(backbone, name, size, len(labels))
         else:
-            variant = variant or Variant(name, "layer", "none")
+            variant = variant or NamedNetwork(name, "layer", "none")
             sized = {} if image_size_px is None else {"img_size": image_size_px}
             backbone = create_backbone(
                 variant.backbone, num_classes=len(labels), **arguments, **sized

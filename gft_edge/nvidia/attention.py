@@ -14,7 +14,7 @@ from typing import Literal
 
 from gft_edge.nvidia.layers import FOREIGN_NODE, FUSED_ATTENTION, Layer
 
-Verdict = Literal["fusable", "not fusable", "fused", "not fused", "unknown"]
+Fusion = Literal["fusable", "not fusable", "fused", "not fused", "unknown"]
 Readers = Mapping[str, Sequence[Layer]]
 
 
@@ -26,7 +26,7 @@ class Attention:
     """
 
     group: str
-    verdict: Verdict
+    verdict: Fusion
     reason: str
     nodes: tuple[str, ...]
 

@@ -39,7 +39,7 @@ FEW = 0.05
 
 
 @dataclass
-class Measured:
+class BundleUnderTest:
     """A bundle under measurement, and what is known of it so far."""
 
     bundle: Bundle
@@ -58,7 +58,9 @@ class Measured:
         return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
 
 
-def energy_of(subject: Measured, source: PowerSource | Unavailable, idle_w: float | None) -> Energy:
+def energy_of(
+    subject: BundleUnderTest, source: PowerSource | Unavailable, idle_w: float | None
+) -> Energy:
     """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
     if isinstance(source, Unavailable):
         return Energy(available=False, why=source.why)
@@ -75,7 +77,7 @@ def energy_of(subject: Measured, source: PowerSource | Unavailable, idle_w: floa
 
 
 def report_of(
-    subject: Measured,
+    subject: BundleUnderTest,
     role: Role,
     settings: Settings,
     first: Boundaries | None,
@@ -105,7 +107,9 @@ def report_of(
     )
 
 
-def _boundaries(subject: Measured, settings: Settings, first: Boundaries | None) -> Boundaries:
+def _boundaries(
+    subject: BundleUnderTest, settings: Settings, first: Boundaries | None
+) -> Boundaries:
     engine, end_to_end = subject.engine, subject.end_to_end
     in_flight = settings.hint == "throughput"
     at_engine = boundary_of(

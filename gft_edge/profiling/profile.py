@@ -31,7 +31,7 @@ from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.measured import (
     SETTLE_POWER_S,
-    Measured,
+    BundleUnderTest,
     energy_of,
     interruptions,
     report_of,
@@ -196,8 +196,8 @@ def _loaded(
     settings: Settings,
     paths: Sequence[Path],
     progress: Progress,
-) -> list[Measured]:
-    subjects: list[Measured] = []
+) -> list[BundleUnderTest]:
+    subjects: list[BundleUnderTest] = []
     for number, bundle in enumerate(bundles):
         progress("load", number, len(bundles))
         worker = stack.enter_context(Worker(str(bundle.folder)))
@@ -215,13 +215,13 @@ def _loaded(
         )
         engine = Series(worker, "engine")
         end_to_end = None if settings.hint == "throughput" else Series(worker, "end_to_end")
-        subjects.append(Measured(bundle, worker, opened, engine, end_to_end, on_gpu))
+        subjects.append(BundleUnderTest(bundle, worker, opened, engine, end_to_end, on_gpu))
     progress("load", len(bundles), len(bundles))
     return subjects
 
 
 def _measure_apart(
-    subjects: Sequence[Measured],
+    subjects: Sequence[BundleUnderTest],
     sources: Mapping[bool, PowerSource | Unavailable],
     idle_w: Mapping[bool, float | None],
     request: ProfileRequest,
@@ -257,7 +257,7 @@ def _idle_power_w(
     return {on_gpu: idle_power_w(source, IDLE_S) for on_gpu, source in sources.items()}
 
 
-def _cpu_s(subjects: Sequence[Measured]) -> float:
+def _cpu_s(subjects: Sequence[BundleUnderTest]) -> float:
     """CPU seconds of the processes that measure, so far; their memory is noted as well."""
     seconds = 0.0
     for subject in subjects:

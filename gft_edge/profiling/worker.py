@@ -41,7 +41,7 @@ SETTLE_S = 0.05
 MOST_LOST = 100
 
 
-class Subject:
+class LoadedBundle:
     """A loaded bundle and the inputs it is measured on."""
 
     def __init__(self, request: Mapping[str, Any]):
@@ -204,13 +204,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "w") as replies:
         os.dup2(2, 1)
-        subject: Subject | None = None
+        subject: LoadedBundle | None = None
         for line in sys.stdin:
             request = json.loads(line)
             try:
                 if request["do"] == "open":
                     free = _free_device_bytes() if request["on_gpu"] else None
-                    subject = Subject(request)
+                    subject = LoadedBundle(request)
                     reply = subject.opened()
                     if free is not None:
                         reply["device_bytes"] = free - (_free_device_bytes() or free)

@@ -25,9 +25,9 @@ from gft_edge.nvidia.library import (
     Library,
 )
 from gft_edge.runtime.backends import (
+    CallTimes,
     Finished,
     OpenRequest,
-    Split,
     check_images,
     check_signature,
     ordered_outputs,
@@ -76,7 +76,7 @@ class TrtSession:
             self._enqueue([])
             return self._outputs()
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
         """See Session. A run that records a CUDA graph, the first, counts that as computing."""
         with self._lock, ExitStack() as events:
             self._accept(images)
@@ -87,7 +87,7 @@ class TrtSession:
                 events.callback(_give_back, self._cuda.destroy_event, marks[-1])
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
-            return self._outputs(), Split(*times)
+            return self._outputs(), CallTimes(*times)
 
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
         """See Session; one after another."""

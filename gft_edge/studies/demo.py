@@ -62,7 +62,7 @@ RECIPE = Recipe(
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """Sizes that train in under three minutes on two cores."""
 
     image_size_px: int = 96
@@ -79,7 +79,7 @@ class Settings:
     recipe: Recipe = RECIPE
 
 
-DEFAULTS = Settings()
+DEFAULTS = DemoSettings()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class DemoReport:
     pictures: tuple[str, ...]
 
 
-def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAULTS) -> DemoReport:
+def run_demo(
+    out: Path, progress: Progress, say: Say, settings: DemoSettings = DEFAULTS
+) -> DemoReport:
     """Fill `out` with drawings, a run, a bundle a target, two pictures and demo.json.
 
     An earlier demo at `out` is replaced. Raises UsageError when `out` is something else, LockedError
@@ -115,7 +117,7 @@ def run_demo(out: Path, progress: Progress, say: Say, settings: Settings = DEFAU
         return _fill(out, progress, say, settings)
 
 
-def _fill(out: Path, progress: Progress, say: Say, settings: Settings) -> DemoReport:
+def _fill(out: Path, progress: Progress, say: Say, settings: DemoSettings) -> DemoReport:
     _make_room(out)
     data = out / "data"
     say("drawing aircraft whose classes differ in engines, tail, wing and nose")
@@ -156,7 +158,7 @@ def _make_room(out: Path) -> None:
     (out / MARKER_FILE).touch()
 
 
-def micro_spec(labels: tuple[str, ...], settings: Settings = DEFAULTS) -> ModelSpec:
+def micro_spec(labels: tuple[str, ...], settings: DemoSettings = DEFAULTS) -> ModelSpec:
     """The demo's network: a GFT of these sizes that sees the whole image, squashed to a square."""
     spec = spec_from_name(
         "vit_tiny_patch16_224",
@@ -178,7 +180,7 @@ def micro_spec(labels: tuple[str, ...], settings: Settings = DEFAULTS) -> ModelS
 
 
 def _trained(
-    run: Path, data: Path, settings: Settings, progress: Progress
+    run: Path, data: Path, settings: DemoSettings, progress: Progress
 ) -> tuple[ModelSpec, Network]:
     spec = micro_spec(read_split(data, "train").labels, settings)
     config = RunConfig(str(data), settings.recipe, supports_bf16("cpu"), workers=0, device="cpu")
@@ -187,7 +189,12 @@ def _trained(
 
 
 def _measured(
-    out: Path, targets: list[str], model: Network, spec: ModelSpec, test: Split, settings: Settings
+    out: Path,
+    targets: list[str],
+    model: Network,
+    spec: ModelSpec,
+    test: Split,
+    settings: DemoSettings,
 ) -> DemoReport:
     preprocessing = spec.preprocessing
     pixels = np.stack(

@@ -11,9 +11,9 @@ from PIL import Image
 
 from gft_edge.errors import GateError, UsageError
 from gft_edge.runtime.backends import backends
-from gft_edge.studies.demo import DEFAULTS, RECIPE, DemoReport, Settings, run_demo
+from gft_edge.studies.demo import DEFAULTS, RECIPE, DemoReport, DemoSettings, run_demo
 
-SMALL = Settings(
+SMALL = DemoSettings(
     image_size_px=48,
     patch_px=8,
     width=48,
@@ -27,7 +27,7 @@ SMALL = Settings(
 )
 
 
-def demo(out: Path, settings: Settings) -> DemoReport:
+def demo(out: Path, settings: DemoSettings) -> DemoReport:
     return run_demo(out, lambda text, done, total: None, lambda text: None, settings)
 
 

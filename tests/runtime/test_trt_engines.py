@@ -24,7 +24,7 @@ from gft_edge.fidelity.verify import verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.engines import read_engine
 from gft_edge.profiling.layers import layer_profile, part_names
-from gft_edge.profiling.worker import Subject
+from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
 from gft_edge.runtime.classifier import Classifier, open_request
 from gft_edge.studies import auto, study
@@ -216,7 +216,7 @@ def test_a_profile_takes_the_engines_time_from_its_events(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
     add_engine(machine, bundle)
-    subject = Subject(
+    subject = LoadedBundle(
         {
             "bundle": str(bundle),
             "backend": None,

@@ -95,7 +95,7 @@ class OpenRequest:
 
 
 @dataclass(frozen=True)
-class Split:
+class CallTimes:
     """Where the time of one run went.
 
     On a GPU by CUDA events on the run's stream; where memory is shared the two copies are next to
@@ -152,7 +152,7 @@ class Session(Protocol):
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Logits (B,classes) float32, one (B,K) int64 array a kept output, one float32 a score."""
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
         """As `run`, with the time that each part took."""
 
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
@@ -220,11 +220,11 @@ def _all() -> dict[str, Backend]:
 
 def run_on_host(
     run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]], images: npt.NDArray[Any]
-) -> tuple[list[npt.NDArray[Any]], Split]:
+) -> tuple[list[npt.NDArray[Any]], CallTimes]:
     """`run_split` of an engine without a device of its own: all of its time is computing."""
     started = time.perf_counter()
     outputs = run(images)
-    return outputs, Split(0.0, (time.perf_counter() - started) * 1000, 0.0)
+    return outputs, CallTimes(0.0, (time.perf_counter() - started) * 1000, 0.0)
 
 
 def run_in_turn(

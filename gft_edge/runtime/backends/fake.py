@@ -18,11 +18,11 @@ from gft_edge.bundle.store import sha256_of
 from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import (
     BuildRequest,
+    CallTimes,
     Finished,
     InTurn,
     LayerRun,
     OpenRequest,
-    Split,
     check_images,
     run_in_turn,
     run_on_host,
@@ -88,7 +88,7 @@ class FakeSession:
         distances = np.linalg.norm(means[:, None] - self._colours[None], axis=2)
         return [(-distances / 16).astype(np.float32)]
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
         """See Session."""
         return run_on_host(self.run, images)
 

@@ -19,12 +19,12 @@ from gft_edge.bundle.store import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError, UsageError
 from gft_edge.runtime.backends import (
     BuildRequest,
+    CallTimes,
     Finished,
     InTurn,
     LayerRun,
     LayerTime,
     OpenRequest,
-    Split,
     check_images,
     check_signature,
     ordered_outputs,
@@ -196,7 +196,7 @@ class OrtSession:
         check_images(images, self._shape)
         return ordered_outputs(self._session.run(self._outputs, {"images": images}))
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
         """See Session."""
         return run_on_host(self.run, images)
 

@@ -16,12 +16,12 @@ from gft_edge.bundle.store import sha256_of
 from gft_edge.errors import BundleError, MissingDependencyError
 from gft_edge.runtime.backends import (
     BuildRequest,
+    CallTimes,
     Finished,
     InTurn,
     LayerRun,
     LayerTime,
     OpenRequest,
-    Split,
     check_images,
     check_signature,
     ordered_outputs,
@@ -214,7 +214,7 @@ class OpenVinoSession:
         results = request.infer({0: images})
         return ordered_outputs([results[output] for output in self._outputs])
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], Split]:
+    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
         """See Session."""
         return run_on_host(self.run, images)
 
