@@ -90,12 +90,7 @@ def held(run: Path, accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         yield
         return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{run} cannot be written ({error.strerror}): choose another --out"
-        ) from error
+    run.mkdir(parents=True, exist_ok=True)
     with locked(run):
         yield
 
