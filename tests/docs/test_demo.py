@@ -42,6 +42,7 @@ def check(report: DemoReport, out: Path) -> None:
     assert json.loads((out / "demo.json").read_text())["rows"][0]["target"] == "PyTorch"
 
 
+@pytest.mark.slow
 def test_a_small_demo_leaves_a_run_a_bundle_a_target_and_two_pictures(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     report = demo(out, SMALL)
@@ -54,6 +55,7 @@ def test_a_small_demo_leaves_a_run_a_bundle_a_target_and_two_pictures(tmp_path: 
     assert [row.top1 for row in again.rows] == [row.top1 for row in report.rows]
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_learn_fails_its_gate(tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"on unseen drawings, under 100%: see .*history.csv"):
         demo(tmp_path / "demo", dataclasses.replace(SMALL, top1_gate=1.0))

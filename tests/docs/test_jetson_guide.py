@@ -179,6 +179,7 @@ def workstation(
     return folder
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_needs_what_the_guide_says(workstation: Path) -> None:
     (wheel,) = (workstation / "dist").glob("gft_edge-*-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -201,6 +202,7 @@ def test_the_wheel_holds_every_module_and_needs_what_the_guide_says(workstation:
     assert names == {"numpy", "pillow", "click", "rich", "psutil"}
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_board_run(workstation: Path, tmp_path: Path) -> None:
     """In a venv that holds the guide's wheel; numpy and the like come from this Python's packages."""
     board = tmp_path / "board"

@@ -16,6 +16,7 @@ import timm
 import torch
 from PIL import Image
 
+from gft_edge.cli import main
 from gft_edge.datasets.drawings import write_drawings
 from tests.support.paths import ROOT
 
@@ -26,6 +27,25 @@ def blocks(language: str, heading: str) -> list[str]:
     """The fenced blocks of a language under a second-level heading."""
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+GUIDES = ("README.md", "docs/jetson.md", "docs/selection.md", "docs/weights.md")
+COMMANDS = sorted(
+    {
+        line
+        for guide in GUIDES
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / guide).read_text("utf-8"), re.DOTALL)
+        for line in block.replace("accelerate launch -m gft_edge", "gft-edge").splitlines()
+        if line.startswith("gft-edge ")
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_that_a_guide_shows_has_the_options_it_is_given(line: str) -> None:
+    """Parsed as the command line does; they are executed by the slow tests."""
+    _, name, *arguments = shlex.split(line, comments=True)
+    main.commands[name].make_context(name, arguments).close()
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path) -> None:
     (shell,) = blocks("sh", "Real photographs")
     commands = [line for line in shell.splitlines() if not line.startswith("pip ")]
@@ -77,6 +98,7 @@ def test_the_functions_behind_the_commands_run_from_python(folder: Path) -> None
     assert (int(rows) > 0, stable in ("True", "False")) == (True, True)
 
 
+@pytest.mark.slow
 def test_the_commands_for_lower_precision_run(
     tmp_path: Path, calm_run: Path, micro_pictures: Path
 ) -> None:
@@ -93,6 +115,7 @@ def test_the_commands_for_lower_precision_run(
     assert (tmp_path / "sensitivity.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_for_tensorrt_run(
     tmp_path: Path, calm_run: Path, micro_pictures: Path
 ) -> None:
@@ -109,6 +132,7 @@ def test_the_commands_for_tensorrt_run(
     assert list((tmp_path / "bundles" / "grocery-trt" / "engines").glob("*/model.engine"))
 
 
+@pytest.mark.slow
 def test_the_commands_for_latency_run(
     tmp_path: Path, calm_run: Path, micro_pictures: Path, micro_bundles: dict[str, Path]
 ) -> None:
@@ -147,6 +171,7 @@ def test_the_commands_for_scores_and_a_teacher_run(folder: Path, tmp_path: Path)
     assert (tmp_path / "taught" / "ablation.md").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_for_the_papers_experiments_run(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "deit_tiny.safetensors", tmp_path)
     shutil.copy(folder / "photo.jpg", tmp_path)
