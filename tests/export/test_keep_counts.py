@@ -27,7 +27,13 @@ from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
 from gft_edge.studies.latency import assign
 from tests.support import pictures
 from tests.support.cli import refusal, run, run_json
-from tests.support.networks import WIDE_LABELS, export_run, wide_network
+from tests.support.networks import (
+    WIDE_LABELS,
+    export_run,
+    micro_spec,
+    save_micro_network,
+    wide_network,
+)
 from tests.support.refusals import refusal_of
 
 
@@ -102,12 +108,16 @@ def test_nothing_dropped_is_the_dense_network() -> None:
 
 @pytest.mark.slow
 def test_a_dense_bundle_of_a_run_is_held_to_the_run_without_its_stages(
-    micro_run: Path, micro_data: Path, tmp_path: Path
+    micro_data: Path, tmp_path: Path
 ) -> None:
-    bundle = tmp_path / "bundle"
-    export_run(micro_run, micro_data, bundle, ExportRequest("onnx", stages=()))
+    """A network that scores by its own blocks' attention computes the same without its stages."""
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    run.mkdir()
+    spec = dataclasses.replace(micro_spec(stages="0:48,1:32,2:16"), gala="block")
+    save_micro_network(run, micro_data, "test", 0.15, spec)
+    export_run(run, micro_data, bundle, ExportRequest("onnx", stages=()))
     assert top_k_constants(bundle) == []
-    given = ("--data", micro_data, "--split", "test", "--reference", micro_run)
+    given = ("--data", micro_data, "--split", "test", "--reference", run)
     found = run_json("verify", bundle, *given)
     assert (found["verdict"], found["top1_agreement"], found["kept_overlap"]) == ("pass", 1, [])
 
