@@ -22,8 +22,9 @@ types: $(INSTALLED)
 contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
+# Two workers of one thread each: PyTorch's own threads would wait for each other on two cores.
 unit: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 # Apart from unit: following every call doubles the time of an export.
 coverage: $(INSTALLED)
