@@ -30,8 +30,9 @@ unit: $(INSTALLED)
 coverage: $(INSTALLED)
 	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term
 
+# ROOMS: only the slow tests of these folders.
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" $(ROOMS)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu

@@ -142,6 +142,8 @@ def _check_inside(folder: Path, name: str) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, the last file of a bundle, sealed; one that is there is replaced whole."""
+    # As it will be read: a whole number where a float belongs would be sealed as another one.
+    manifest = from_json(Manifest, to_json(manifest), MANIFEST_FILE)
     manifest = dataclasses.replace(manifest, seal=_seal(manifest))
     text = json.dumps(to_json(manifest), indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / MANIFEST_FILE, text.encode())

@@ -39,7 +39,8 @@ def remember(patch: pytest.MonkeyPatch) -> None:
         if key not in _plans:
             plan = plan_of(bundle, settings, library, outputs, cache, progress, say)
             _plans[key] = dataclasses.replace(plan, content=bytes(plan.content))
-        progress("build engine", 1000, 1000)
+        else:
+            progress("build engine", 1000, 1000)
         return _plans[key]
 
     patch.setattr(build_room, "_plan", remembering)

@@ -52,7 +52,9 @@ ReportFor = Callable[[GalaMode, str], LayerReport]
 @functools.cache
 def network(mode: GalaMode = "layer", head_size: int = 16) -> tuple[ModelSpec, GFT]:
     """Return four blocks of three heads; weights are moved, for fresh GALA layers project to zero."""
-    spec = dataclasses.replace(micro_spec(embed_dim=3 * head_size), gala=mode)
+    # A selection inside the last block could not reach the logits.
+    stages = "1:48,2:32,3:16" if mode == "layer" else "0:48,1:32,2:16"
+    spec = dataclasses.replace(micro_spec(stages=stages, embed_dim=3 * head_size), gala=mode)
     model = seeded(spec)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

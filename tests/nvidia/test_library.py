@@ -33,7 +33,11 @@ from tests.support.paths import ROOT
 from tests.support.refusals import refusal_of
 
 PACKAGE = ROOT / "gft_edge"
-SOURCES = (*sorted((PACKAGE / "nvidia").glob("*.py")), PACKAGE / "runtime" / "backends" / "trt.py")
+SOURCES = (
+    *sorted((PACKAGE / "nvidia").glob("*.py")),
+    PACKAGE / "runtime" / "backends" / "trt.py",
+    PACKAGE / "runtime" / "trt_session.py",
+)
 
 # JetPack 6 and 7, the first and last of 11; 10.8 and 10.9 stand around the one name that came later.
 VERSIONS = (

@@ -154,7 +154,9 @@ def a_run_page() -> Page:
     columns: dict[str, list[float]] = {
         "epoch": [1, 2, 3],
         "train_loss": [2, 1.5, 1.2],
+        "val_loss": [2.1, 1.7, 1.4],
         "val_top1": [0.2, 0.5, 0.6],
+        "val_top5": [0.9, 0.95, 1.0],
     }
     norms = {n: {f"blocks.{layer}.attn": 0.5**layer for layer in range(12)} for n in (1, 2)}
     targets = np.repeat(np.arange(4), 6)
