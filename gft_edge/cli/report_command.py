@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.store import write_whole
 from gft_edge.cli.options import PATH, data_option, device_options, json_option, split_option
-from gft_edge.cli.output import line, print_json, progress, say, show, shown, speaks
+from gft_edge.cli.output import line, made_folder, print_json, progress, say, show, shown, speaks
 from gft_edge.cli.profile_tables import print_profile
 from gft_edge.cli.sources import images_of_run
 from gft_edge.datasets import splits_of
@@ -131,18 +130,8 @@ def _check_outputs(page_file: Path | None, out: Path | None) -> None:
         raise UsageError(
             f"{page_file} cannot be written: give --html a file in a folder that exists"
         )
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give --out a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{out} cannot be made ({error.strerror}): choose another --out"
-        ) from error
-    if not os.access(out, os.W_OK):
-        raise UsageError(f"{out} cannot be written: choose another --out")
+    if out is not None:
+        made_folder(out)
 
 
 def _written(found: Shown, page_file: Path | None, out: Path | None) -> list[Path]:
