@@ -35,7 +35,7 @@ from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import read_split
 from gft_edge.errors import GftEdgeError, UsageError
-from gft_edge.model.variants import spec_from_name, squashed
+from gft_edge.model.named_networks import spec_from_name, squashed
 from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.studies.evaluation import evaluate_run
 from gft_edge.training.loop import supports_bf16, train

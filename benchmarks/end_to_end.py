@@ -36,7 +36,7 @@ from torchvision.transforms.v2 import functional
 
 from gft_edge.bundle.specs import Preprocessing
 from gft_edge.bundle.store import Bundle, read_bundle
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.preprocess import resize_and_crop, rgb_from_bytes

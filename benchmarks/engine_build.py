@@ -74,7 +74,7 @@ def write_graph(network: str, precision: str, file: Path) -> None:
     from gft_edge.export.graph import finish, kept_names, simplify
     from gft_edge.export.onnx_from_torch import onnx_from_torch
     from gft_edge.model.gft import build_gft
-    from gft_edge.model.variants import spec_from_name
+    from gft_edge.model.named_networks import spec_from_name
 
     spec = spec_from_name(network, tuple(f"class {number}" for number in range(10)))
     torch.manual_seed(0)

@@ -34,8 +34,8 @@ from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.int8 import BATCHES_MEASURED, MEASURED_IMAGES
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.model.gft import build_gft
+from gft_edge.model.named_networks import spec_from_name
 from gft_edge.model.reference import normalised_batches, pixels_of
-from gft_edge.model.variants import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import open_request, session_outputs

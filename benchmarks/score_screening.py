@@ -25,8 +25,8 @@ from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import Split, read_split
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_backbone, load_run
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network, build_network
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import build_network, spec_from_name
+from gft_edge.model.network import Network
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.preprocess import batch_from_pixels
 from gft_edge.studies.crossed import crossed_estimate

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from gft_edge.bundle.specs import ModelSpec
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import spec_from_name
 from gft_edge.runtime.preprocess import rgb_from_bytes
 from gft_edge.runtime.sources import images_below
 from random_network import random_bundle

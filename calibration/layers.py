@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gft_edge.errors import FailedError
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 

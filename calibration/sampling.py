@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gft_edge.calibration.layers import finite_peak, quantizable_layers, reading
 from gft_edge.errors import FailedError, MissingDependencyError
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 

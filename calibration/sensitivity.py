@@ -14,8 +14,8 @@ from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantiza
 from gft_edge.errors import FailedError
 from gft_edge.fidelity.compare import kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
-from gft_edge.model.liveness import recorded_scores
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
+from gft_edge.model.reference import recorded_scores
 from gft_edge.runtime.outputs import Outputs, concatenate
 
 # A logit cosine lost weighs as much as five times that share of score noise: measured on

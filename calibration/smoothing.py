@@ -19,7 +19,7 @@ from gft_edge.bundle.specs import Say
 from gft_edge.calibration.layers import quantizable_layers, reading
 from gft_edge.calibration.sensitivity import damage_of_all
 from gft_edge.model.dense import Dense
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 # None is off. NNCF's default is 0.95, its own conformance tests of ViTs use the others.
 STRENGTHS = (None, 0.15, 0.5, 0.95)

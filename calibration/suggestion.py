@@ -16,7 +16,7 @@ from gft_edge.calibration.smoothing import smoothed
 from gft_edge.datasets import Split
 from gft_edge.errors import GateError
 from gft_edge.fidelity.compare import TOLERANCES, compare
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.reference import normalised_batches, pixels_of, torch_outputs
 

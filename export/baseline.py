@@ -18,8 +18,8 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.export.pipeline import export
 from gft_edge.export.request import CalibrationRequest, ExportRequest
-from gft_edge.model.networks import Network, build_network
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import build_network, spec_from_name
+from gft_edge.model.network import Network
 from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.runtime.golden import read_golden
 

@@ -22,8 +22,8 @@ from gft_edge.bundle.store import (
     write_labels,
 )
 from gft_edge.errors import UsageError
+from gft_edge.export.judge import Judge, Made
 from gft_edge.export.request import ExportRequest
-from gft_edge.export.verify import Judge, Made
 from gft_edge.nvidia.library import builder_library
 from gft_edge.runtime.classifier import static_batches
 from gft_edge.runtime.outputs import Outputs

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gft_edge.errors import PipelineError
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 FP16_MAX = torch.finfo(torch.float16).max
 

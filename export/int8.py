@@ -23,10 +23,10 @@ from gft_edge.calibration.sensitivity import (
 )
 from gft_edge.calibration.smoothing import STRENGTHS, can_smooth, least_damage, smoothed
 from gft_edge.errors import DataError, UsageError
+from gft_edge.export.judge import Judge, Made
 from gft_edge.export.request import CalibrationRequest
-from gft_edge.export.verify import Judge, Made
 from gft_edge.fidelity.compare import NO_BOUND, compare
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.model.reference import BATCH, pixels_of, torch_outputs
 from gft_edge.runtime.outputs import Outputs
 

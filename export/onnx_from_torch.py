@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gft_edge.bundle.specs import InputSpec, ModelSpec
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.export.graph import kept_names
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 # TensorRT 10.3, the oldest engine served, parses up to opset 20; 20 is the first with Gelu.
 OPSET_RANGE = (18, 20)

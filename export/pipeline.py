@@ -54,9 +54,7 @@ from gft_edge.export.int8 import (
     smoothed_network,
     strength_in_openvino,
 )
-from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
-from gft_edge.export.request import CalibrationRequest, ExportRequest, check_request
-from gft_edge.export.verify import (
+from gft_edge.export.judge import (
     Judge,
     Made,
     Steps,
@@ -65,9 +63,11 @@ from gft_edge.export.verify import (
     passed,
     refuse_constant_decisions,
 )
+from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
+from gft_edge.export.request import CalibrationRequest, ExportRequest, check_request
 from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.fidelity.structure import check_structure, expected_casts
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.reference import normalised_batches, torch_outputs
 from gft_edge.model.schedule import at_stages

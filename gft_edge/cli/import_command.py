@@ -82,7 +82,7 @@ def command(checkpoint: Path, out: Path, data: Path | None, as_json: bool, **opt
         "tensors": len(found.state) - sum(part["count"] for part in parts),
         "left_out": parts,
         "backbone": str(out / BACKBONE_FILE),
-        "train_as": found.variant,
+        "train_as": found.train_as,
     }
     if as_json:
         print_json(content)

@@ -77,8 +77,7 @@ def _network(name: str, path: Path, classes: int, stages: str | None) -> dict[st
     try:
         from gft_edge.model.checkpoint import load_run
         from gft_edge.model.cost import cost_of
-        from gft_edge.model.networks import build_network
-        from gft_edge.model.variants import spec_from_name
+        from gft_edge.model.named_networks import build_network, spec_from_name
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     if path.exists():

@@ -39,7 +39,7 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
     "--model",
     default="gft_tiny",
     show_default=True,
-    help="Network to train: a GFT variant, TransFG, or any timm classifier.",
+    help="Network to train: a named GFT, TransFG, or any timm classifier.",
 )
 @click.option(
     "--weights",
@@ -62,7 +62,7 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 @click.option(
     "--score",
     type=click.Choice(list(SCORES)),
-    help="Score that patches are ranked by [default: the variant's own, else gala].",
+    help="Score that patches are ranked by [default: the named network's own, else gala].",
 )
 @click.option(
     "--gala",
@@ -222,7 +222,7 @@ def _moved(options: dict[str, Any]) -> dict[str, Any]:
 
 def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     from gft_edge.datasets import read_split
-    from gft_edge.model.variants import spec_from_name, squashed
+    from gft_edge.model.named_networks import spec_from_name, squashed
 
     config = run_config(options)
     spec = spec_from_name(
@@ -245,7 +245,7 @@ def run_config(options: dict[str, Any]) -> Any:
     import torch
 
     from gft_edge.datasets import read_split
-    from gft_edge.model.variants import spec_from_name
+    from gft_edge.model.named_networks import spec_from_name
     from gft_edge.training.gradients import chosen_epochs
     from gft_edge.training.loop import supports_bf16
     from gft_edge.training.recipes import RECIPES

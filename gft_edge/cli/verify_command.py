@@ -30,7 +30,7 @@ from gft_edge.cli.references import open_reference
 from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
-from gft_edge.fidelity.comparison import Comparison
+from gft_edge.fidelity.disagreements import Comparison
 from gft_edge.fidelity.verify import VerifyReport, verify
 from gft_edge.reporting.comparison_sheet import comparison_sheet
 

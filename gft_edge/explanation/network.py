@@ -15,7 +15,7 @@ from gft_edge.runtime.preprocess import batch_from_pixels
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gft_edge.model.networks import Network
+    from gft_edge.model.network import Network
 
 BATCH = 16
 

@@ -16,7 +16,7 @@ from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
 from gft_edge.fidelity.compare import TOLERANCES, compare
-from gft_edge.fidelity.comparison import Comparison, Disagreement, compared
+from gft_edge.fidelity.disagreements import Comparison, Disagreement, compared
 from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Advance, Classifier, load_pixels

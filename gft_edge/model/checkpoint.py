@@ -18,7 +18,8 @@ from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Say, check_preprocessing
 from gft_edge.errors import CheckpointError, SpecError
 from gft_edge.model.gft import build_backbone, source_blocks
-from gft_edge.model.networks import Network, build_network
+from gft_edge.model.named_networks import build_network
+from gft_edge.model.network import Network
 from gft_edge.model.state_dicts import naming_of, timm_names, without_wrapper
 from gft_edge.model.timm_models import filter_weights
 from gft_edge.model.weight_files import BACKBONE_FILE, stated_heads, weight_files

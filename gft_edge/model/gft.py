@@ -326,13 +326,16 @@ def build_backbone(spec: ModelSpec, **overrides: int) -> VisionTransformer:
 def create_backbone(name: str, **arguments: int) -> VisionTransformer:
     """A plain timm ViT without pretrained weights. Raises SpecError for an unknown or unfit one."""
     model = create_model(name, **arguments)
-    size, patch = arguments.get("img_size"), arguments.get("patch_size")
     check_backbone(model)
-    rows, columns = model.patch_embed.patch_size
-    size = size or model.patch_embed.img_size[0]
-    if size % rows or size % columns:
-        raise SpecError(
-            f"image size {size} is not a multiple of the patch size {patch or rows}: "
-            f"use {size // rows * rows} or {(size // rows + 1) * rows}"
-        )
+    check_image_size(model, arguments.get("img_size", model.patch_embed.img_size[0]))
     return model
+
+
+def check_image_size(backbone: VisionTransformer, size_px: int) -> None:
+    """Raise SpecError unless whole patches fill the images."""
+    side = max(backbone.patch_embed.patch_size)
+    if any(size_px % each for each in backbone.patch_embed.patch_size):
+        raise SpecError(
+            f"image size {size_px} is not a multiple of the patch size {side}: "
+            f"use {size_px // side * side} or {(size_px // side + 1) * side}"
+        )

@@ -16,7 +16,7 @@ from timm.layers.std_conv import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 

@@ -8,7 +8,7 @@ from gft_edge.errors import CheckpointError, SpecError
 from gft_edge.model.dense import Dense
 from gft_edge.model.gft import GFT
 from gft_edge.model.network import Network
-from gft_edge.model.timm_models import close_names, is_model
+from gft_edge.model.timm_models import check_name
 
 LOCAL = "local-dir:"
 
@@ -21,12 +21,8 @@ def load_pretrained(name: str) -> Network:
     https://huggingface.co/docs/timm/hf_hub. Raises SpecError for a name that timm does not have and
     for images that are not square, CheckpointError where it has no weights for it or cannot reach them.
     """
-    if ":" not in name and not is_model(name):
-        close = close_names(name, ())
-        raise SpecError(
-            f"timm has no model {name!r}: "
-            + (f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()")
-        )
+    if ":" not in name:
+        check_name(name)
     try:
         model = timm.create_model(name, pretrained=True)
     # A hub's client raises what its HTTP library does, a config.json that is none nearly anything.

@@ -100,8 +100,8 @@ class Published:
         return self.grid * self.patch_px
 
     @property
-    def variant(self) -> str | None:
-        """The GFT variant that its whole base starts, None where no variant has its shape."""
+    def train_as(self) -> str | None:
+        """The named GFT that its whole base starts, None where none has its shape."""
         named = self.size in ("tiny", "small", "base") and self.heads == self.width // HEAD_WIDTH
         plain = (self.depth, self.patch_px, self.grid, self.mlp_ratio) == (12, 16, 14, 4)
         return f"gft_{self.size}" if named and plain else None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.specs import Preprocessing
-from gft_edge.model.liveness import recorded_scores
-from gft_edge.model.networks import Network
+from gft_edge.model.gft import Selection
+from gft_edge.model.network import Network
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.outputs import Outputs, concatenate
 from gft_edge.runtime.preprocess import batch_from_pixels
@@ -30,6 +33,35 @@ def normalised_batches(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> li
         torch.from_numpy(batch_from_pixels(pixels[start : start + BATCH], spec, "float32"))
         for start in range(0, len(pixels), BATCH)
     ]
+
+
+@contextmanager
+def recorded_scores(model: Network) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While open, each forward appends (grid positions, scores), (B,N) each, stage by stage."""
+    record: list[tuple[Tensor, Tensor]] = []
+
+    def note(selection: nn.Module, given: tuple[Any, ...]) -> None:
+        assert isinstance(selection, Selection)
+        record.append((given[3], selection.scores(*given)))
+
+    handles = [selection.register_forward_pre_hook(note) for selection in model.selections]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def selection_reaches_logits(model: Network, images: Tensor) -> list[bool]:
+    """Per stage, whether keeping the worst patches in place of the best changes any logit."""
+    with torch.inference_mode():
+        reference = model(images)
+        reaches = []
+        for selection in model.selections:
+            selection.inverted = True
+            reaches.append(not torch.equal(model(images), reference))
+            selection.inverted = False
+    return reaches
 
 
 def torch_outputs(

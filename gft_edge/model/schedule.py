@@ -7,7 +7,8 @@ import dataclasses
 from gft_edge.bundle.specs import ModelSpec, Stage
 from gft_edge.bundle.stages import check_stages, parse_keep
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network, build_network
+from gft_edge.model.named_networks import build_network
+from gft_edge.model.network import Network
 
 
 def stages_from_keep(text: str, spec: ModelSpec, model: Network) -> tuple[Stage, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -15,19 +15,25 @@ from torch import Tensor, nn
 from gft_edge.errors import SpecError
 
 
-def create_model(name: str, **arguments: int) -> Any:
-    """A timm model without pretrained weights. Raises SpecError when timm cannot build it."""
+def check_name(name: str, others: Collection[str] = ()) -> None:
+    """Raise SpecError for a name that timm does not have, with those of its own and `others` close to it."""
     if ":" in name:
         raise SpecError(f"{name!r} would be fetched from a hub: give a timm model name")
+    if timm.is_model(name):
+        return
+    close = difflib.get_close_matches(name, [*others, *timm.list_models()], n=3, cutoff=0.7)
+    known = f"neither one of {', '.join(others)} nor a timm model" if others else "no timm model"
+    hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+    raise SpecError(f"{name!r} is {known}: {hint}")
+
+
+def create_model(name: str, **arguments: int) -> Any:
+    """A timm model without pretrained weights. Raises SpecError when timm cannot build it."""
+    check_name(name)
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise SpecError(f"timm cannot build {name!r} with {arguments}: {_line(error)}") from error
-
-
-def is_model(name: str) -> bool:
-    """Whether timm has a model of that name, with or without a tag of weights."""
-    return bool(timm.is_model(name))
 
 
 def takes_image_size(name: str) -> bool:
@@ -47,12 +53,6 @@ def default_image_size_px(name: str) -> int:
             f"square: choose with --image-size, such as {min(height, width)}"
         )
     return int(height)
-
-
-def close_names(name: str, others: Iterable[str]) -> list[str]:
-    """Up to three of `others` and of timm's models that `name` may be a slip of, closest first."""
-    known = [*others, *timm.list_models()]
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.7)
 
 
 def check_classifier(model: Any, name: str, image_size_px: int, classes: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from gft_edge.bundle.specs import ModelSpec
-from gft_edge.fidelity.comparison import Comparison
+from gft_edge.fidelity.disagreements import Comparison
 from gft_edge.reporting.pictures import kept_patches, sheet
 from gft_edge.runtime.classifier import load_pixels
 

@@ -14,7 +14,7 @@ from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, read_bundle, replacing, sha256_of, write_manifest
 from gft_edge.errors import FailedError, GateError, UsageError
 from gft_edge.export.request import ExportRequest, check_request
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.latency import engine_reports

@@ -19,7 +19,7 @@ from gft_edge.datasets import Split, choosing_split, reporting_split, split_dige
 from gft_edge.errors import DataError, UsageError
 from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.profile import ProfileRequest, check_measuring
 from gft_edge.profiling.report import Profile

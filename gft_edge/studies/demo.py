@@ -28,9 +28,9 @@ from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
 from gft_edge.fidelity.verify import split_outputs, verify
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
-from gft_edge.model.networks import Network
+from gft_edge.model.named_networks import spec_from_name, squashed
+from gft_edge.model.network import Network
 from gft_edge.model.reference import torch_outputs
-from gft_edge.model.variants import spec_from_name, squashed
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.reporting.pictures import kept_patches, sheet

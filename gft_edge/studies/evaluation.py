@@ -22,7 +22,7 @@ from gft_edge.datasets import Split, read_split, split_digest
 from gft_edge.errors import BundleError, CheckpointError, DataError, SpecError
 from gft_edge.fidelity.metrics import Metrics, classification_metrics
 from gft_edge.model.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_run
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import EVALUATION_BATCH, network_logits, quiet, silent
 from gft_edge.training.processes import accelerator_on

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gft_edge.bundle.specs import ModelSpec, Progress, Say, Stage
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.model.cost import cost_of
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
 from gft_edge.studies.crossed import paired_estimate
 from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case, spec_digest

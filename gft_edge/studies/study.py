@@ -23,7 +23,7 @@ from gft_edge.export.contents import tool_versions
 from gft_edge.export.pipeline import export
 from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.verify import Reference, verify
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.model.reference import torch_outputs
 from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import build_engine

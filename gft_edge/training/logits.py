@@ -15,7 +15,7 @@ from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.specs import ModelSpec, Progress
 from gft_edge.datasets import Split, read_split
 from gft_edge.errors import DataError, TrainingError
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.training.data import evaluation_loader, targets_of
 from gft_edge.training.processes import accelerator_on, gathered
 

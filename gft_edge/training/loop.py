@@ -20,7 +20,7 @@ from gft_edge.model.checkpoint import (
     SPEC_FILE,
     load_backbone,
 )
-from gft_edge.model.networks import build_network
+from gft_edge.model.named_networks import build_network
 from gft_edge.training.logits import quiet, silent
 from gft_edge.training.processes import accelerator_on
 from gft_edge.training.recipes import check_recipe

@@ -16,7 +16,8 @@ from gft_edge.datasets import first_difference
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network, build_network
+from gft_edge.model.named_networks import build_network
+from gft_edge.model.network import Network
 from gft_edge.model.pretrained import LOCAL, load_pretrained
 from gft_edge.training.recipes import Recipe
 

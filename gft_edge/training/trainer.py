@@ -36,7 +36,7 @@ from gft_edge.model.checkpoint import (
     replace_file,
     write_network,
 )
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from gft_edge.training.data import targets_of, training_loader
 from gft_edge.training.gradients import GradientNorms, write_norms
 from gft_edge.training.logits import named_failures, network_logits

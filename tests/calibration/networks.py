@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gft_edge.bundle.specs import GalaMode, Score
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from tests.support.networks import wide_network
 
 # 48 px in patches of 8: 36 patches and the class token.

@@ -19,7 +19,7 @@ from gft_edge.calibration.sensitivity import (
 from gft_edge.calibration.smoothing import channel_peaks, smooth
 from gft_edge.errors import FailedError
 from gft_edge.model.gft import GFT
-from gft_edge.model.networks import Network
+from gft_edge.model.network import Network
 from tests.calibration.networks import (
     EMBEDDING,
     OUTLIER,

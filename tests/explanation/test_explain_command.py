@@ -15,8 +15,7 @@ from gft_edge.bundle.json_form import to_json
 from gft_edge.explanation.sheet import PANEL_PX
 from gft_edge.export.request import ExportRequest
 from gft_edge.model.checkpoint import save_network
-from gft_edge.model.networks import build_network
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import CONFIG_FILE, RunConfig
 from tests.support.cli import refusal, refused, run, run_json

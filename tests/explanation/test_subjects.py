@@ -23,7 +23,7 @@ from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gala import smooth, token_gradient
 from gft_edge.model.gft import build_gft, project_qkv
-from gft_edge.model.liveness import recorded_scores
+from gft_edge.model.reference import recorded_scores
 from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.runtime.preprocess import batch_from_pixels
 from tests.support.networks import export_run, micro_spec, save_micro_network

@@ -27,7 +27,7 @@ from gft_edge.export.fp16 import half
 from gft_edge.export.graph import finish, kept_names, simplify
 from gft_edge.export.onnx_from_torch import onnx_from_torch
 from gft_edge.model.gft import GFT, build_gft
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import spec_from_name
 from gft_edge.nvidia.build import memory_bytes
 from gft_edge.nvidia.library import builder_library, parse
 from gft_edge.runtime.backends import BuildRequest, trt

@@ -15,8 +15,8 @@ from gft_edge.bundle.specs import ModelSpec, Score, Stage
 from gft_edge.errors import SpecError
 from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import GFT, build_gft
-from gft_edge.model.liveness import recorded_scores, selection_reaches_logits
-from gft_edge.model.variants import VARIANTS, spec_from_name
+from gft_edge.model.named_networks import GFT_NETWORKS, spec_from_name
+from gft_edge.model.reference import recorded_scores, selection_reaches_logits
 from gft_edge.runtime.outputs import grid_positions
 from tests.support.networks import MICRO_BACKBONE
 from tests.support.refusals import refusal_of
@@ -215,14 +215,14 @@ def test_a_network_it_cannot_wrap_is_refused_by_the_property_it_lacks(
         ("gft_tiny", {"temperature": float("inf")}, ("--temperature is inf:",)),
     ],
 )
-def test_a_request_for_no_variant_is_refused(
+def test_a_request_that_names_no_gft_is_refused(
     name: str, options: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     refusal_of(SpecError, lambda: spec_from_name(name, LABELS, **options), *words)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_has_three_stages_of_the_papers_ratios(name: str) -> None:
+@pytest.mark.parametrize("name", GFT_NETWORKS)
+def test_every_named_gft_has_three_stages_of_the_papers_ratios(name: str) -> None:
     spec = spec_from_name(name, LABELS)
     keeps = [stage.keep for stage in spec.stages]
     assert keeps == ([143, 95, 47] if name.endswith("_edge") else [147, 98, 49])

@@ -24,9 +24,8 @@ from gft_edge.export.onnx_from_torch import FromPixels, folds_normalisation
 from gft_edge.model.checkpoint import load_backbone
 from gft_edge.model.cost import _counted, cost_of
 from gft_edge.model.dense import Dense
-from gft_edge.model.networks import build_network
+from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.plain_weights import with_plain_weights
-from gft_edge.model.variants import spec_from_name
 from gft_edge.runtime.preprocess import batch_from_pixels
 from tests.support.cli import run, run_json
 from tests.support.networks import VIT_OF_TRANSFG, micro_spec, noise, seeded, small_spec

@@ -215,7 +215,7 @@ def test_a_vit_tiny_is_named_after_its_size_and_starts_a_gft_tiny(tmp_path: Path
     torch.save({n: torch.zeros(shape) for n, shape in shapes.items()}, tmp_path / "w")
     found = read_published(tmp_path / "w")
     assert (found.size, found.heads, found.depth, found.image_size_px) == ("tiny", 3, 12, 224)
-    assert found.variant == "gft_tiny"
+    assert found.train_as == "gft_tiny"
 
 
 @pytest.mark.parametrize("source", ["run", "backbone", "checkpoint"])

@@ -19,10 +19,9 @@ from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.fidelity.structure import top_k_constant
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.cost import cost_of
-from gft_edge.model.networks import build_network
+from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.reference import torch_outputs
 from gft_edge.model.schedule import at_stages, stages_from_keep
-from gft_edge.model.variants import spec_from_name
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.preprocess import open_rgb, resize_and_crop
 from gft_edge.studies import evaluation, keep_counts

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.datasets import read_split
 from gft_edge.model import checkpoint
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import spec_from_name
 from gft_edge.training import data, loop, processes, run_folder, trainer
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig

@@ -38,7 +38,7 @@ def micro_spec(
     **backbone_args: int,
 ) -> ModelSpec:
     """Return the spec of a 4-block GFT; `backbone_args` change MICRO_BACKBONE."""
-    from gft_edge.model.variants import spec_from_name
+    from gft_edge.model.named_networks import spec_from_name
 
     return spec_from_name(
         name,
@@ -68,7 +68,7 @@ def _wide_network(
     import torch
 
     from gft_edge.model.gft import build_gft
-    from gft_edge.model.variants import spec_from_name
+    from gft_edge.model.named_networks import spec_from_name
 
     selects = stages != "none"
     spec = spec_from_name(
@@ -95,7 +95,7 @@ def _wide_network(
 
 def small_spec(name: str, labels: tuple[str, ...] = MICRO_LABELS) -> ModelSpec:
     """Return the spec of a network of timm's, or of a small TransFG, for images of 64 px."""
-    from gft_edge.model.variants import spec_from_name
+    from gft_edge.model.named_networks import spec_from_name
 
     given = {**VIT_OF_TRANSFG, "patch_stride": 8} if name.startswith("transfg") else None
     return spec_from_name(name, labels, image_size_px=64, backbone_args=given)
@@ -105,7 +105,7 @@ def seeded(spec: ModelSpec) -> Any:
     """Return the network of a spec with seeded random weights."""
     import torch
 
-    from gft_edge.model.networks import build_network
+    from gft_edge.model.named_networks import build_network
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

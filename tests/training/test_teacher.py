@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import CheckpointError, SpecError, UsageError
 from gft_edge.model.checkpoint import load_run, save_network
-from gft_edge.model.networks import Network, build_network
-from gft_edge.model.variants import spec_from_name
+from gft_edge.model.named_networks import build_network, spec_from_name
+from gft_edge.model.network import Network
 from gft_edge.training.logits import logits_and_targets
 from gft_edge.training.loop import resume, train
 from gft_edge.training.objective import Objective, classification_loss, token_loss

@@ -25,8 +25,7 @@ from gft_edge.errors import (
 )
 from gft_edge.fidelity.metrics import classification_metrics
 from gft_edge.model.checkpoint import load_run
-from gft_edge.model.networks import build_network
-from gft_edge.model.variants import spec_from_name, squashed
+from gft_edge.model.named_networks import build_network, spec_from_name, squashed
 from gft_edge.training import processes
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms

@@ -20,9 +20,8 @@ from gft_edge.bundle.specs import InputSpec, ModelSpec, Preprocessing, Progress,
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.graph import kept_names
 from gft_edge.fidelity.compare import compare
-from gft_edge.model.liveness import selection_reaches_logits
-from gft_edge.model.networks import Network
-from gft_edge.model.reference import pixels_of, torch_outputs
+from gft_edge.model.network import Network
+from gft_edge.model.reference import pixels_of, selection_reaches_logits, torch_outputs
 from gft_edge.runtime.backends import OpenRequest, Session, backend_for, ort
 from gft_edge.runtime.classifier import open_request, session_outputs
 from gft_edge.runtime.outputs import Outputs

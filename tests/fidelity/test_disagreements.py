@@ -19,7 +19,7 @@ from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import Split, read_split
 from gft_edge.export.pipeline import export
 from gft_edge.export.request import ExportRequest
-from gft_edge.fidelity.comparison import Comparison, compared
+from gft_edge.fidelity.disagreements import Comparison, compared
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.gft import build_gft
 from gft_edge.reporting.comparison_sheet import comparison_sheet, pictured

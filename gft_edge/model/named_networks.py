@@ -1,4 +1,4 @@
-"""The named networks, and the way from a name and its options to a ModelSpec."""
+"""The named networks: from a name and its options to a ModelSpec, and from a spec to its network."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from gft_edge.bundle.specs import (
 )
 from gft_edge.bundle.stages import check_stages, parse_stages, stages_text
 from gft_edge.errors import SpecError
-from gft_edge.model.dense import create_dense
-from gft_edge.model.gft import check_backbone, create_backbone
-from gft_edge.model.timm_models import (
-    check_classifier,
-    close_names,
-    create_model,
-    default_image_size_px,
-    is_model,
+from gft_edge.model.dense import build_dense, create_dense
+from gft_edge.model.gft import build_gft, check_backbone, check_image_size
+from gft_edge.model.network import Network
+from gft_edge.model.timm_models import check_classifier, check_name, default_image_size_px
+from gft_edge.model.transfg import (
+    DEFAULT_STRIDE_PX,
+    PATCH_STRIDE,
+    build_transfg,
+    create_overlapping,
 )
-from gft_edge.model.transfg import DEFAULT_STRIDE_PX, PATCH_STRIDE, create_overlapping
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,24 @@ def _family(size: str) -> dict[str, NamedNetwork]:
     }
 
 
-VARIANTS: Mapping[str, NamedNetwork] = {**_family("tiny"), **_family("small"), **_family("base")}
+GFT_NETWORKS: Mapping[str, NamedNetwork] = {
+    **_family("tiny"),
+    **_family("small"),
+    **_family("base"),
+}
 
 # The authors start from the ViT-B/16 of ImageNet-21k.
 TRANSFG: Mapping[str, str] = {
     "transfg": "vit_base_patch16_224",
     **{f"transfg_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")},
 }
+
+_BUILDERS = {"gft": build_gft, "timm": build_dense, "transfg": build_transfg}
+
+
+def build_network(spec: ModelSpec) -> Network:
+    """The network of a spec with fresh weights. Raises SpecError when timm cannot build it."""
+    return _BUILDERS[spec.family](spec)
 
 
 def spec_from_name(
@@ -83,40 +94,39 @@ def spec_from_name(
     backbone_args: Mapping[str, int] | None = None,
     say: Say = lambda text: None,
 ) -> ModelSpec:
-    """The spec of a GFT variant, of TransFG, or of any timm classifier by its timm name.
+    """The spec of a named GFT, of TransFG, or of any timm classifier by its timm name.
 
     `stages` as `parse_stages` reads it makes a GFT of a plain timm ViT, which without them is
     trained dense; counts that were not given as plain numbers are said. `score` and `gala` unless
-    given are the variant's own. The preprocessing is timm's evaluation set-up of the backbone.
+    given are the named network's own. The preprocessing is timm's evaluation set-up of the backbone.
     Raises SpecError.
     """
     if not 0 < temperature < math.inf:
         raise SpecError(f"--temperature is {temperature:g}: give a number above 0, such as 1")
-    variant = VARIANTS.get(name)
-    family = _family_of(name)
-    arguments = {**(variant.backbone_args if variant else {}), **(backbone_args or {})}
+    named = GFT_NETWORKS.get(name) or NamedNetwork(TRANSFG.get(name, name), "layer", "none")
+    if name not in GFT_NETWORKS and name not in TRANSFG:
+        check_name(name, [*GFT_NETWORKS, *TRANSFG])
+    arguments = {**named.backbone_args, **(backbone_args or {})}
+    size = image_size_px or default_image_size_px(named.backbone)
+    family: Family = "gft"
     # Shapes alone: timm has models of a gigabyte.
     with torch.device("meta"):
-        if family == "transfg":
+        if name in TRANSFG:
             arguments.setdefault(PATCH_STRIDE, DEFAULT_STRIDE_PX)
-            size = image_size_px or default_image_size_px(TRANSFG[name])
-            backbone = create_overlapping(TRANSFG[name], size, len(labels), **arguments)
-        elif family == "timm":
-            size = image_size_px or default_image_size_px(name)
-            backbone = create_dense(name, size, len(labels), **arguments)
-            check_classifier(backbone, name, size, len(labels))
+            backbone = create_overlapping(named.backbone, size, len(labels), **arguments)
+            family, unfit = "transfg", "TransFG chooses its parts by itself"
         else:
-            variant = variant or NamedNetwork(name, "layer", "none")
-            sized = {} if image_size_px is None else {"img_size": image_size_px}
-            backbone = create_backbone(
-                variant.backbone, num_classes=len(labels), **arguments, **sized
-            )
-            size = backbone.patch_embed.img_size[0]
+            backbone = create_dense(named.backbone, size, len(labels), **arguments)
+            try:
+                check_backbone(backbone)
+            except SpecError as error:
+                family, unfit = "timm", str(error)
+                check_classifier(backbone, name, size, len(labels))
     chosen: tuple[Stage, ...] = ()
-    mode = gala or (variant.gala if variant else "layer")
+    mode = gala or named.gala
     if family == "gft":
-        assert variant is not None
-        text = variant.stages if stages is None else stages
+        check_image_size(backbone, size)
+        text = named.stages if stages is None else stages
         patches, prefix = backbone.patch_embed.num_patches, backbone.num_prefix_tokens
         chosen = parse_stages(text, patches, prefix)
         check_stages(chosen, mode, len(backbone.blocks), patches)
@@ -124,26 +134,23 @@ def spec_from_name(
             totals = ", ".join(str(stage.keep + prefix) for stage in chosen)
             say(f"stages {stages_text(chosen)}: token totals {totals}")
     elif stages is not None and stages.strip().lower() != "none":
-        raise SpecError(f"--stages {stages}: {_why_no_stages(name, backbone)}: leave it out")
+        raise SpecError(f"--stages {stages}: {unfit}: leave it out")
     for option, given in (("--score", score), ("--gala", gala)):
         if given is not None and not chosen:
             raise SpecError(
                 f"{option} {given} is for a network that selects patches, and {name} has no stages: "
                 f"leave {option} out"
             )
+    grid = (0, 0) if family == "timm" else tuple(backbone.patch_embed.grid_size)
     return ModelSpec(
         name=name,
-        backbone=TRANSFG.get(name) or (variant.backbone if variant else name),
+        backbone=named.backbone,
         backbone_args=arguments,
         stages=chosen,
         gala=mode,
-        score=score or (variant.score if variant else "gala"),
+        score=score or named.score,
         temperature=temperature,
-        patch_grid=(
-            (0, 0)
-            if family == "timm"
-            else cast("tuple[int, int]", tuple(backbone.patch_embed.grid_size))
-        ),
+        patch_grid=cast("tuple[int, int]", grid),
         preprocessing=_preprocessing(backbone, size),
         labels=labels,
         family=family,
@@ -154,37 +161,6 @@ def squashed(spec: ModelSpec) -> ModelSpec:
     """The same network under the paper's preprocessing: the whole image resized, nothing cropped."""
     preprocessing = dataclasses.replace(spec.preprocessing, crop_mode="squash", crop_pct=1.0)
     return dataclasses.replace(spec, preprocessing=preprocessing)
-
-
-def _family_of(name: str) -> Family:
-    """Raises SpecError for a name that nothing here or in timm has."""
-    if name in VARIANTS:
-        return "gft"
-    if name in TRANSFG:
-        return "transfg"
-    if ":" not in name and not is_model(name):
-        close = close_names(name, [*VARIANTS, *TRANSFG])
-        raise SpecError(
-            f"{name!r} is no GFT variant ({', '.join(VARIANTS)}), not transfg and no timm model"
-            + (f": did you mean {' or '.join(close)}?" if close else ": see timm.list_models()")
-        )
-    with torch.device("meta"):
-        model = create_model(name)
-    try:
-        check_backbone(model)
-    except SpecError:
-        return "timm"
-    return "gft"
-
-
-def _why_no_stages(name: str, backbone: Any) -> str:
-    if name in TRANSFG:
-        return "TransFG chooses its parts by itself"
-    try:
-        check_backbone(backbone)
-    except SpecError as error:
-        return str(error)
-    raise AssertionError(name)
 
 
 def _preprocessing(backbone: Any, image_size_px: int) -> Preprocessing:
