@@ -142,7 +142,6 @@ def command(
             source = source_of_run(run_or_bundle, data, dataset, coco_category)
         if source is None:
             settings["cover"] = cover_side(subject.model, settings["cover"])
-        made_folder(out)
         if source is None:
             _explain(subject, run_or_bundle, paths, out, settings, as_json)
         else:
@@ -190,6 +189,7 @@ def _explain(
     as_json: bool,
 ) -> None:
     images = _each_once(expanded(paths))
+    made_folder(out)
     entries: list[dict[str, Any]] = []
     failed = 0
     with progress() as report:
@@ -293,6 +293,7 @@ def _measure(
         [load_pixels(path, model.preprocessing, split.crop_bottom_px) for path in chosen]
     )
     others, untold = _other_orders(subject)
+    made_folder(out)
     with progress() as bar:
         report = deletion_report(
             subject,

@@ -83,7 +83,8 @@ def test_a_network_without_stages_is_still_covered(
     assert content["unavailable"] == ["importance and kept patches: this network drops no patches"]
     assert content["images"][0]["stages"] == []
     assert content["images"][0]["occlusion"]["inferences"] == 50
-    refusal("explain", dense, "--data", micro_data, "--out", tmp_path / "out")
+    refusal("explain", dense, "--data", micro_data, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module", params=["test_resnet", "transfg_tiny"])
@@ -179,7 +180,9 @@ def test_a_broken_image_is_named_and_the_others_are_explained(
         ("{ov} {image} --out {tmp}/o --backend onnx", "ONNX Runtime"),
         ("{ov} {image} --out {tmp}/o --backend fake", "fake"),
         ("{run} {image} --out {tmp}/o --cover 9", "8 x 8"),
+        ("{run} {tmp}/*.webp --out {tmp}/o", "*.webp"),
         ("{run} --data {tmp} --out {tmp}/o", "test/"),
+        ("{run} --data {data} --split val --out {tmp}/o", "val/"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -195,6 +198,7 @@ def test_wrong_use_is_one_line(
               "tmp": tmp_path, "image": image}  # fmt: skip
     given = [argument.format(**places) for argument in arguments.split()]
     refused(run("explain", *given), words.format(**places))
+    assert not (tmp_path / "o").exists()
 
 
 # A ranking against others.
