@@ -10,9 +10,9 @@ from gft_edge.bundle.json_form import from_json
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.report_file import read_profile
-from gft_edge.reporting.benchmark_page import benchmark_sections
-from gft_edge.reporting.page import Bullets, Note, Page, Verdict
-from gft_edge.reporting.pareto import ParetoPoint
+from gft_edge.reporting.page import Block, Bullets, Charts, Note, Page, Section, Verdict
+from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
+from gft_edge.reporting.profile_page import latency_charts, layer_sections, parts_blocks
 from gft_edge.studies.benchmark_table import (
     LEGEND,
     benchmark_table,
@@ -49,18 +49,28 @@ def benchmark_page(benchmark: Benchmark, profile: Profile | None) -> Page:
     warned = warnings(benchmark)
     lines = [*warned, *winners(benchmark)] or ["nothing was measured: the reasons stand below"]
     good = not warned and bool(benchmark.best)
-    table = benchmark_table(benchmark)
     notes = [f"Bold is the best of those that hold their bounds; {LEGEND}."]
-    cost, points = _points(benchmark)
-    sections = benchmark_sections(
-        [Verdict(lines, good), Bullets(conditions(benchmark)), Note(origin(benchmark))],
-        dataclasses.replace(table, title="Targets and precisions", notes=notes),
-        shortfalls(benchmark),
-        points,
-        f"Top-1 on {benchmark.split}",
-        cost,
-        _by_name(benchmark, profile) if profile is not None else {},
+    table = dataclasses.replace(
+        benchmark_table(benchmark), title="Targets and precisions", notes=notes
     )
+    rows: list[Block] = [table] if table.rows else []
+    if missing := shortfalls(benchmark):
+        rows.append(Bullets(missing))
+    sections = [
+        Section(
+            "", [Verdict(lines, good), Bullets(conditions(benchmark)), Note(origin(benchmark))]
+        ),
+        Section("Everything that runs here", rows),
+    ]
+    cost, points = _points(benchmark)
+    if points:
+        chart = pareto_chart(points, f"Top-1 on {benchmark.split}", cost)
+        sections.append(Section("Accuracy against cost", [Charts([chart])]))
+    if reports := _by_name(benchmark, profile):
+        sections.append(Section("Latency", latency_charts(reports)))
+        if parts := parts_blocks(reports):
+            sections.append(Section("End to end", parts))
+        sections += layer_sections(reports)
     return Page(f"Benchmark of {heading(benchmark)}", sections)
 
 
@@ -87,6 +97,9 @@ def _cost(row: Variant) -> float | None:
     return row.measured.end_to_end_p50_ms if row.measured else None
 
 
-def _by_name(benchmark: Benchmark, profile: Profile) -> dict[str, Report]:
+def _by_name(benchmark: Benchmark, profile: Profile | None) -> dict[str, Report]:
+    """The reports of the profile by their rows' names."""
+    if profile is None:
+        return {}
     names = {row.digest: row.name for row in benchmark.rows if row.measured}
     return {names[report.digest]: report for report in profile.reports if report.digest in names}

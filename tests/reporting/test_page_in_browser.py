@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from gft_edge.fidelity.confusion import confusion_of
-from gft_edge.reporting.benchmark_page import benchmark_sections
 from gft_edge.reporting.drawing import Chart
 from gft_edge.reporting.latency_charts import distribution_chart, split_chart, timeline_chart
-from gft_edge.reporting.page import Block, Charts, Page, Section, Verdict, html_of
+from gft_edge.reporting.page import Bullets, Charts, Page, Section, Verdict, html_of
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
+from gft_edge.reporting.profile_page import latency_charts, layer_sections, parts_blocks
 from gft_edge.reporting.run_page import Judged, run_page
 from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.runtime.classifier import Timing
@@ -140,13 +140,18 @@ def benchmark_page() -> Page:
     dense, sparse, _ = stable_profile().reports
     rows: list[list[Value]] = [["dense", Cell("90.0", best=True), 13], ["sparse", 89.0, 10]]
     table = Table("Targets", ("bundle", "top-1 %", "ms"), rows)
-    summary: list[Block] = [Verdict(["fastest: sparse"], True)]
     missing = ["not here: tensorrt fp16: no NVIDIA driver <script>"]
     at = [ParetoPoint("dense", 13.0, 0.9, "onnx"), ParetoPoint("sparse", 10.2, 0.89, "onnx")]
     reports = {"dense": dense, "sparse": sparse}
-    return Page(
-        "Benchmark", benchmark_sections(summary, table, missing, at, "Top-1", "ms", reports)
-    )
+    sections = [
+        Section("", [Verdict(["fastest: sparse"], True)]),
+        Section("Everything that runs here", [table, Bullets(missing)]),
+        Section("Accuracy against cost", [Charts([pareto_chart(at, "Top-1", "ms")])]),
+        Section("Latency", latency_charts(reports)),
+        Section("End to end", parts_blocks(reports)),
+        *layer_sections(reports),
+    ]
+    return Page("Benchmark", sections)
 
 
 def a_run_page() -> Page:
