@@ -7,8 +7,7 @@ DATA is a folder with train/ val/ test/ of class folders, `none` the dense netwo
 of the training recipe, and with one value sets it for all runs; with --teacher RUN, runs whose distillation
 and feature_distillation are both 0 are trained without it. --stages and --vary may be repeated. FOLDER gets
 a run for each cell and seed, which are used again, and the table as ablation.md. The interval of a
-difference counts seeds and images both as drawn at random (gft_edge.studies.crossed): of one seed there is
-none.
+difference counts seeds and images both as drawn at random (crossed.py): of one seed there is none.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from crossed import crossed_estimate
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.scores import SCORES
@@ -36,7 +36,6 @@ from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import read_split
 from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.model.named_networks import spec_from_name, squashed
-from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.studies.evaluation import evaluate_run
 from gft_edge.training.loop import supports_bf16, train
 from gft_edge.training.recipes import DEFAULT, Recipe

@@ -6,8 +6,8 @@ Each RUN is a dense network of another seed (gft-edge train --stages none), DATA
 ranks the patches of the same weights at late, middle and early blocks, at the paper's ratios; what a row
 loses against the dense network is what the score threw away. The first row is the mean of several random
 orders of every network and the standard deviation among all of them; `errors` is the difference to that
-mean over its standard error, of networks and images (gft_edge.studies.crossed), and p how often as
-many come about by chance. A trained network may order the scores otherwise: benchmarks/ablation.py.
+mean over its standard error, of networks and images (crossed.py), and p how often as many come about by
+chance. A trained network may order the scores otherwise: benchmarks/ablation.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from crossed import crossed_estimate
 from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.datasets import Split, read_split
@@ -29,7 +30,6 @@ from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.network import Network
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.preprocess import batch_from_pixels
-from gft_edge.studies.crossed import crossed_estimate
 from gft_edge.training.loop import supports_bf16
 
 POSITIONS = {"late": (8, 9, 10), "middle": (3, 6, 9), "early": (2, 4, 7)}

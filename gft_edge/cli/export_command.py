@@ -36,7 +36,7 @@ from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.runtime.backends import backend_for, backends
-from gft_edge.studies.images import calibration_images, verification_images
+from gft_edge.studies.drawn_images import calibration_images, verification_images
 
 
 @click.command("export")

@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.manifest import Candidate
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
-from gft_edge.bundle.store import Bundle, read_bundle, replacing, sha256_of, write_manifest
+from gft_edge.bundle.store import Bundle, read_bundle, replacing, write_manifest
 from gft_edge.errors import FailedError, GateError, UsageError
+from gft_edge.export.pipeline import export
 from gft_edge.export.request import ExportRequest, check_request
 from gft_edge.model.network import Network
+from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
-from gft_edge.studies.latency import engine_reports
-from gft_edge.studies.memory import Memory
-from gft_edge.studies.study import Study, exported
-from gft_edge.studies.variants import Variant
+from gft_edge.studies.run_latencies import engine_reports
+from gft_edge.studies.study import failure_of
 
 AUTO = "auto"
 
@@ -56,46 +56,43 @@ def export_fastest(
     if request.calibration is not None:
         check_request(dataclasses.replace(request, precision="int8"))
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
-        study = Study(
-            weights,
-            "" if weights is None else sha256_of(weights),
-            model,
-            spec,
-            request,
-            images,
-            Path(scratch),
-            Memory(Path(scratch)),
-            progress,
-            say,
-        )
-        variants = [_exported(study, backend.TARGET, name) for name in backend.PRECISIONS]
-        done = [variant for variant in variants if variant.status == "done"]
-        found = engine_reports([study.bundle(variant) for variant in done], DURATION_S, progress)
+        bundles: dict[str, Bundle] = {}
+        reasons: dict[str, str] = {}
+        for precision in backend.PRECISIONS:
+            reason = backend.unsupported(precision)
+            if precision == "int8" and request.calibration is None:
+                reason = "no --calibration-data"
+            if reason is not None:
+                reasons[precision] = reason
+                continue
+            calibration = request.calibration if precision == "int8" else None
+            asked = dataclasses.replace(request, precision=precision, calibration=calibration)
+            made = Path(scratch) / precision
+            say(f"auto: {precision}: exporting")
+            try:
+                export(model, spec, images, asked, made, progress, say, weights)
+                if backend.TARGET == "tensorrt":
+                    build_engine(made, progress=progress, say=say)
+                bundles[precision] = read_bundle(made)
+            except FailedError as error:
+                reasons[precision] = failure_of(error)
+                if precision == "fp32":
+                    raise GateError(reasons[precision], "Nothing was written") from error
+        found = engine_reports([one.folder for one in bundles.values()], DURATION_S, progress)
         medians_ms = {
-            variant.precision: report.boundaries.engine.p50_ms or 0.0
-            for variant, report in zip(done, found.reports, strict=True)
+            precision: report.boundaries.engine.p50_ms or 0.0
+            for precision, report in zip(bundles, found.reports, strict=True)
         }
-        bundles = {variant.precision: read_bundle(study.bundle(variant)) for variant in done}
         kept = _fastest(medians_ms)
-        candidates = _candidates(variants, bundles, medians_ms, kept)
+        candidates = tuple(
+            _candidate(precision, reasons.get(precision), bundles, medians_ms, kept)
+            for precision in backend.PRECISIONS
+        )
         for candidate in candidates:
             say(f"auto: {candidate.precision}: {candidate.reason}")
         shutil.copytree(bundles[kept].folder, folder, dirs_exist_ok=True)
         write_manifest(folder, dataclasses.replace(bundles[kept].manifest, candidates=candidates))
     return read_bundle(out)
-
-
-def _exported(study: Study, target: str, precision: str) -> Variant:
-    """The variant in one precision; a failure is its own, but for that of fp32, which is raised."""
-    variant = Variant(target, precision)
-    if precision == "int8" and study.request.calibration is None:
-        return variant.absent("no --calibration-data")
-    if reason := backend_for(target).unsupported(precision):
-        return variant.absent(reason)
-    variant = exported(study, variant, f"auto: {precision}", survived=FailedError)
-    if precision == "fp32" and variant.reason is not None:
-        raise GateError(variant.reason, "Nothing was written")
-    return variant
 
 
 def _fastest(medians_ms: Mapping[str, float]) -> str:
@@ -107,35 +104,23 @@ def _fastest(medians_ms: Mapping[str, float]) -> str:
     return kept
 
 
-def _candidates(
-    variants: Sequence[Variant],
+def _candidate(
+    precision: str,
+    reason: str | None,
     bundles: Mapping[str, Bundle],
     medians_ms: Mapping[str, float],
     kept: str,
-) -> tuple[Candidate, ...]:
+) -> Candidate:
+    """What is recorded of a precision; `reason` says why there is no bundle in it."""
     machine = summary(this_machine())
-    candidates = []
-    for variant in variants:
-        precision = variant.precision
-        if variant.reason is not None:
-            candidates.append(Candidate(precision, None, None, None, variant.reason, machine))
-            continue
-        report = bundles[precision].manifest.reports[-1]
-        ratio = medians_ms[precision] / medians_ms[kept]
-        if precision == kept:
-            reason = f"kept: {medians_ms[kept]:.2f} ms"
-        elif ratio < 1:
-            reason = f"not kept: faster than {kept} by less than {LEAST_GAIN:.0%}"
-        else:
-            reason = f"not kept: {ratio:.2f} times the time of {kept}"
-        candidates.append(
-            Candidate(
-                precision,
-                report.accuracy,
-                report.top1_agreement,
-                medians_ms[precision],
-                reason,
-                machine,
-            )
-        )
-    return tuple(candidates)
+    if reason is not None:
+        return Candidate(precision, None, None, None, reason, machine)
+    ratio = medians_ms[precision] / medians_ms[kept]
+    if precision == kept:
+        reason = f"kept: {medians_ms[kept]:.2f} ms"
+    elif ratio < 1:
+        reason = f"not kept: faster than {kept} by less than {LEAST_GAIN:.0%}"
+    else:
+        reason = f"not kept: {ratio:.2f} times the time of {kept}"
+    report, median_ms = bundles[precision].manifest.reports[-1], medians_ms[precision]
+    return Candidate(precision, report.accuracy, report.top1_agreement, median_ms, reason, machine)

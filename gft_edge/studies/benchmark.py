@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,12 +13,10 @@ from pathlib import Path
 
 from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.specs import ModelSpec, Progress, Say
-from gft_edge.bundle.store import is_bundle, sha256_of, write_whole
-from gft_edge.datasets import Split, choosing_split, reporting_split, split_digest
+from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.store import is_bundle, write_whole
+from gft_edge.datasets import Split, choosing_split, reporting_split
 from gft_edge.errors import DataError, UsageError
-from gft_edge.export.request import CalibrationRequest, ExportRequest
-from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.network import Network
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.profile import ProfileRequest, check_measuring
@@ -26,11 +24,11 @@ from gft_edge.profiling.report import Profile
 from gft_edge.reporting.table import to_csv
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark_table import csv_table
-from gft_edge.studies.evaluation import Case, check_run, launched_together, run_split
+from gft_edge.studies.drawn_images import calibration_images, verification_images
+from gft_edge.studies.evaluation import Case, launched_together, open_case
 from gft_edge.studies.grid import grid
-from gft_edge.studies.images import calibration_images, limited, verification_images
 from gft_edge.studies.keep_counts import evaluated_at, keep_counts
-from gft_edge.studies.memory import Memory, claimed
+from gft_edge.studies.memory import claimed
 from gft_edge.studies.results import (
     CSV_FILE,
     JSON_FILE,
@@ -40,7 +38,7 @@ from gft_edge.studies.results import (
     best_rows,
 )
 from gft_edge.studies.study import Study, exported, judged, measured_together, reference_at
-from gft_edge.studies.variants import PYTORCH, AtCounts, KeepCounts, Variant, with_front
+from gft_edge.studies.variants import PYTORCH, KeepCounts, Variant, with_front
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,6 @@ class BenchmarkRequest:
         return bool(self.keep) or self.points is not None
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The run, and the images that it is judged on."""
-
-    spec: ModelSpec
-    model: Network
-    weights_sha256: str
-    split: Split
-    split_digest: str
-
-
 def benchmark(
     request: BenchmarkRequest,
     progress: Progress = lambda text, done, total: None,
@@ -106,14 +93,16 @@ def benchmark(
     interrupt before the measuring goes through. Writes CSV_FILE and JSON_FILE, and PROFILE_FILE where
     something was measured.
     """
-    subject = _opened(request, progress, say)
-    spec, labels = subject.spec, subject.spec.labels
+    case, model = _opened(request, progress, say)
     counts: tuple[KeepCounts, ...] = ()
     if request.by_counts:
-        counts = keep_counts(spec, subject.model, request.keep, request.points or 0)
-    variants, calibrated_on, verified_on = _variants(request, labels, counts, say)
-    with claimed(request.out, subject.weights_sha256, RESULT_FILES, request.fresh) as memory:
-        at_counts = _at_counts(request, subject, counts, memory, progress, say)
+        counts = keep_counts(case.spec, model, request.keep, request.points or 0)
+    variants, calibrated_on, verified_on = _variants(request, case.spec.labels, counts, say)
+    with claimed(request.out, case.weights_sha256, RESULT_FILES, request.fresh) as memory:
+        at_counts = evaluated_at(
+            counts, case, model, memory, request.fresh, request.device, request.workers,
+            progress, say,
+        )  # fmt: skip
         variants = [
             dataclasses.replace(each, at_counts=at_counts.get(each.keep)) if each.keep else each
             for each in variants
@@ -121,31 +110,19 @@ def benchmark(
         found = None
         if verified_on is not None:
             study = Study(
-                weights=request.run / WEIGHTS_FILE,
-                weights_sha256=subject.weights_sha256,
-                model=subject.model,
-                spec=spec,
-                request=ExportRequest(
-                    "onnx",
-                    calibration=CalibrationRequest(calibrated_on) if calibrated_on else None,
-                    # A stage that keeps all its patches costs what it costs.
-                    keeps_all=True,
-                ),
-                verified_on=verified_on,
-                folder=request.out,
-                memory=memory,
-                progress=progress,
-                say=say,
-                explain=True,
+                case, model, calibrated_on, verified_on, request.out, memory, progress, say
             )
-            variants = _exported_and_judged(study, subject, variants)
-            variants, found = measured_together(study, variants, _how(request, subject.split))
-        result = _benchmark(request, subject, with_front(variants), found)
-        _write(result, request.out)
+            variants = _exported_and_judged(study, variants)
+            variants, found = measured_together(study, variants, _how(request, case.split))
+        result = _benchmark(request, case, with_front(variants), found)
+        text = json.dumps(to_json(result), indent=1) + "\n"
+        write_whole(request.out / JSON_FILE, text.encode())
+        csv = to_csv(csv_table(result))
+        write_whole(request.out / CSV_FILE, csv.encode("utf-8", "backslashreplace"))
     return result, found
 
 
-def _opened(request: BenchmarkRequest, progress: Progress, say: Say) -> _Subject:
+def _opened(request: BenchmarkRequest, progress: Progress, say: Say) -> tuple[Case, Network]:
     """Raises UsageError, CheckpointError or DataError for a request that cannot be met at all."""
     if is_bundle(request.run):
         raise UsageError(f"{request.run} is a bundle: give the run that it was exported from")
@@ -160,17 +137,11 @@ def _opened(request: BenchmarkRequest, progress: Progress, say: Say) -> _Subject
     if not (request.latency or request.by_counts):
         raise UsageError("--no-latency is for --keep or --grid: give one of them too")
     check_measuring(_how(request, None))
-    check_run(request.run)
-    spec, model = load_run(request.run)
     source, name = request.data, request.split
     if name is None:
         name = choosing_split(source) if request.by_counts else reporting_split(source)
         say(f"judging on {name}: --split names another")
-    split = limited(run_split(source, name, spec.labels), request.limit)
-    for remark in split.remarks:
-        say(remark)
-    weights = sha256_of(request.run / WEIGHTS_FILE)
-    return _Subject(spec, model, weights, split, split_digest(split, progress, request.fresh))
+    return open_case(request.run, source, name, request.limit, request.fresh, progress, say)
 
 
 def _variants(
@@ -198,26 +169,7 @@ def _variants(
     return variants, calibrated_on, verified_on
 
 
-def _at_counts(
-    request: BenchmarkRequest,
-    subject: _Subject,
-    counts: Sequence[KeepCounts],
-    memory: Memory,
-    progress: Progress,
-    say: Say,
-) -> Mapping[KeepCounts, AtCounts]:
-    case = Case(
-        request.run, subject.spec, subject.split, subject.weights_sha256, subject.split_digest
-    )
-    return evaluated_at(
-        counts, case, subject.model, memory, request.fresh, request.device, request.workers,
-        progress, say,
-    )  # fmt: skip
-
-
-def _exported_and_judged(
-    study: Study, subject: _Subject, variants: Sequence[Variant]
-) -> list[Variant]:
+def _exported_and_judged(study: Study, variants: Sequence[Variant]) -> list[Variant]:
     """PyTorch's outputs are kept for as long as the next variant has the same keep counts."""
     found: list[Variant] = []
     reference = None
@@ -230,7 +182,7 @@ def _exported_and_judged(
             reference = reference_at(study, variant)
         variant = exported(study, variant, place)
         if variant.status == "done":
-            variant = judged(study, variant, subject.split, subject.split_digest, reference, place)
+            variant = judged(study, variant, reference, place)
         found.append(variant)
     return found
 
@@ -250,25 +202,22 @@ def _how(request: BenchmarkRequest, split: Split | None) -> ProfileRequest:
 
 
 def _benchmark(
-    request: BenchmarkRequest,
-    subject: _Subject,
-    rows: tuple[Variant, ...],
-    found: Profile | None,
+    request: BenchmarkRequest, case: Case, rows: tuple[Variant, ...], found: Profile | None
 ) -> Benchmark:
-    images = len(subject.split.paths)
+    images = len(case.split.paths)
     return Benchmark(
         schema_version=SCHEMA_VERSION,
         version=metadata.version("gft-edge"),
         made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         complete=found is None or found.complete,
         run=str(request.run),
-        network=subject.spec.name,
-        patches=subject.spec.patch_count,
-        weights_sha256=subject.weights_sha256,
+        network=case.spec.name,
+        patches=case.spec.patch_count,
+        weights_sha256=case.weights_sha256,
         data=str(request.data.folder),
-        split=subject.split.name,
+        split=case.split.name,
         images=images,
-        split_digest=subject.split_digest,
+        split_digest=case.split_digest,
         reference_top1=_reference_top1(rows),
         machine=found.machine if found else this_machine(),
         stable=found.stable if found else None,
@@ -276,14 +225,6 @@ def _benchmark(
         rows=rows,
         best=best_rows(rows, images, found),
     )
-
-
-def _write(result: Benchmark, out: Path) -> None:
-    """Write JSON and CSV, each whole."""
-    text = json.dumps(to_json(result), indent=1) + "\n"
-    write_whole(out / JSON_FILE, text.encode())
-    csv = to_csv(csv_table(result))
-    write_whole(out / CSV_FILE, csv.encode("utf-8", "backslashreplace"))
 
 
 def _reference_top1(rows: Sequence[Variant]) -> float | None:

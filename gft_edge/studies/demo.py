@@ -38,7 +38,7 @@ from gft_edge.runtime.backends import backends
 from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.runtime.outputs import Outputs, grid_positions
 from gft_edge.runtime.preprocess import batch_from_pixels
-from gft_edge.studies.images import verification_images
+from gft_edge.studies.drawn_images import verification_images
 from gft_edge.training.loop import supports_bf16, train
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig

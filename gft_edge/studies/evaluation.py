@@ -23,6 +23,7 @@ from gft_edge.errors import BundleError, CheckpointError, DataError, SpecError
 from gft_edge.fidelity.metrics import Metrics, classification_metrics
 from gft_edge.model.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_run
 from gft_edge.model.network import Network
+from gft_edge.studies.drawn_images import limited
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import EVALUATION_BATCH, network_logits, quiet, silent
 from gft_edge.training.processes import accelerator_on
@@ -103,6 +104,29 @@ def run_split(source: DataSource, split: str, labels: tuple[str, ...]) -> Split:
     return read_split(source, split, labels)
 
 
+def open_case(
+    run: Path,
+    source: DataSource,
+    split: str,
+    limit: int | None,
+    fresh: bool,
+    progress: Progress,
+    say: Say,
+) -> tuple[Case, Network]:
+    """A run with its network, to be judged on all images of a split or on `limit` of them.
+
+    What the data set's files list and the split lacks is said. With `fresh` every image is read.
+    Raises CheckpointError for what is no finished run, DataError, UsageError for the limit.
+    """
+    check_run(run)
+    spec, model = load_run(run)
+    images = limited(run_split(source, split, spec.labels), limit)
+    for remark in images.remarks:
+        say(remark)
+    weights = sha256_of(run / WEIGHTS_FILE)
+    return Case(run, spec, images, weights, split_digest(images, progress, fresh)), model
+
+
 def evaluate_run(
     run: Path,
     source: DataSource,
@@ -113,18 +137,8 @@ def evaluate_run(
     device: str = "auto",
     workers: int = 2,
 ) -> Evaluation:
-    """Take what the run keeps of the split where weights and images still fit, else evaluate and keep it.
-
-    What the data set's files list and the split lacks is said. The other arguments and the errors
-    are evaluate_case's.
-    """
-    check_run(run)
-    spec, model = load_run(run)
-    images = run_split(source, split, spec.labels)
-    for remark in images.remarks:
-        say(remark)
-    digest = split_digest(images, progress, fresh)
-    case = Case(run, spec, images, sha256_of(run / WEIGHTS_FILE), digest)
+    """Evaluate a run on a split; raises as open_case and evaluate_case do, which take the same."""
+    case, model = open_case(run, source, split, None, fresh, progress, say)
     return evaluate_case(case, fresh, progress, say, device, workers, model)
 
 
@@ -137,11 +151,12 @@ def evaluate_case(
     workers: int = 2,
     model: Network | None = None,
 ) -> Evaluation:
-    """evaluate_run of what is open already; without `model` the network is loaded where it is needed.
+    """Take what the run keeps of the split where weights and images still fit, else evaluate and keep it.
 
-    `fresh` evaluates in any case, as do processes that were launched together, whose first one keeps
-    it. A run that cannot be written to is evaluated and nothing kept. `device` is cpu, cuda, or auto
-    for a GPU where there is one; `workers` are processes that decode images.
+    Without `model` the network is loaded where it is needed. `fresh` evaluates in any case, as do
+    processes that were launched together, whose first one keeps it. A run that cannot be written to is
+    evaluated and nothing kept. `device` is cpu, cuda, or auto for a GPU where there is one; `workers`
+    are processes that decode images.
     Raises CheckpointError, DataError, UsageError without the GPU that was asked for, and FailedError
     for logits that are not finite.
     """
@@ -197,7 +212,7 @@ def chosen_device(device: str) -> str:
 
 
 def spec_digest(spec: ModelSpec) -> str:
-    """Of everything in model.json: the same weights keep other patches under another one."""
+    """The sha256 of everything in model.json: the same weights keep other patches under another one."""
     return hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()
 
 

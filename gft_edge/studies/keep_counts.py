@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t
 
 from gft_edge.bundle.specs import ModelSpec, Progress, Say, Stage
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.model.cost import cost_of
 from gft_edge.model.network import Network
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
-from gft_edge.studies.crossed import paired_estimate
 from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case, spec_digest
 from gft_edge.studies.memory import Memory
-from gft_edge.studies.variants import AtCounts, KeepCounts
+from gft_edge.studies.variants import AtCounts, Estimate, KeepCounts, Rests
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import network_logits, silent
 from gft_edge.training.processes import accelerator_on
 
 # The share of all patches that the first stage of the smallest point of a grid keeps.
 LEAST_SHARE = Fraction(1, 4)
+CONFIDENCE = 0.95
 
 
 def keep_counts(
@@ -60,13 +61,6 @@ def scaled(spec: ModelSpec, points: int) -> list[tuple[Stage, ...]]:
             stages.append(Stage(stage.position, left))
         grid.append(tuple(stages))
     return grid
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What is remembered of an evaluation: the class of each image."""
-
-    classes: tuple[int, ...]
 
 
 def evaluated_at(
@@ -135,9 +129,9 @@ def _predicted(
         "model": spec_digest(spec),
         "images": trained.split_digest,
     }
-    known = memory.recall(name, Predictions, decides)
+    known = memory.recall(name, tuple[int, ...], decides)
     if known is not None:
-        return np.asarray(known.classes), True
+        return np.asarray(known), True
     accelerator = accelerator_on(chosen_device(device))
     logits = network_logits(
         network.to(accelerator.device), spec, trained.split, workers, progress, accelerator
@@ -145,5 +139,29 @@ def _predicted(
     if not np.isfinite(logits).all():
         raise FailedError(f"at {counts.name} the logits hold NaN or infinity: train the run again")
     classes = logits.argmax(axis=1)
-    memory.keep(name, Predictions(tuple(map(int, classes))), decides)
+    memory.keep(name, classes.tolist(), decides)
     return classes, False
+
+
+def paired_estimate(differences: npt.NDArray[Any]) -> Estimate:
+    """differences (I,), one of every image -> the mean they have in the long run of images.
+
+    The interval is of the networks that were compared, and not of the way they were trained, which
+    takes seeds (benchmarks/crossed.py). Raises UsageError for one image.
+    """
+    x = np.asarray(differences, dtype=np.float64)
+    if len(x) < 2:
+        raise UsageError("one image has no interval: evaluate on a --split with more")
+    return estimate_by_t(
+        float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5), len(x) - 1, "images"
+    )
+
+
+def estimate_by_t(mean: float, error: float, df: float, rests_on: Rests) -> Estimate:
+    """A mean with its standard error, by Student's t of `df` degrees of freedom."""
+    # Rounding alone: what did not vary has no error.
+    if error < 1e-12:
+        return Estimate(mean, 0.0, df, mean, mean, None, None, None)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, df)) * error
+    p_value = float(2 * t.sf(abs(mean / error), df))
+    return Estimate(mean, error, df, mean - half, mean + half, mean / error, p_value, rests_on)

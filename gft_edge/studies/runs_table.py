@@ -27,7 +27,7 @@ from gft_edge.studies.evaluation import (
     run_split,
     spec_digest,
 )
-from gft_edge.studies.latency import Latency, MeasuredOn, assign, measure
+from gft_edge.studies.run_latencies import Latency, MeasuredOn, assign, measure
 from gft_edge.training.logits import quiet, silent
 
 Average = Literal["weighted", "macro"]

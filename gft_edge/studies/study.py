@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.images import ImageSet
-from gft_edge.bundle.specs import ModelSpec, Progress, Say, Stage
+from gft_edge.bundle.specs import Progress, Say
 from gft_edge.bundle.store import read_bundle, sha256_of, size_bytes
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, FailedError, GateError, GftEdgeError
 from gft_edge.export.contents import tool_versions
 from gft_edge.export.pipeline import export
-from gft_edge.export.request import ExportRequest
+from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.fidelity.verify import Reference, verify
+from gft_edge.model.checkpoint import WEIGHTS_FILE
 from gft_edge.model.network import Network
 from gft_edge.model.reference import torch_outputs
 from gft_edge.model.schedule import at_stages
@@ -32,6 +33,7 @@ from gft_edge.profiling.profile import ProfileRequest, profile
 from gft_edge.profiling.report import Profile
 from gft_edge.profiling.report_file import read_profile, write_profile
 from gft_edge.runtime.outputs import Outputs
+from gft_edge.studies.evaluation import Case
 from gft_edge.studies.memory import BUNDLES, PROFILE_FILE, Memory
 from gft_edge.studies.variants import Accuracy, Variant, measured
 
@@ -40,162 +42,132 @@ from gft_edge.studies.variants import Accuracy, Variant, measured
 class Study:
     """What the variants of one run share.
 
-    `request` is what every export asks for beside a variant's own target, precision and keep counts;
-    its calibration is taken for int8 alone. `folder` holds the bundles. With `explain` those for
-    TensorRT get a second engine, which returns the kept patches.
+    Exports are verified on `verified_on`; None of `calibrated_on` leaves INT8 out. `folder` holds the
+    bundles.
     """
 
-    weights: Path | None
-    weights_sha256: str
+    case: Case
     model: Network
-    spec: ModelSpec
-    request: ExportRequest
+    calibrated_on: ImageSet | None
     verified_on: ImageSet
     folder: Path
     memory: Memory
     progress: Progress
     say: Say
-    explain: bool = False
 
     def bundle(self, variant: Variant) -> Path:
         """The folder of a variant's bundle."""
         return self.folder / BUNDLES / variant.file_name
 
-    def stages(self, variant: Variant) -> tuple[Stage, ...] | None:
-        """The stages that a variant is exported at; None for the trained ones."""
-        if variant.keep is None:
-            return self.request.stages
-        return None if variant.keep.role == "trained" else variant.keep.stages
-
     def asked(self, variant: Variant) -> ExportRequest:
         """The request for a variant's export."""
-        return dataclasses.replace(
-            self.request,
-            target=variant.target,
-            precision=variant.precision,
-            calibration=self.request.calibration if variant.precision == "int8" else None,
-            stages=self.stages(variant),
+        calibration = None
+        if variant.precision == "int8" and self.calibrated_on is not None:
+            calibration = CalibrationRequest(self.calibrated_on)
+        return ExportRequest(
+            variant.target,
+            variant.precision,
+            calibration=calibration,
+            stages=variant.other_stages,
+            # A stage that keeps all its patches costs what it costs.
+            keeps_all=True,
         )
 
     def decides(self, variant: Variant) -> dict[str, Any]:
         """All that decides what a variant's export comes to."""
         calibration = self.asked(variant).calibration
         return {
-            "weights": self.weights_sha256,
-            "model": self.spec,
-            "stages": self.stages(variant),
+            "weights": self.case.weights_sha256,
+            "model": self.case.spec,
+            "stages": variant.other_stages,
             "verified_on": self.verified_on.digest,
             "calibrated_on": calibration and calibration.images.digest,
             "tools": tool_versions(),
         }
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What is remembered of an export: the bundle's seal, or why there is none."""
-
-    seal: str | None
-    failure: str | None
-    build_s: float
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What is remembered of a judgement: the accuracy, or why there is none."""
-
-    accuracy: Accuracy | None
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class Stable:
-    """What is remembered of a stable measurement: the sha256 of its profile."""
-
-    profile_sha256: str
-
-
-def exported(
-    study: Study, variant: Variant, place: str, survived: type[Exception] = Exception
-) -> Variant:
+def exported(study: Study, variant: Variant, place: str) -> Variant:
     """Export a variant, or take over what is remembered of it where it would come out the same.
 
-    A failure of the kind `survived` is the variant's own: it is remembered, and not tried again while
-    nothing that decides it changes. Engines raise their own classes, which share only Exception.
-    Raises any other error, and OSError: a disk that is full fails every other variant as well.
+    A failure is the variant's own: it is remembered, and not tried again while nothing that decides it
+    changes. Engines raise their own classes, which share only Exception. Raises OSError: a disk that is
+    full fails every other variant as well.
     """
-    folder = study.bundle(variant)
-    known = study.memory.recall(_name(variant), Exported, study.decides(variant))
-    if known is not None and known.failure is not None:
+    folder, name, decides = study.bundle(variant), _name(variant), study.decides(variant)
+    known = study.memory.recall(name, Variant, decides)
+    if known is not None and known.reason is not None:
         study.say(f"{place}: failed before, the same; --fresh tries it again")
-        return variant.failed(known.failure)
+        return variant.failed(known.reason)
     try:
-        if known is not None and _is_whole(folder, known):
+        if known is not None and _seal(folder) == known.digest:
             study.say(f"{place}: exported already")
+            made = dataclasses.replace(variant, digest=known.digest, build_s=known.build_s)
         else:
             study.say(f"{place}: exporting{' anew' if folder.exists() else ''}")
-            known = _export(study, variant, folder)
-        known = _with_engines(study, variant, known)
-    except survived as error:
-        reason = _reason(error)
+            started = time.perf_counter()
+            export(
+                study.model,
+                study.case.spec,
+                study.verified_on,
+                study.asked(variant),
+                folder,
+                study.progress,
+                study.say,
+                study.case.run / WEIGHTS_FILE,
+            )
+            made = _kept(study, variant, time.perf_counter() - started)
+        if variant.target == "tensorrt":
+            made = _with_engines(study, made)
+    except Exception as error:
+        reason = failure_of(error)
         study.say(f"{place}: failed: {reason}")
         # An older bundle of the variant is of no use.
         shutil.rmtree(folder, ignore_errors=True)
-        study.memory.keep(_name(variant), Exported(None, reason, 0.0), study.decides(variant))
+        study.memory.keep(name, variant.failed(reason), decides)
         return variant.failed(reason)
-    bundle = read_bundle(folder)
     return dataclasses.replace(
-        variant,
+        made,
         bundle=str(folder.relative_to(study.folder)),
-        digest=known.seal,
-        files_mb=size_bytes(bundle) / 2**20,
-        build_s=known.build_s,
+        files_mb=size_bytes(read_bundle(folder)) / 2**20,
     )
 
 
-def _export(study: Study, variant: Variant, folder: Path) -> Exported:
-    started = time.perf_counter()
-    bundle = export(
-        study.model,
-        study.spec,
-        study.verified_on,
-        study.asked(variant),
-        folder,
-        study.progress,
-        study.say,
-        study.weights,
-    )
-    known = Exported(bundle.manifest.seal, None, time.perf_counter() - started)
-    study.memory.keep(_name(variant), known, study.decides(variant))
-    return known
+def _kept(study: Study, variant: Variant, build_s: float) -> Variant:
+    """The variant with its bundle's seal and the time that it took, remembered as such."""
+    made = dataclasses.replace(variant, digest=_seal(study.bundle(variant)), build_s=build_s)
+    study.memory.keep(_name(variant), made, study.decides(variant))
+    return made
 
 
-def _with_engines(study: Study, variant: Variant, known: Exported) -> Exported:
-    """Build the engines of a bundle for TensorRT that it lacks, which alters the bundle's seal."""
+def _with_engines(study: Study, variant: Variant) -> Variant:
+    """Build the engines of a bundle for TensorRT that it lacks, which alters the bundle's seal.
+
+    The second one returns the kept patches, which are compared.
+    """
     folder = study.bundle(variant)
-    for explain in (False, True)[: 1 + study.explain] if variant.target == "tensorrt" else ():
+    for explain in (False, True):
         started = time.perf_counter()
         build_engine(folder, explain=explain, progress=study.progress, say=study.say)
-        seal = read_bundle(folder).manifest.seal
-        if seal != known.seal:
+        if _seal(folder) != variant.digest:
             # Kept at once: an interrupt while the second is built does not cost the first.
-            known = Exported(seal, None, known.build_s + time.perf_counter() - started)
-            study.memory.keep(_name(variant), known, study.decides(variant))
-    return known
+            seconds = time.perf_counter() - started
+            variant = _kept(study, variant, (variant.build_s or 0.0) + seconds)
+    return variant
 
 
-def _is_whole(folder: Path, known: Exported) -> bool:
-    """Whether the bundle is there as it was remembered."""
+def _seal(folder: Path) -> str | None:
+    """The seal of a bundle; None where there is none, or one that is not whole."""
     try:
-        return read_bundle(folder).manifest.seal == known.seal
+        return read_bundle(folder).manifest.seal
     except BundleError:
-        return False
+        return None
 
 
 def _name(variant: Variant) -> str:
     return f"{variant.file_name}.export"
 
 
-def _reason(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """What a failure says. Raises it again where it is the disk's."""
     if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
         raise error
@@ -205,9 +177,9 @@ def _reason(error: Exception) -> str:
 
 def reference_at(study: Study, variant: Variant) -> Reference:
     """PyTorch at a variant's keep counts, each batch of pixels computed once for all who ask."""
-    spec, model, stages = study.spec, study.model, study.stages(variant)
-    if stages is not None:
-        spec, model = at_stages(spec, model, stages)
+    spec, model = study.case.spec, study.model
+    if variant.other_stages is not None:
+        spec, model = at_stages(spec, model, variant.other_stages)
     known: dict[bytes, Outputs] = {}
 
     def outputs(pixels: npt.NDArray[np.uint8]) -> Outputs:
@@ -219,32 +191,32 @@ def reference_at(study: Study, variant: Variant) -> Reference:
     return outputs
 
 
-def judged(
-    study: Study, variant: Variant, split: Split, digest: str, reference: Reference, place: str
-) -> Variant:
-    """Measure a bundle's accuracy on a split against PyTorch, unless it is remembered.
+def judged(study: Study, variant: Variant, reference: Reference, place: str) -> Variant:
+    """Measure a bundle's accuracy on the split against PyTorch, unless it is remembered.
 
-    `digest` is the split's. A failure is the variant's own, but for OSError.
+    A failure is the variant's own, but for OSError.
     """
+    name, split = f"{variant.file_name}.accuracy", study.case.split
     decides = {
         "bundle": variant.digest,
         "split": split.name,
-        "images": digest,
+        "images": study.case.split_digest,
         "machine": summary(this_machine()),
         "tools": tool_versions(),
     }
-    name = f"{variant.file_name}.accuracy"
-    found = study.memory.recall(name, Judged, decides)
+    found = study.memory.recall(name, Variant, decides)
     if found is None:
         try:
-            found = Judged(_accuracy(study, variant, split, reference, place), None)
+            found = dataclasses.replace(
+                variant, accuracy=_accuracy(study, variant, split, reference, place)
+            )
         except Exception as error:
-            found = Judged(None, _reason(error))
-            study.say(f"{place}: failed: {found.failure}")
+            found = variant.failed(failure_of(error))
+            study.say(f"{place}: failed: {found.reason}")
         study.memory.keep(name, found, decides)
-    if found.failure is not None:
-        return variant.failed(found.failure)
-    return dataclasses.replace(variant, accuracy=found.accuracy)
+    return dataclasses.replace(
+        variant, status=found.status, reason=found.reason, accuracy=found.accuracy
+    )
 
 
 def _accuracy(
@@ -305,7 +277,7 @@ def measured_together(
                 continue
             write_profile(found, file)
             if found.complete and found.stable:
-                study.memory.keep("measured", Stable(sha256_of(file)), decides)
+                study.memory.keep("measured", sha256_of(file), decides)
         else:
             study.say("latencies: as measured before, the bundles are the same")
         by_digest = {report.digest: measured(report) for report in found.reports}
@@ -320,7 +292,7 @@ def measured_together(
 
 def _measured_before(study: Study, decides: dict[str, Any]) -> Profile | None:
     """The stable profile of the same bundles, if there is one."""
-    file, known = study.folder / PROFILE_FILE, study.memory.recall("measured", Stable, decides)
-    if known is None or not file.is_file() or sha256_of(file) != known.profile_sha256:
+    file, sha256 = study.folder / PROFILE_FILE, study.memory.recall("measured", str, decides)
+    if sha256 is None or not file.is_file() or sha256_of(file) != sha256:
         return None
     return read_profile(file)

@@ -10,10 +10,10 @@ from typing import Literal
 from gft_edge.bundle.specs import Stage
 from gft_edge.profiling.report import Report
 from gft_edge.reporting.pareto import ParetoPoint, pareto_front
-from gft_edge.studies.crossed import Estimate
 
 Status = Literal["done", "absent", "failed"]
 Role = Literal["trained", "other", "dense"]
+Rests = Literal["seeds and images", "seeds", "images"]
 
 # The "target" of a row that is not exported.
 PYTORCH = "pytorch"
@@ -32,6 +32,26 @@ class KeepCounts:
         if self.role == "dense":
             return "dense"
         return ",".join(str(stage.keep) for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error and 95 % interval.
+
+    `standard_errors` is how many of them the mean is away from 0, and `p_value` how often at least as
+    many come about where the mean in the long run is 0, by t with these degrees of freedom; both None
+    where the error is 0, as nothing varied. `rests_on` says what the error is of: of images alone where
+    the seeds differ no more than images explain, and the other way round; None too where nothing varied.
+    """
+
+    mean: float
+    standard_error: float
+    degrees_of_freedom: float
+    low: float
+    high: float
+    standard_errors: float | None
+    p_value: float | None
+    rests_on: Rests | None
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,11 @@ class Variant:
         other = self.keep is not None and self.keep.role != "trained"
         counts = f"-{self.keep.name.replace(',', '-')}" if self.keep and other else ""
         return f"{self.target}-{self.precision}{counts}"
+
+    @property
+    def other_stages(self) -> tuple[Stage, ...] | None:
+        """The stages that it is exported at where they are others than the trained ones."""
+        return None if self.keep is None or self.keep.role == "trained" else self.keep.stages
 
     @property
     def holds(self) -> bool:

@@ -24,7 +24,7 @@ from gft_edge.fidelity.structure import top_k_constant
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.reference import pixels_of, torch_outputs
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
-from gft_edge.studies.latency import assign
+from gft_edge.studies.run_latencies import assign
 from tests.support import pictures
 from tests.support.cli import refusal, run, run_json
 from tests.support.networks import (

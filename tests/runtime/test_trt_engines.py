@@ -27,7 +27,7 @@ from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
 from gft_edge.runtime.classifier import Classifier, open_request
-from gft_edge.studies import auto, study
+from gft_edge.studies import auto
 from tests.support.cli import run, run_json
 from tests.support.fake_tensorrt import LAYER_MS
 from tests.support.refusals import refusal_of
@@ -195,7 +195,7 @@ def test_the_fastest_precision_is_found_among_engines(
             reports.append(SimpleNamespace(boundaries=SimpleNamespace(engine=engine)))
         return SimpleNamespace(reports=reports)
 
-    monkeypatch.setattr(study, "build_engine", build_engine)
+    monkeypatch.setattr(auto, "build_engine", build_engine)
     monkeypatch.setattr(auto, "engine_reports", engine_reports)
     spec, model = load_run(calm_run)
     images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)

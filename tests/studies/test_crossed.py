@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from crossed import crossed_estimate
 from gft_edge.errors import UsageError
-from gft_edge.studies.crossed import crossed_estimate, paired_estimate
+from gft_edge.studies.keep_counts import paired_estimate
 from tests.support.refusals import refusal_of
 
 

@@ -20,7 +20,7 @@ from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import build_gft
 from gft_edge.reporting.table import latex, markdown, to_csv
 from gft_edge.studies import runs_table_forms as forms
-from gft_edge.studies.latency import Latency, MeasuredOn
+from gft_edge.studies.run_latencies import Latency, MeasuredOn
 from gft_edge.studies.runs_table import Row, RunsTable, type_of
 from tests.support.cli import refusal, run, run_json
 from tests.support.networks import micro_spec

@@ -9,8 +9,8 @@ import pytest
 from gft_edge.bundle.images import DataSource
 from gft_edge.errors import DataError, UsageError
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.drawn_images import calibration_images
 from gft_edge.studies.grid import grid
-from gft_edge.studies.images import calibration_images
 from gft_edge.studies.results import best_rows
 from gft_edge.studies.variants import Accuracy, Variant
 from tests.support.refusals import refusal_of

@@ -40,10 +40,10 @@ class Shortcut:
 
     def use(self, patch: pytest.MonkeyPatch) -> Shortcut:
         """Take the place of what studies call."""
-        from gft_edge.studies import latency, study
+        from gft_edge.studies import run_latencies, study
 
         patch.setattr(study, "export", self.export)
-        for module in (study, latency):
+        for module in (study, run_latencies):
             patch.setattr(module, "profile", self.profile)
         return self
 

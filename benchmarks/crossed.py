@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import MissingDependencyError, UsageError
-
-CONFIDENCE = 0.95
-
-Rests = Literal["seeds and images", "seeds", "images"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error and 95 % interval.
-
-    `standard_errors` is how many of them the mean is away from 0, and `p_value` how often at least as
-    many come about where the mean in the long run is 0, by t with these degrees of freedom; both None
-    where the error is 0, as nothing varied. `rests_on` says what the error is of: of images alone where
-    the seeds differ no more than images explain, and the other way round; None too where nothing varied.
-    """
-
-    mean: float
-    standard_error: float
-    degrees_of_freedom: float
-    low: float
-    high: float
-    standard_errors: float | None
-    p_value: float | None
-    rests_on: Rests | None
+from gft_edge.errors import UsageError
+from gft_edge.studies.keep_counts import estimate_by_t
+from gft_edge.studies.variants import Estimate, Rests
 
 
 def crossed_estimate(values: npt.NDArray[Any]) -> Estimate:
@@ -56,7 +33,7 @@ def crossed_estimate(values: npt.NDArray[Any]) -> Estimate:
 
     H. H. Clark, The language-as-fixed-effect fallacy, J. Verbal Learning and Verbal Behavior 12 (1973),
     whose F' has this denominator; F. E. Satterthwaite, Biometrics Bulletin 2 (1946). Raises UsageError
-    for fewer than two seeds or images, MissingDependencyError without SciPy.
+    for fewer than two seeds or images.
     """
     x = np.asarray(values, dtype=np.float64)
     seeds, images = x.shape
@@ -84,30 +61,4 @@ def crossed_estimate(values: npt.NDArray[Any]) -> Estimate:
             (ms_image, df_image, "images"),
         )
         total, df, rests_on = max(alone, key=lambda one: (one[0], -one[1]))
-    return _estimate(mean, float(np.sqrt(total / (seeds * images))), df, rests_on)
-
-
-def paired_estimate(differences: npt.NDArray[Any]) -> Estimate:
-    """differences (I,), one of every image -> the mean they have in the long run of images.
-
-    The interval is of the networks that were compared, and not of the way they were trained, which
-    takes seeds (crossed_estimate). Raises UsageError for one image, MissingDependencyError without
-    SciPy.
-    """
-    x = np.asarray(differences, dtype=np.float64)
-    if len(x) < 2:
-        raise UsageError("one image has no interval: evaluate on a --split with more")
-    return _estimate(float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5), len(x) - 1, "images")
-
-
-def _estimate(mean: float, error: float, df: float, rests_on: Rests) -> Estimate:
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise MissingDependencyError("SciPy", "train") from None
-    # Rounding alone: what did not vary has no error.
-    if error < 1e-12:
-        return Estimate(mean, 0.0, df, mean, mean, None, None, None)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, df)) * error
-    p_value = float(2 * t.sf(abs(mean / error), df))
-    return Estimate(mean, error, df, mean - half, mean + half, mean / error, p_value, rests_on)
+    return estimate_by_t(mean, float(np.sqrt(total / (seeds * images))), df, rests_on)
