@@ -73,7 +73,7 @@ def main() -> None:
         layers = list(quantizable_layers(model))
         if given.target == "onnx":
             with part("smooth-quant, four strengths"):
-                network, _ = smoothed(model, batches, few, None, print)
+                network, _ = smoothed(model, batches, few, print)
             with part("calibrate"):
                 peaks = activation_peaks(network, batches)
             with part("quantize"):

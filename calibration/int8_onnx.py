@@ -46,8 +46,9 @@ def quantize_onnx(
     missing = sorted(set(layers) - set(nodes))
     if missing:
         raise PipelineError(f"the graph has no layer {missing[0]}")
-    dtype = _dtype(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    halved = weights[next(iter(nodes.values())).input[1]].data_type == onnx.TensorProto.FLOAT16
+    dtype: type[np.floating] = np.float16 if halved else np.float32
     ranges = {}
     for name in layers:
         peak = 127 / 128 if name == pixel_layer else peaks[name]
@@ -141,9 +142,3 @@ def _input_axes(node: onnx.NodeProto) -> int | tuple[int, ...]:
         return (1, 2, 3)
     transposed = any(one.name == "transB" and one.i for one in node.attribute)
     return 1 if transposed else 0
-
-
-def _dtype(model: onnx.ModelProto) -> type[np.floating]:
-    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    (node, *_) = weighted_nodes(model).values()
-    return np.float16 if weights[node.input[1]] == onnx.TensorProto.FLOAT16 else np.float32

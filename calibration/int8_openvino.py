@@ -102,12 +102,7 @@ def _estimator(method: str) -> Any:
         return ranges.RangeEstimatorParametersSet.HISTOGRAM
     if method == "minmax":
         return ranges.RangeEstimatorParametersSet.MINMAX
-    tail = ranges.StatisticsCollectorParameters
-    return ranges.RangeEstimatorParameters(
-        min=tail(
-            ranges.StatisticsType.QUANTILE, ranges.AggregatorType.MEAN, quantile_outlier_prob=1e-5
-        ),
-        max=tail(
-            ranges.StatisticsType.QUANTILE, ranges.AggregatorType.MEAN, quantile_outlier_prob=1e-5
-        ),
+    tail = ranges.StatisticsCollectorParameters(
+        ranges.StatisticsType.QUANTILE, ranges.AggregatorType.MEAN, quantile_outlier_prob=1e-5
     )
+    return ranges.RangeEstimatorParameters(min=tail, max=tail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -78,6 +78,20 @@ def reading(layers: dict[str, Layer], read: Read) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def read_all(
+    model: Network,
+    layers: dict[str, Layer],
+    batches: Sequence[Tensor],
+    read: Read,
+    advance: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Let `read` see what each layer reads of normalised (B,3,S,S) batches, which `advance` counts."""
+    with torch.inference_mode(), reading(layers, read):
+        for batch in batches:
+            model(batch)
+            advance(len(batch))
 
 
 def finite_peak(name: str, read: Tensor) -> float:

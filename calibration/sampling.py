@@ -9,7 +9,7 @@ from io import StringIO
 import torch
 from torch import Tensor, nn
 
-from gft_edge.calibration.layers import finite_peak, quantizable_layers, reading
+from gft_edge.calibration.layers import finite_peak, quantizable_layers, read_all
 from gft_edge.errors import FailedError, MissingDependencyError
 from gft_edge.model.network import Network
 
@@ -22,7 +22,7 @@ def activation_peaks(
     model: Network,
     batches: Sequence[Tensor],
     method: str = "minmax",
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, float]:
     """Layer -> the magnitude that INT8's 127 shall stand for, on normalised (B,3,S,S) batches.
 
@@ -33,35 +33,21 @@ def activation_peaks(
     """
     layers = quantizable_layers(model)
     peaks = dict.fromkeys(layers, 0.0)
-    estimators = {name: _estimator(method) for name in layers}
+    estimators = {} if method == "minmax" else {name: _estimator(method) for name in layers}
 
     def note(name: str, read: Tensor) -> None:
         peaks[name] = max(peaks[name], finite_peak(name, read))
-        estimators[name].collect(read)
+        if name in estimators:
+            estimators[name].collect(read)
 
-    with torch.inference_mode(), reading(layers, note):
-        for batch in batches:
-            model(batch)
-            if advance is not None:
-                advance(len(batch))
+    read_all(model, layers, batches, note, advance)
     for name, peak in peaks.items():
         if peak == 0:
             raise FailedError(
                 f"layer {name} reads nothing but zeros on the calibration images: "
                 "there is no range to quantize"
             )
-    return {name: min(peaks[name], estimators[name].peak(peaks[name])) for name in layers}
-
-
-class _Extreme:
-    """The largest magnitude, which the caller keeps anyway."""
-
-    def collect(self, read: Tensor) -> None:
-        """Nothing to add."""
-
-    def peak(self, largest: float) -> float:
-        """See the class."""
-        return largest
+    return peaks | {name: min(peaks[name], made.peak()) for name, made in estimators.items()}
 
 
 class _Histogram:
@@ -80,7 +66,7 @@ class _Histogram:
         with redirect_stdout(StringIO()):  # it prints its progress
             self._collector.collect({"x": read.numpy().ravel()})
 
-    def peak(self, largest: float) -> float:
+    def peak(self) -> float:
         """See the class."""
         with redirect_stdout(StringIO()):
             low, high, *_ = self._collector.compute_collection_result()["x"]
@@ -101,13 +87,11 @@ class _LeastSquares:
         """Add to the histogram."""
         self._observer(read)
 
-    def peak(self, largest: float) -> float:
+    def peak(self) -> float:
         """See the class."""
         scale, _ = self._observer.calculate_qparams()  # type: ignore[operator]
         return float(scale) * 127
 
 
-def _estimator(method: str) -> _Extreme | _Histogram | _LeastSquares:
-    if method == "mse":
-        return _LeastSquares()
-    return _Extreme() if method == "minmax" else _Histogram(method)
+def _estimator(method: str) -> _Histogram | _LeastSquares:
+    return _LeastSquares() if method == "mse" else _Histogram(method)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from gft_edge.bundle.reports import FidelityReport, Tolerance
 from gft_edge.bundle.specs import Say
 from gft_edge.calibration.sensitivity import LayerSensitivity
-from gft_edge.errors import GateError, UsageError
+from gft_edge.errors import GateError
 
 
 class Judged(Protocol):
@@ -39,14 +39,9 @@ def fewest_high_precision(
     `build` takes the layers in high precision and whether the graph is final; what is not final may
     be calibrated on fewer images.
     Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
-    what was tried when the last final graph misses its bounds, UsageError when `always` leaves none.
+    what was tried when the last final graph misses its bounds.
     """
     order = [row.layer for row in ranking if row.layer not in always]
-    if not order:
-        raise UsageError(
-            f"--keep-high-precision names all {len(ranking)} layers: leave some to INT8, or use "
-            "another --precision"
-        )
     tried: dict[int, FidelityReport] = {}
 
     def built(count: int, final: bool = False) -> Built:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from gft_edge.calibration.layers import Layer, finite_peak, layer_macs, quantizable_layers, reading
+from gft_edge.calibration.layers import (
+    Layer,
+    finite_peak,
+    layer_macs,
+    quantizable_layers,
+    read_all,
+    reading,
+)
 from gft_edge.errors import FailedError
 from gft_edge.fidelity.compare import kept_overlap
 from gft_edge.model.gala import top_k_in_grid_order
 from gft_edge.model.network import Network
 from gft_edge.model.reference import recorded_scores
-from gft_edge.runtime.outputs import Outputs, concatenate
 
 # A logit cosine lost weighs as much as five times that share of score noise: measured on
 # gft_tiny, both then reach their bounds at about the same number of layers given back.
@@ -47,7 +53,7 @@ def sensitivity(
     model: Network,
     batches: Sequence[Tensor],
     targets: Sequence[int],
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], object] = lambda layers: None,
 ) -> list[LayerSensitivity]:
     """Each layer alone in INT8 on normalised (B,3,S,S) batches, most damage per work first.
 
@@ -77,8 +83,7 @@ def sensitivity(
                 macs[name] / sum(macs.values()),
             )
         )
-        if advance is not None:
-            advance(1)
+        advance(1)
     return sorted(results, key=lambda row: row.damage / row.macs, reverse=True)
 
 
@@ -103,21 +108,6 @@ def damage_of_all(model: Network, batches: Sequence[Tensor]) -> float:
     return sum(noise for _, noise in stages) + COSINE_WEIGHT * cosine_drop
 
 
-def outputs_in_int8(
-    model: Network, batches: Sequence[Tensor], high_precision: Collection[str]
-) -> Outputs:
-    """What the network gives with all layers but `high_precision` in INT8, its own patches kept."""
-    layers = quantizable_layers(model)
-    peaks = tensor_peaks(model, layers, batches)
-    low = {name: layer for name, layer in layers.items() if name not in high_precision}
-    outputs = []
-    with torch.inference_mode(), in_int8(low, peaks):
-        for batch in batches:
-            logits, kept = model.forward_with_kept(batch)
-            outputs.append(Outputs(logits.numpy(), tuple(stage.numpy() for stage in kept)))
-    return concatenate(outputs)
-
-
 def tensor_peaks(
     model: Network, layers: dict[str, Layer], batches: Sequence[Tensor]
 ) -> dict[str, float]:
@@ -127,9 +117,7 @@ def tensor_peaks(
     def note(name: str, read: Tensor) -> None:
         peaks[name] = max(peaks[name], finite_peak(name, read))
 
-    with torch.inference_mode(), reading(layers, note):
-        for batch in batches:
-            model(batch)
+    read_all(model, layers, batches, note)
     return peaks
 
 

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.bundle.specs import Say
-from gft_edge.calibration.layers import quantizable_layers, reading
+from gft_edge.calibration.layers import quantizable_layers, read_all
 from gft_edge.calibration.sensitivity import damage_of_all
 from gft_edge.model.dense import Dense
 from gft_edge.model.network import Network
@@ -48,8 +48,8 @@ def smoothed(
     model: Network,
     batches: Sequence[Tensor],
     few: Sequence[Tensor],
-    advance: Callable[[int], None] | None,
     say: Say,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> tuple[Network, float | None]:
     """Smooth against the peaks of all `batches`; return the strength that costs the network least too.
 
@@ -102,7 +102,9 @@ def smooth(model: Network, peaks: Mapping[str, Tensor], alpha: float | None) -> 
 
 
 def channel_peaks(
-    model: Network, batches: Sequence[Tensor], advance: Callable[[int], None] | None = None
+    model: Network,
+    batches: Sequence[Tensor],
+    advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Tensor]:
     """The largest magnitude each layer reads, by channel (last axis), on (B,3,S,S) batches.
 
@@ -115,11 +117,7 @@ def channel_peaks(
         here = read.abs().flatten(0, -2).amax(dim=0)
         peaks[name] = torch.maximum(peaks[name], here) if name in peaks else here
 
-    with torch.inference_mode(), reading(quantizable_layers(model), note):
-        for batch in batches:
-            model(batch)
-            if advance is not None:
-                advance(len(batch))
+    read_all(model, quantizable_layers(model), batches, note, advance)
     return {name: peak.clone() for name, peak in peaks.items()}
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gft_edge.bundle.reports import FidelityReport
-from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Progress, Say, counter
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.search import fewest_high_precision
-from gft_edge.calibration.sensitivity import LayerSensitivity, outputs_in_int8, sensitivity
+from gft_edge.calibration.sensitivity import LayerSensitivity, in_int8, sensitivity, tensor_peaks
 from gft_edge.calibration.smoothing import smoothed
 from gft_edge.datasets import Split
 from gft_edge.errors import GateError
@@ -65,26 +65,27 @@ def suggest_high_precision(
     pixels = pixels_of(drawn, given)
     batches = normalised_batches(pixels, given)
     everything = normalised_batches(pixels_of(several, given), given)
-    network, strength = smoothed(model, everything, batches, None, say)
-    layers = len(quantizable_layers(network))
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("sensitivity", done, layers)
-
-    ranking = sensitivity(network, batches, drawn.targets, advance)
+    network, strength = smoothed(model, everything, batches, say)
+    layers = quantizable_layers(network)
+    ranking = sensitivity(
+        network, batches, drawn.targets, counter(progress, "sensitivity", len(layers))
+    )
+    peaks = tensor_peaks(network, layers, batches)
     reference = torch_outputs(model, pixels, given)
     # On a few dozen images one decision is percents: the suggestion goes by patches and logits.
     bound = dataclasses.replace(TOLERANCES["int8"], top1_agreement=0.0, max_drop=None)
 
     def build(high: tuple[str, ...], final: bool) -> _Measured:
-        outputs = outputs_in_int8(network, batches, high)
+        low = {name: layer for name, layer in layers.items() if name not in high}
+        with in_int8(low, peaks):
+            outputs = torch_outputs(network, pixels, given)
         return _Measured(compare("sensitivity", reference, outputs, bound, drawn.targets))
 
+    high: tuple[str, ...] = ()
+    report = None
     try:
         high, made = fewest_high_precision(ranking, (), build, lambda text: None)
+        report = made.report
     except GateError:
-        return Suggestion(strength, len(drawn.paths), tuple(ranking), (), None)
-    return Suggestion(strength, len(drawn.paths), tuple(ranking), high, made.report)
+        pass
+    return Suggestion(strength, len(drawn.paths), tuple(ranking), high, report)

@@ -88,7 +88,7 @@ def _request(like: Manifest, model: Network, images: ImageSet) -> ExportRequest:
         layers = quantizable_layers(model)
         high = tuple(name for name in quantization.high_precision if name in layers)
         calibration = CalibrationRequest(
-            images, quantization.method, high, judged=False, smooth_quant=quantization.smooth_quant
+            images, quantization.method, high, quantization.smooth_quant
         )
     return ExportRequest(
         like.target,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.manifest import Artifact, EngineSettings
+from gft_edge.bundle.manifest import Artifact
 from gft_edge.bundle.specs import InputSpec, ModelSpec
 from gft_edge.bundle.store import (
     GOLDEN_FILE,
@@ -23,7 +23,6 @@ from gft_edge.bundle.store import (
 )
 from gft_edge.errors import UsageError
 from gft_edge.export.judge import Judge, Made
-from gft_edge.export.request import ExportRequest
 from gft_edge.nvidia.library import builder_library
 from gft_edge.runtime.classifier import static_batches
 from gft_edge.runtime.outputs import Outputs
@@ -45,15 +44,13 @@ TOOLS = (
 CHECK_TEMPLATE = Path(__file__).with_name("check.sh")
 
 
-def write_contents(
-    judge: Judge, request: ExportRequest, artifact: Artifact, shipped: Made, folder: Path
-) -> dict[str, str]:
+def write_contents(judge: Judge, artifact: Artifact, shipped: Made, folder: Path) -> dict[str, str]:
     """Write labels and golden outputs beside the artifact; return every file's sha256."""
     write_labels(folder, judge.spec.labels)
     golden = write_golden(folder, judge.pixels, judge.kept_names, shipped.outputs)
     names = (artifact.path, *artifact.companions, LABELS_FILE, *golden)
-    if request.backend.TARGET == "tensorrt":
-        names += write_check(judge, artifact, shipped, engine_settings(request), folder)
+    if judge.request.backend.TARGET == "tensorrt":
+        names += write_check(judge, artifact, shipped, folder)
     return {name: sha256_of(folder / name) for name in names}
 
 
@@ -78,9 +75,7 @@ def write_golden(
     return (GOLDEN_FILE,)
 
 
-def write_check(
-    judge: Judge, artifact: Artifact, shipped: Made, settings: EngineSettings, folder: Path
-) -> tuple[str, ...]:
+def write_check(judge: Judge, artifact: Artifact, shipped: Made, folder: Path) -> tuple[str, ...]:
     """Write check.sh and the files it feeds to trtexec, of the images in golden.npz. Returns the names.
 
     images_N.bin is one static batch as the graph takes it, the last one padded with its last image.
@@ -91,7 +86,7 @@ def write_check(
     names = []
     first = 0
     for number, (batch, count) in enumerate(
-        static_batches(pixels, judge.given, judge.spec.preprocessing)
+        static_batches(pixels, judge.request.input, judge.spec.preprocessing)
     ):
         logits = shipped.outputs.logits[first : first + count]
         for name, array in ((f"images_{number}.bin", batch), (f"logits_{number}.bin", logits)):
@@ -102,11 +97,11 @@ def write_check(
     sums = "\n".join(f"{sha256_of(golden / name)}  {name}" for name in names)
     facts = f"""\
 images={len(pixels)}
-batch={judge.given.batch}
+batch={judge.request.input.batch}
 classes={len(judge.spec.labels)}
 agreement_bound={tolerance.top1_agreement:g}
 cosine_bound={tolerance.cosine:g}
-version_compatible={"--versionCompatible" if settings.version_compatible else ""}
+version_compatible={"--versionCompatible" if judge.request.builds_with.version_compatible else ""}
 model=../{artifact.path}
 model_sum='{artifact.sha256}  ../{artifact.path}'
 sums='{sums}'"""
@@ -143,11 +138,6 @@ def tool_versions() -> dict[str, str]:
         except installed.PackageNotFoundError:
             versions[name] = "absent"
     return versions
-
-
-def engine_settings(request: ExportRequest) -> EngineSettings:
-    """Return the settings by which engines of the bundle are built."""
-    return request.engine_settings or EngineSettings()
 
 
 def parser_here() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
 
 from gft_edge.errors import PipelineError
 from gft_edge.model.network import Network
@@ -19,25 +18,16 @@ def half(model: Network) -> Network:
     Exported, it is strongly typed: no converter inserts Casts, clamps constants or splits a
     LayerNormalization. Raises PipelineError naming a weight that FP16 cannot hold.
     """
-    check_range(model)
-    network = copy.deepcopy(model).half()
-    # As they were, not back from FP16: that would round the smoothing kernel.
-    network.selections = copy.deepcopy(model.selections)
-    return network
-
-
-def check_range(model: Network) -> None:
-    """Raise PipelineError naming the first tensor with a value beyond FP16's largest, 65504."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        largest = _largest(tensor)
-        if not largest <= FP16_MAX:
+        # Counts stay integers.
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not (largest := float(tensor.detach().abs().max())) <= FP16_MAX:
             raise PipelineError(
                 f"tensor {name} reaches {largest:g}, FP16 ends at {FP16_MAX:g}: "
                 "export with --precision fp32"
             )
-
-
-def _largest(tensor: Tensor) -> float:
-    return (
-        float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
-    )
+    network = copy.deepcopy(model).half()
+    # As they were, not back from FP16: that would round the smoothing kernel.
+    network.selections = copy.deepcopy(model.selections)
+    return network

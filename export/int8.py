@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gft_edge.bundle.images import ImageRecord
 from gft_edge.bundle.manifest import Quantization
 from gft_edge.bundle.reports import Tolerance
 from gft_edge.calibration.image_set import refuse_unfit_pixels
@@ -41,13 +40,13 @@ LEAST_KNOWN = 0.5
 
 
 def calibration_pixels(
-    judge: Judge, network: Network, request: CalibrationRequest
+    judge: Judge, network: Network, calibration: CalibrationRequest
 ) -> npt.NDArray[np.uint8]:
     """Load the calibration images, (images,S,S,3). Raises DataError for what the network cannot know."""
-    images, spec = request.images, judge.spec.preprocessing
+    images, spec = calibration.images, judge.spec.preprocessing
     with judge.steps("calibration images"):
         pixels = pixels_of(images, spec)
-        if not request.judged:
+        if not judge.request.judged:
             return pixels
         refuse_unfit_pixels(pixels, images.paths)
         some = slice(0, 2 * MEASURED_IMAGES)
@@ -63,30 +62,26 @@ def calibration_pixels(
 
 
 def smoothed_network(
-    judge: Judge,
-    network: Network,
-    batches: list[Tensor],
-    few: list[Tensor],
-    request: CalibrationRequest,
+    judge: Judge, network: Network, batches: list[Tensor], few: list[Tensor]
 ) -> tuple[Network, float | None]:
     """Smooth the network itself, as a QDQ graph needs it; return the strength too."""
-    if not request.judged:
+    if not judge.request.judged:
         return network, None
     with judge.steps("smooth-quant"):
         advance = judge.steps.counter("smooth-quant", sum(map(len, batches)))
-        return smoothed(network, batches, few, advance, judge.steps.say)
+        return smoothed(network, batches, few, judge.steps.say, advance)
 
 
 def strength_in_openvino(
     judge: Judge,
     network: Network,
     pixels: npt.NDArray[np.uint8],
-    request: CalibrationRequest,
+    calibration: CalibrationRequest,
     outputs_at: Callable[[float | None], Outputs],
 ) -> float | None:
     """Choose how strongly NNCF smooths, by what `outputs_at` a strength gives for `pixels`."""
-    if not (request.judged and can_smooth(network)):
-        return request.smooth_quant
+    if not (judge.request.judged and can_smooth(network)):
+        return calibration.smooth_quant
     with judge.steps("smooth-quant"):
         reference = torch_outputs(network, pixels, judge.spec.preprocessing)
         damages = {}
@@ -99,16 +94,16 @@ def strength_in_openvino(
 
 
 def ranked_layers(
-    judge: Judge, network: Network, batches: list[Tensor], request: CalibrationRequest
+    judge: Judge, network: Network, batches: list[Tensor], calibration: CalibrationRequest
 ) -> list[LayerSensitivity]:
     """Rank the layers by what INT8 costs each. Raises UsageError for names that are no layers."""
     layers = quantizable_layers(network)
-    if set(layers) <= set(request.keep_high_precision):
+    if set(layers) <= set(calibration.keep_high_precision):
         raise UsageError(
             f"--keep-high-precision names all {len(layers)} layers: leave some to INT8, or use "
             "another --precision"
         )
-    unknown = sorted(set(request.keep_high_precision) - set(layers))
+    unknown = sorted(set(calibration.keep_high_precision) - set(layers))
     if unknown:
         close = difflib.get_close_matches(unknown[0], layers, n=1)
         hint = f", did you mean {close[0]}" if close else ""
@@ -116,10 +111,10 @@ def ranked_layers(
             f"--keep-high-precision: the network has no layer {unknown[0]!r}{hint}: "
             "gft-edge sensitivity RUN lists them"
         )
-    if not request.judged:
+    if not judge.request.judged:
         return unmeasured(network)
     with judge.steps("sensitivity"):
-        targets = request.images.targets[:MEASURED_IMAGES]
+        targets = calibration.images.targets[:MEASURED_IMAGES]
         advance = judge.steps.counter("sensitivity", len(layers))
         return sensitivity(network, batches, targets, advance)
 
@@ -127,31 +122,30 @@ def ranked_layers(
 def quantized(
     judge: Judge,
     ranking: Sequence[LayerSensitivity],
-    request: CalibrationRequest,
+    calibration: CalibrationRequest,
     strength: float | None,
-    tolerance: Tolerance,
     build: Callable[[list[str], bool, Tolerance], Made],
 ) -> tuple[Made, Quantization]:
     """Give layers back to high precision until what `build` makes of the others holds its bounds.
 
     `build` takes the layers for INT8, whether the graph is to be shipped, and the bounds.
     """
+    bound, judged = judge.request.tolerance, judge.request.judged
 
     def with_high(high: tuple[str, ...], final: bool) -> Made:
         layers = [row.layer for row in ranking if row.layer not in high]
-        return build(layers, final, with_reserve(tolerance) if request.judged else tolerance)
+        return build(layers, final, with_reserve(bound) if judged else bound)
 
     with judge.steps("int8"):
-        high = request.keep_high_precision
-        if request.judged:
+        high = calibration.keep_high_precision
+        if judged:
             high, made = fewest_high_precision(ranking, high, with_high, judge.steps.say)
         else:
             made = with_high(high, True)
-    images = request.images
     return made, Quantization(
-        method=request.method,
+        method=calibration.method,
         smooth_quant=strength,
-        calibrated_on=ImageRecord(len(images.paths), images.seed, images.digest),
+        calibrated_on=calibration.images.record,
         high_precision=high,
         int8_layers=len(ranking) - len(high),
         int8_macs=sum(row.macs for row in ranking if row.layer not in high),

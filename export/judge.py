@@ -16,9 +16,10 @@ import torch
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.manifest import Artifact
 from gft_edge.bundle.reports import FidelityReport, Tolerance
-from gft_edge.bundle.specs import InputSpec, ModelSpec, Preprocessing, Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Preprocessing, Progress, Say, counter
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.graph import kept_names
+from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
 from gft_edge.model.network import Network
 from gft_edge.model.reference import pixels_of, selection_reaches_logits, torch_outputs
@@ -87,22 +88,15 @@ class Steps:
 
     def counter(self, text: str, total: int) -> Callable[[int], None]:
         """Return a callback that reports how many of `total` are done."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(text, done, total)
-
-        return advance
+        return counter(self.progress, text, total)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The images that an export is verified on, as `pixels` too, and PyTorch's outputs for them."""
+    """What an export asks for, the images that it is verified on, and PyTorch's outputs for them."""
 
     spec: ModelSpec
-    given: InputSpec
+    request: ExportRequest
     images: ImageSet
     pixels: npt.NDArray[np.uint8]
     reference: Outputs
@@ -135,7 +129,7 @@ class Judge:
         return float((outputs.logits.argmax(axis=1) == np.asarray(self.images.targets)).mean())
 
     def _request(self, runtime_precision: str) -> OpenRequest:
-        return open_request(self.spec, self.given, runtime_precision, self.kept_names)
+        return open_request(self.spec, self.request.input, runtime_precision, self.kept_names)
 
     def _measured(
         self, step: str, session: Session, graph: onnx.ModelProto | Path, tolerance: Tolerance
@@ -147,18 +141,15 @@ class Judge:
     def _outputs(self, step: str, session: Session, pixels: npt.NDArray[np.uint8]) -> Outputs:
         advance = self.steps.counter(f"verify {step}", len(pixels))
         try:
-            return session_outputs(session, pixels, self.given, self.spec.preprocessing, advance)
+            return session_outputs(
+                session, pixels, self.request.input, self.spec.preprocessing, advance
+            )
         finally:
             session.close()
 
 
 def judge_by(
-    model: Network,
-    spec: ModelSpec,
-    given: InputSpec,
-    images: ImageSet,
-    steps: Steps,
-    keeps_all: bool = False,
+    model: Network, spec: ModelSpec, request: ExportRequest, images: ImageSet, steps: Steps
 ) -> Judge:
     """Return the judge of everything that is made of `model`, which is the reference.
 
@@ -167,14 +158,14 @@ def judge_by(
     name = "reference in PyTorch"
     with steps(name):
         pixels = pixels_of(images, spec.preprocessing)
-        refuse_inert_selection(model, pixels, spec.preprocessing, keeps_all)
+        refuse_inert_selection(model, pixels, spec.preprocessing, request.keeps_all)
         advance = steps.counter(name, len(pixels))
         reference = torch_outputs(model, pixels, spec.preprocessing, advance)
-    return Judge(spec, given, images, pixels, reference, steps)
+    return Judge(spec, request, images, pixels, reference, steps)
 
 
 def refuse_inert_selection(
-    model: Network, pixels: npt.NDArray[np.uint8], spec: Preprocessing, keeps_all: bool = False
+    model: Network, pixels: npt.NDArray[np.uint8], spec: Preprocessing, keeps_all: bool
 ) -> None:
     """Raise GateError when some stage's choice of patches cannot change any logit.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from gft_edge.bundle.images import ImageRecord, ImageSet
+from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.manifest import (
     Artifact,
     Manifest,
@@ -29,13 +29,7 @@ from gft_edge.bundle.store import (
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.sampling import activation_peaks
-from gft_edge.export.contents import (
-    engine_settings,
-    metadata,
-    parser_here,
-    tool_versions,
-    write_contents,
-)
+from gft_edge.export.contents import metadata, parser_here, tool_versions, write_contents
 from gft_edge.export.fp16 import half
 from gft_edge.export.graph import (
     attention_names,
@@ -99,7 +93,7 @@ def export(
     steps = Steps(progress, say)
     # Opened first: a disk that cannot be written should not cost minutes of verification.
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
-        judge = judge_by(model.eval(), spec, request.input, images, steps, request.keeps_all)
+        judge = judge_by(model.eval(), spec, request, images, steps)
         if request.tolerance.max_drop is not None:
             refuse_constant_decisions(judge)
         rescheduled = _rescheduled(judge, trained, trained_spec)
@@ -110,18 +104,16 @@ def export(
         network, path = with_plain_weights(model), Path(scratch) / "model.onnx"
         quantization = None
         if request.calibration is None:
-            trail = _float_graph(judge, network, request, path, trail)
+            trail = _float_graph(judge, network, path, trail)
         elif request.backend.TARGET == "openvino":
             path, trail, quantization = _int8_openvino(
-                judge, network, request, request.calibration, path, trail
+                judge, network, request.calibration, path, trail
             )
         else:
-            trail, quantization = _int8_onnx(
-                judge, network, request, request.calibration, path, trail
-            )
-        artifact, shipped, trail = _built(judge, request, path, folder, trail)
+            trail, quantization = _int8_onnx(judge, network, request.calibration, path, trail)
+        artifact, shipped, trail = _built(judge, path, folder, trail)
         with steps("bundle"):
-            files = write_contents(judge, request, artifact, shipped, folder)
+            files = write_contents(judge, artifact, shipped, folder)
             backend = request.backend
             for_tensorrt = backend.TARGET == "tensorrt"
             write_manifest(
@@ -139,13 +131,13 @@ def export(
                     rescheduled=rescheduled,
                     artifact=artifact,
                     lineage=trail.files,
-                    verified_on=ImageRecord(len(images.paths), images.seed, images.digest),
+                    verified_on=images.record,
                     files=files,
                     tools=tool_versions()
                     | ({"tensorrt parser": parser_here()} if for_tensorrt else {}),
                     reports=trail.reports,
                     quantization=quantization,
-                    engine_settings=engine_settings(request) if for_tensorrt else None,
+                    engine_settings=request.builds_with if for_tensorrt else None,
                 ),
             )
     return read_bundle(out)
@@ -162,33 +154,28 @@ def _rescheduled(judge: Judge, trained: Network, spec: ModelSpec) -> Rescheduled
     return Rescheduled(spec.stages, judge.accuracy(before), judge.accuracy(judge.reference))
 
 
-def _float_graph(
-    judge: Judge, network: Network, request: ExportRequest, path: Path, trail: Trail
-) -> Trail:
+def _float_graph(judge: Judge, network: Network, path: Path, trail: Trail) -> Trail:
     """Write the graph of an export without INT8 to `path`."""
+    request = judge.request
     # OpenVINO lowers precision when it runs, not in the graph.
     lowered = request.precision == "fp16" and request.backend.TARGET != "openvino"
     precision = "fp16" if lowered else "fp32"
     bound = request.tolerance if lowered else TOLERANCES["fp32"]
     centred = lowered and request.input.dtype == "uint8"
-    graph, trail = _onnx(judge, network, request, precision, bound, centred, trail)
+    graph, trail = _onnx(judge, network, precision, bound, centred, trail)
     return _finished(judge, graph, precision, path, trail)
 
 
 def _int8_onnx(
-    judge: Judge,
-    network: Network,
-    request: ExportRequest,
-    calibration: CalibrationRequest,
-    path: Path,
-    trail: Trail,
+    judge: Judge, network: Network, calibration: CalibrationRequest, path: Path, trail: Trail
 ) -> tuple[Trail, Quantization]:
     """Write an ONNX graph with QDQ layers to `path`; for TensorRT the rest is in FP16."""
+    request = judge.request
     remainder = "fp16" if request.backend.TARGET == "tensorrt" else "fp32"
     pixels = calibration_pixels(judge, network, calibration)
     batches = normalised_batches(pixels, judge.spec.preprocessing)
     few = batches[:BATCHES_MEASURED]
-    network, strength = smoothed_network(judge, network, batches, few, calibration)
+    network, strength = smoothed_network(judge, network, batches, few)
     ranking = ranked_layers(judge, network, few, calibration)
     with judge.steps("calibrate"):
         advance = judge.steps.counter("calibrate", len(pixels))
@@ -196,40 +183,34 @@ def _int8_onnx(
     centred = request.input.dtype == "uint8" and folds_normalisation(network)
     pixel_layer = network.first_convolution()[0] if centred else None
     bound = dataclasses.replace(TOLERANCES[remainder], max_drop=request.tolerance.max_drop)
-    base, trail = _onnx(judge, network, request, remainder, bound, centred, trail)
+    base, trail = _onnx(judge, network, remainder, bound, centred, trail)
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
         graph = quantize_onnx(base, peaks, layers, pixel_layer)
         return judge.on_onnx_runtime("int8", graph, held_to)
 
-    made, quantization = quantized(judge, ranking, calibration, strength, request.tolerance, build)
+    made, quantization = quantized(judge, ranking, calibration, strength, build)
     assert isinstance(made.graph, onnx.ModelProto)
     trail = trail.then("int8.onnx", "onnx", "int8", _sha256(made.graph), made.report)
     return _finished(judge, made.graph, "int8", path, trail), quantization
 
 
 def _int8_openvino(
-    judge: Judge,
-    network: Network,
-    request: ExportRequest,
-    calibration: CalibrationRequest,
-    path: Path,
-    trail: Trail,
+    judge: Judge, network: Network, calibration: CalibrationRequest, path: Path, trail: Trail
 ) -> tuple[Path, Trail, Quantization]:
     """Write OpenVINO's IR, quantized by NNCF and the rest in FP32, beside `path`, its FP32 graph."""
     spec = judge.spec.preprocessing
     pixels = calibration_pixels(judge, network, calibration)
     few = normalised_batches(pixels[:MEASURED_IMAGES], spec)
     ranking = ranked_layers(judge, network, few, calibration)
-    graph, trail = _onnx(judge, network, request, "fp32", TOLERANCES["fp32"], False, trail)
+    graph, trail = _onnx(judge, network, "fp32", TOLERANCES["fp32"], False, trail)
     trail = _finished(judge, graph, "fp32", path, trail)
     low = path.with_name("int8.xml")
 
     def quantize(layers: list[str], strength: float | None, images: int) -> None:
-        inputs = batch_from_pixels(pixels[:images], spec, request.input.dtype)
-        quantize_openvino(
-            path, low, inputs, request.input.batch, layers, strength, calibration.method
-        )
+        given = judge.request.input
+        inputs = batch_from_pixels(pixels[:images], spec, given.dtype)
+        quantize_openvino(path, low, inputs, given.batch, layers, strength, calibration.method)
 
     def outputs_at(strength: float | None) -> Outputs:
         asked = [row.layer for row in ranking if row.layer not in calibration.keep_high_precision]
@@ -244,7 +225,7 @@ def _int8_openvino(
         quantize(layers, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
         return judge.on_engine("int8", "openvino", "f32", low, held_to)
 
-    made, quantization = quantized(judge, ranking, calibration, strength, request.tolerance, build)
+    made, quantization = quantized(judge, ranking, calibration, strength, build)
     return (
         low,
         trail.then(low.name, "openvino-ir", "int8", sha256_of(low), made.report),
@@ -255,7 +236,6 @@ def _int8_openvino(
 def _onnx(
     judge: Judge,
     network: Network,
-    request: ExportRequest,
     precision: str,
     tolerance: Tolerance,
     centred: bool,
@@ -265,10 +245,11 @@ def _onnx(
 
     `centred` is as in onnx_from_torch.
     """
-    casts = expected_casts(judge.spec, judge.given, half=precision == "fp16")
+    request = judge.request
+    casts = expected_casts(judge.spec, request.input, half=precision == "fp16")
     with judge.steps("onnx_from_torch"):
         typed = half(network) if precision == "fp16" else network
-        graph = onnx_from_torch(typed, judge.spec, judge.given, request.opset, centred)
+        graph = onnx_from_torch(typed, judge.spec, request.input, request.opset, centred)
         check_structure(graph, judge.spec, casts)
         made = passed(judge.on_onnx_runtime("onnx_from_torch", graph, tolerance))
     trail = trail.then("exported.onnx", "onnx", precision, _sha256(graph), made.report)
@@ -292,16 +273,14 @@ def _finished(
 ) -> Trail:
     """Write the deployable graph to `path`: `logits` alone as output, metadata inside."""
     with judge.steps("finish"):
-        finished = finish(graph, metadata(judge.spec, judge.given), judge.kept_names)
+        finished = finish(graph, metadata(judge.spec, judge.request.input), judge.kept_names)
         onnx.save(name_scores(finished, judge.spec), path)
     return trail.then(path.name, "onnx", precision, sha256_of(path))
 
 
-def _built(
-    judge: Judge, request: ExportRequest, graph: Path, folder: Path, trail: Trail
-) -> tuple[Artifact, Made, Trail]:
+def _built(judge: Judge, graph: Path, folder: Path, trail: Trail) -> tuple[Artifact, Made, Trail]:
     """Compile the last file of the trail into `folder` and measure what is shipped."""
-    backend = request.backend
+    request, backend = judge.request, judge.request.backend
     name = f"build for {backend.TARGET}"
     if backend.TARGET == "tensorrt" and parser_here() == "absent":
         judge.steps.say(
@@ -316,7 +295,7 @@ def _built(
             BuildRequest(
                 request.artifact_precision,
                 request.compress_weights or request.precision in ("fp16", "bf16"),
-                metadata(judge.spec, judge.given),
+                metadata(judge.spec, request.input),
                 compiled.sha256,
             ),
         )

@@ -26,14 +26,13 @@ TYPED_OPSET = 20
 class CalibrationRequest:
     """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized.
 
-    Without `judged` these and no others stay out, whatever that costs, and OpenVINO smooths by
-    `smooth_quant`: for a network whose weights mean nothing (see baseline).
+    In an export that is not judged these and no others stay out, whatever that costs, and OpenVINO
+    smooths by `smooth_quant`.
     """
 
     images: ImageSet
     method: str = "minmax"
     keep_high_precision: tuple[str, ...] = ()
-    judged: bool = True
     smooth_quant: float | None = None
 
 
@@ -43,8 +42,9 @@ class ExportRequest:
 
     `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
     that the export is verified on. `calibration` is for int8. Without `judged` a precision under fp32
-    may cost anything: for a network whose weights mean nothing. `stages` are the network's own at
-    other keep counts, None at those it was trained at; with `keeps_all` one may keep all that is left.
+    may cost anything: for a network whose weights mean nothing (see baseline). `stages` are the
+    network's own at other keep counts, None at those it was trained at; with `keeps_all` one may keep
+    all that is left.
     """
 
     target: str
@@ -74,6 +74,11 @@ class ExportRequest:
     def artifact_precision(self) -> str:
         """What the manifest calls the precision."""
         return f"{self.precision}-fp16-weights" if self.compress_weights else self.precision
+
+    @property
+    def builds_with(self) -> EngineSettings:
+        """The settings by which engines of a bundle for TensorRT are built."""
+        return self.engine_settings or EngineSettings()
 
     @property
     def tolerance(self) -> Tolerance:

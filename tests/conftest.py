@@ -131,23 +131,6 @@ def micro_bundles(
 
 
 @pytest.fixture(scope="session")
-def int8_bundles(
-    tmp_path_factory: pytest.TempPathFactory, calm_run: Path, micro_pictures: Path
-) -> dict[str, Path]:
-    """Target -> the INT8 bundle of the calm run; OpenVINO's ranges by least squares."""
-    folder = tmp_path_factory.mktemp("int8")
-    bundles = {target: folder / target for target in (*TARGETS, "tensorrt")}
-    for target, out in bundles.items():
-        result = run(
-            "export", calm_run, "--data", micro_pictures, "--out", out, "--target", target,
-            "--precision", "int8", "--calibration-data", micro_pictures, "--subset-size", 40,
-            "--calibration-method", "mse" if target == "openvino" else "minmax",
-        )  # fmt: skip
-        assert result.exit_code == 0, result.stderr
-    return bundles
-
-
-@pytest.fixture(scope="session")
 def trt_bundle(tmp_path_factory: pytest.TempPathFactory, micro_run: Path, micro_data: Path) -> Path:
     """The micro run exported for TensorRT in FP32, one image at a time, without an engine."""
     from gft_edge.export.request import ExportRequest

@@ -32,6 +32,15 @@ class SplitRecord:
 
 
 @dataclass(frozen=True)
+class ImageRecord:
+    """What a bundle remembers of an ImageSet."""
+
+    count: int
+    seed: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Images drawn from a split: paths, the seed that chose them, a digest of the contents.
 
@@ -45,11 +54,7 @@ class ImageSet:
     targets: tuple[int, ...]
     crop_bottom_px: int = 0
 
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """What a bundle remembers of an ImageSet."""
-
-    count: int
-    seed: int
-    digest: str
+    @property
+    def record(self) -> ImageRecord:
+        """What a bundle remembers of the set."""
+        return ImageRecord(len(self.paths), self.seed, self.digest)

@@ -11,8 +11,6 @@ from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Stage
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
-
-
 HardwareCompatibility = Literal["none", "ampere+", "sameComputeCapability"]
 
 

@@ -10,17 +10,9 @@ from typing import Literal
 from gft_edge.errors import SpecError
 
 GalaMode = Literal["layer", "block"]
-
-
 Score = Literal["gala", "raw", "class", "class-laplacian", "received", "random"]
-
-
 Family = Literal["gft", "timm", "transfg"]
-
-
 CropMode = Literal["center", "squash"]
-
-
 InputDtype = Literal["uint8", "float32"]
 
 
@@ -103,9 +95,19 @@ class Prediction:
 
 # (what runs, steps done, steps in all); the total is 0 where nothing is counted.
 Progress = Callable[[str, int, int], None]
-
-
 Say = Callable[[str], None]
+
+
+def counter(progress: Progress, text: str, total: int) -> Callable[[int], None]:
+    """A callback that is told how many more are done, and reports how many of `total` are."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(text, done, total)
+
+    return advance
 
 
 def check_preprocessing(spec: Preprocessing) -> None:

@@ -9,23 +9,14 @@ from gft_edge.bundle.specs import GalaMode, Stage
 from gft_edge.errors import SpecError
 
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
-
-
 _PERCENT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%")
-
-
 _RATIO = re.compile(r"[0-9]{0,9}\.[0-9]{1,9}")
-
-
 _AUTO = re.compile(r"auto:([0-9]{1,9})", re.IGNORECASE)
-
 
 _STAGES_EXAMPLE = (
     "--stages 8:147,9:98,10:49 or --stages 8:75%,9:50%,10:25% or --stages "
     "3:auto:16,6:auto:16,9:auto:16"
 )
-
-
 _KEEP_EXAMPLE = "--keep 120,80,40 or --keep 60%,40%,20% or --keep auto:16,auto:16,auto:16"
 
 

@@ -117,7 +117,7 @@ def test_a_lowered_bundle_shows_its_own_ranking(
     if name in INT8:
         # Every layer: where a verdict had given back the first ones, it would be the run's own ranking.
         drawn = draw_image_set(read_split(micro_pictures, "train"), count=16, seed=0)
-        calibration = CalibrationRequest(drawn, judged=False)
+        calibration = CalibrationRequest(drawn)
         target = name.partition("-")[0]
         how = ExportRequest(target, "int8", calibration=calibration, judged=False)
     else:

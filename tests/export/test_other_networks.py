@@ -110,7 +110,7 @@ def test_convolutions_are_quantized_and_named(
     request = ExportRequest(
         target,
         "int8",
-        calibration=CalibrationRequest(calibration, keep_high_precision=high, judged=False),
+        calibration=CalibrationRequest(calibration, keep_high_precision=high),
         judged=False,
     )
     bundle = export(model, spec, images, request, tmp_path / "bundle")

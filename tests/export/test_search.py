@@ -16,7 +16,7 @@ from gft_edge.calibration.search import (
     with_reserve,
 )
 from gft_edge.calibration.sensitivity import LayerSensitivity
-from gft_edge.errors import GateError, UsageError
+from gft_edge.errors import GateError
 
 BOUND = Tolerance(0.99, (0.98, 0.9), 0.95, max_drop=0.01)
 
@@ -122,14 +122,6 @@ def test_the_attempts_are_counted_with_the_layers_named_by_the_user() -> None:
         match=r"with 5 of 6 layers in high precision \(tried: 2: fail.*; 4: fail.*; 5: fail",
     ):
         fewest_high_precision(ranked(6), always, Builder(99), silent)
-
-
-def test_with_every_layer_in_high_precision_nothing_is_left_to_search() -> None:
-    build = Builder(0)
-    always = tuple(row.layer for row in ranked(3))
-    with pytest.raises(UsageError, match="--keep-high-precision names all 3 layers"):
-        fewest_high_precision(ranked(3), always, build, silent)
-    assert build.built == []
 
 
 def test_every_attempt_is_said() -> None:
