@@ -16,7 +16,7 @@ from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.fidelity.compare import MAX_DROP, NO_BOUND, TOLERANCES
 from gft_edge.nvidia.build import check_settings
-from gft_edge.runtime.backends import Backend, backend_for, backends
+from gft_edge.runtime.backends import Backend, backend_for
 
 # The first with Gelu as one node, which FP16 needs whole; INT8 scales can be FP16 from 19 on.
 TYPED_OPSET = 20
@@ -94,8 +94,6 @@ class ExportRequest:
 def check_request(request: ExportRequest) -> None:
     """Raise UsageError for a target, precision or option that does not exist together."""
     backend = request.backend
-    if backend.TARGET not in backends():
-        raise UsageError(f"target {request.target!r} is not deployable")
     if request.precision not in backend.PRECISIONS:
         raise UsageError(
             f"--precision {request.precision} is not available for {backend.TARGET}: "

@@ -134,8 +134,6 @@ def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> No
     source = given_source(*options["given"])
     if source is None:
         raise UsageError("a bundle holds no images: give --data FOLDER")
-    if options["backend"] == "fake":
-        raise UsageError("the fake backend has no accuracy: choose a real one")
     with progress() as report:
         split = options["split"] or reporting_split(source)
         logits, targets = _bundle_logits(folder, source, split, options, report)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import Bundle
-from gft_edge.errors import FailedError, KeptPatchesError, UsageError
+from gft_edge.errors import FailedError, KeptPatchesError
 from gft_edge.runtime.backends import Session
 from gft_edge.runtime.classifier import bundle_request, session_outputs, static_batches
 
@@ -67,8 +67,6 @@ class BundleSubject:
     def __init__(self, bundle: Bundle, backend: str | None = None, threads: int | None = None):
         manifest = bundle.manifest
         engine, request = bundle_request(bundle, backend, threads)
-        if engine.TARGET == "fake":
-            raise UsageError("the fake backend looks at nothing: choose a real one")
         told = engine.TARGET != "tensorrt"
         self.model = manifest.model
         self._input = manifest.input

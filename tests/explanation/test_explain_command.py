@@ -178,7 +178,6 @@ def test_a_broken_image_is_named_and_the_others_are_explained(
         ("{data} {image} --out {tmp}/o", "{data}"),
         ("{tmp}/none {image} --out {tmp}/o", "{tmp}/none"),
         ("{ov} {image} --out {tmp}/o --backend onnx", "ONNX Runtime"),
-        ("{ov} {image} --out {tmp}/o --backend fake", "fake"),
         ("{run} {image} --out {tmp}/o --cover 9", "8 x 8"),
         ("{run} {tmp}/*.webp --out {tmp}/o", "*.webp"),
         ("{run} --data {tmp} --out {tmp}/o", "test/"),

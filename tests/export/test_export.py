@@ -286,7 +286,6 @@ EVERY_PRECISION = "fp32, fp16, int8"
     ("request_", "words"),
     [
         (ExportRequest("tensorflow"), ("'tensorflow'", "onnx, openvino")),
-        (ExportRequest("fake"), ("'fake'", "deployable")),
         (ExportRequest("onnx", "int4"), ("int4", "onnx", EVERY_PRECISION)),
         (ExportRequest("onnx", "bf16"), ("bf16", "onnx", EVERY_PRECISION)),
         (ExportRequest("onnx", compress_weights=True), ("--target openvino",)),

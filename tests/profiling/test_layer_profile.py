@@ -317,7 +317,6 @@ def test_the_softmax_of_a_class_score_is_no_attention() -> None:
         ("onnx", {"runs": 0}, "runs is 0"),
         ("onnx", {"runs": -3}, "runs is -3"),
         ("onnx", {"runs": 1001}, "1000"),
-        ("onnx", {"backend": "fake"}, "fake"),
         ("onnx", {"threads": 0}, "threads is 0"),
         ("onnx", {"backend": "tensorrt", "threads": 1}, "threads"),
         ("onnx", {"backend": "tpu"}, "'tpu'"),

@@ -353,7 +353,6 @@ def test_a_profile_of_an_impossible_percentile_is_refused(
         (("--batch", "4"), "--batch is 4"),
         (("--threads", "4096"), "threads is 4096"),
         (("--backend", "tpu"), "tpu"),
-        (("--backend", "fake"), "fake"),
         (("--layers", "--hint", "throughput"), "--hint"),
         (("--hint", "throughput"), "throughput"),
         (("--photos", "nowhere"), "nowhere"),

@@ -56,7 +56,6 @@ def pixels(micro_bundles: dict[str, Path]) -> npt.NDArray[np.uint8]:
 
 def test_the_engines_are_found_by_their_files() -> None:
     assert {"onnx", "openvino", "tensorrt"} <= set(ENGINES)
-    assert "fake" not in ENGINES
 
 
 @pytest.mark.parametrize(
@@ -138,15 +137,13 @@ def test_openvino_loads_the_onnx_file_too(
     np.testing.assert_array_equal(outputs[3], expected[3])
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino", "fake"])
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
 @pytest.mark.parametrize("shape", [(2, 64, 64, 3), (1, 32, 32, 3), (1, 3, 64, 64), (64, 64, 3)])
 def test_images_of_another_shape_are_refused(
     target: str, shape: tuple[int, ...], sessions: dict[str, Session]
 ) -> None:
-    fake = backend_for("fake").open_session(Path(), OpenRequest((1, 64, 64, 3), 4, "f32"))
-    session = {**sessions, "fake": fake}[target]
     word = "batch of 2" if shape[0] == 2 else str(shape)
-    refusal_of(UsageError, lambda: session.run(np.zeros(shape, dtype=np.uint8)), word)
+    refusal_of(UsageError, lambda: sessions[target].run(np.zeros(shape, np.uint8)), word)
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
@@ -226,26 +223,6 @@ def test_the_appended_bytes_make_an_inner_tensor_an_output(micro_bundles: dict[s
     model = onnx.load_from_string(content + graph_output("kept_2"))
     assert [value.name for value in model.graph.output] == ["logits", "kept_2"]
     assert "kept_2" in {name for node in model.graph.node for name in node.output}
-
-
-def test_the_fake_engine_answers_by_colour_and_always_the_same() -> None:
-    request = OpenRequest((2, 8, 8, 3), 5, "f32")
-    images = np.stack([np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 240, np.uint8)])
-    session = backend_for("fake").open_session(Path("nowhere"), request)
-    (logits,) = session.run(images)
-    assert logits.shape == (2, 5)
-    assert logits.dtype == np.float32
-    assert logits[0].argmax() != logits[1].argmax()
-    again = backend_for("fake").open_session(Path("nowhere"), request)
-    np.testing.assert_array_equal(again.run(images)[0], logits)
-    (one,) = again.run_many([images])
-    np.testing.assert_array_equal(one.outputs[0], logits)
-
-
-def test_the_fake_engine_keeps_no_patches() -> None:
-    request = OpenRequest((1, 8, 8, 3), 5, "f32", None, ("kept_1",))
-    fake = backend_for("fake")
-    refusal_of(UsageError, lambda: fake.open_session(Path("nowhere"), request), "fake")
 
 
 def throughput_session(folder: Path) -> ov.OpenVinoSession:

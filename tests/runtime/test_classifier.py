@@ -247,15 +247,6 @@ def test_a_damaged_bundle_is_not_loaded(micro_bundles: dict[str, Path], tmp_path
     refusal_of(BundleError, lambda: Classifier.load(bundle), str(bundle / "model.onnx"))
 
 
-def test_an_application_is_tested_with_the_fake_engine(
-    micro_bundles: dict[str, Path], images: list[Path]
-) -> None:
-    with Classifier.load(micro_bundles["onnx"], backend="fake") as loaded:
-        answer = loaded.predict(images[0])
-        assert sum(p.probability for p in answer) == pytest.approx(1)
-        assert loaded.predict(images[0]) == answer
-
-
 def test_the_parts_of_a_timed_prediction_sum_to_it(
     micro_bundles: dict[str, Path], images: list[Path]
 ) -> None:
@@ -319,7 +310,7 @@ def test_a_list_is_classified_alike_under_either_hint(
         np.testing.assert_array_equal(stage, kept)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "fake", "tensorrt"])
+@pytest.mark.parametrize("backend", ["onnx", "tensorrt"])
 def test_the_hint_throughput_and_the_cache_are_openvinos_alone(
     micro_bundles: dict[str, Path], tmp_path: Path, backend: str
 ) -> None:

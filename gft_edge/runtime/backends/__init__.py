@@ -198,24 +198,21 @@ class Backend(Protocol):
 
 
 def backends() -> dict[str, Backend]:
-    """Every real engine by target; `fake` is left out."""
-    return {name: backend for name, backend in _all().items() if name != "fake"}
-
-
-def backend_for(target: str) -> Backend:
-    """The engine of a target or one of its aliases. Raises UsageError listing those there are."""
-    backend = _all().get(ALIASES.get(target, target))
-    if backend is None:
-        raise UsageError(f"there is no target {target!r}: choose from {', '.join(backends())}")
-    return backend
-
-
-def _all() -> dict[str, Backend]:
+    """Every engine by target."""
     modules = [
         cast(Backend, importlib.import_module(f"{__name__}.{info.name}"))
         for info in pkgutil.iter_modules(__path__)
     ]
     return {module.TARGET: module for module in modules}
+
+
+def backend_for(target: str) -> Backend:
+    """The engine of a target or one of its aliases. Raises UsageError listing those there are."""
+    known = backends()
+    backend = known.get(ALIASES.get(target, target))
+    if backend is None:
+        raise UsageError(f"there is no target {target!r}: choose from {', '.join(known)}")
+    return backend
 
 
 def run_on_host(
