@@ -23,19 +23,26 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Card:
-    """One card at one moment. None: it does not say. `slowed_by` is what holds its clock down."""
+class GpuState:
+    """One GPU at one moment; `slowed_by` is what holds its clock down. None: it does not say."""
 
-    index: int
     name: str
-    driver: str
-    compute_capability: str
     mhz: float | None
     max_mhz: float | None
     temperature_c: float | None
     busy_pct: float | None
     slowed_by: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card, and what it does and draws at one moment. None: it does not say."""
+
+    name: str
+    driver: str
+    compute_capability: str
     power_w: float | None
+    state: GpuState
 
 
 def missing() -> str | None:
@@ -108,11 +115,9 @@ def _card(pynvml: Any, index: int) -> Card:
     compute = told(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(card))
     reasons = told(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(card))
     busy = told(lambda: pynvml.nvmlDeviceGetUtilizationRates(card))
-    return Card(
-        index=index,
-        name=str(told(lambda: pynvml.nvmlDeviceGetName(card))),
-        driver=str(told(pynvml.nvmlSystemGetDriverVersion)),
-        compute_capability="unknown" if compute is None else "{}.{}".format(*compute),
+    name = str(told(lambda: pynvml.nvmlDeviceGetName(card)))
+    state = GpuState(
+        name=f"GPU {index} {name}",
         mhz=told(lambda: float(pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM))),
         max_mhz=told(lambda: float(pynvml.nvmlDeviceGetMaxClockInfo(card, pynvml.NVML_CLOCK_SM))),
         temperature_c=told(
@@ -122,8 +127,10 @@ def _card(pynvml: Any, index: int) -> Card:
         slowed_by=None
         if reasons is None
         else tuple(reason for bit, reason in _REASONS.items() if reasons & bit),
-        power_w=_power_w(pynvml, card),
     )
+    driver = str(told(pynvml.nvmlSystemGetDriverVersion))
+    capability = "unknown" if compute is None else "{}.{}".format(*compute)
+    return Card(name, driver, capability, _power_w(pynvml, card), state)
 
 
 def _power_w(pynvml: Any, card: Any) -> float | None:

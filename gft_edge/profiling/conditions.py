@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from gft_edge.nvidia.nvml import cards
+from gft_edge.nvidia.nvml import GpuState, cards
 from gft_edge.profiling.sysfs import listed, number, text
-from gft_edge.profiling.tegrastats import ABSENT_C
 
 CLOCK_CHANGE = 0.05
 WARMER_C = 10.0
@@ -23,28 +23,19 @@ HOT_C = 85.0
 OTHER_CORES = 0.2
 STOLEN_CORES = 0.05
 LOCKED = 0.97
-
-
-@dataclass(frozen=True)
-class GpuState:
-    """One GPU; `slowed_by` is what holds its clock down. None: it does not say."""
-
-    name: str
-    mhz: float | None
-    max_mhz: float | None
-    temperature_c: float | None
-    busy_pct: float | None
-    slowed_by: tuple[str, ...] | None
+# What a sensor that is switched off reports.
+ABSENT_C = -256
 
 
 @dataclass(frozen=True)
 class Conditions:
     """One moment. None or empty: the machine does not say.
 
-    `at_s` is a monotonic clock. The clocks have one number a core; `temperatures_c` names thermal
-    zones. `throttling` is what slows the machine at this moment, `throttle_counts` how often it did
-    since it started. CPU seconds are those since the start: of the whole machine at work, those that
-    a hypervisor gave to others, and those of this process with the children it has waited for.
+    `at_s` is a monotonic clock. A CPU clock is that of a core, or of a group of cores that share one;
+    `temperatures_c` names thermal zones. `throttling` is what slows the machine at this moment,
+    `throttle_counts` how often it did since it started. CPU seconds are those since the start: of the
+    whole machine at work, those that a hypervisor gave to others, and those of this process with the
+    children it has waited for.
     """
 
     at_s: float
@@ -66,16 +57,16 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
     """Read from /sys below `root`, psutil, NVML and nvpmodel. Raises nothing."""
     sysfs = root / "sys"
     busy_s, stolen_s = _cpu_seconds()
+    governors = listed(sysfs / "devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_governor")
     own = os.times()
     # On Thor NVML may answer too, and leaves the clocks to devfreq.
-    gpus = (*_nvidia_gpus(), *_devfreq_gpus(sysfs))
+    gpus = (*(card.state for card in cards()), *_devfreq_gpus(sysfs))
+    clocks = _clocks()
     return Conditions(
         at_s=time.monotonic(),
-        cpu_mhz=_cpufreq_mhz(sysfs, "scaling_cur_freq") or _clocks_mhz(),
-        cpu_max_mhz=_cpufreq_mhz(sysfs, "scaling_max_freq"),
-        governors=tuple(
-            sorted({text(file) or "" for file in _cpufreq(sysfs, "scaling_governor")} - {""})
-        ),
+        cpu_mhz=tuple(core.current for core in clocks),
+        cpu_max_mhz=tuple(core.max for core in clocks if core.max),
+        governors=tuple(sorted(filter(None, {text(file) or "" for file in governors}))),
         temperatures_c=_temperatures_c(sysfs),
         gpus=gpus,
         power_mode=_nvpmodel() or _nvpmodel_status(root),
@@ -202,19 +193,12 @@ def _load_causes(before: Conditions, after: Conditions, own_cpu_s: float | None)
         yield f"the hypervisor gave {stolen:.2f} cores to other machines"
 
 
-def _cpufreq(sysfs: Path, name: str) -> list[Path]:
-    return listed(sysfs / "devices" / "system" / "cpu", f"cpu[0-9]*/cpufreq/{name}")
-
-
-def _cpufreq_mhz(sysfs: Path, name: str) -> tuple[float, ...]:
-    return tuple(khz / 1000 for khz in _numbers(_cpufreq(sysfs, name)))
-
-
-def _clocks_mhz() -> tuple[float, ...]:
+def _clocks() -> list[Any]:
+    """psutil's clock of each core, or of each group of cores that share one."""
     try:
-        return tuple(core.current for core in psutil.cpu_freq(percpu=True))
+        return list(psutil.cpu_freq(percpu=True))
     except (AttributeError, OSError, ValueError, NotImplementedError, TypeError):
-        return ()
+        return []
 
 
 def _temperatures_c(sysfs: Path) -> dict[str, float]:
@@ -231,20 +215,6 @@ def _temperatures_c(sysfs: Path) -> dict[str, float]:
             if millidegrees is not None:
                 zones[f"k10temp {text(chip / 'temp1_label') or 'temp1'}"] = millidegrees / 1000
     return zones
-
-
-def _nvidia_gpus() -> tuple[GpuState, ...]:
-    return tuple(
-        GpuState(
-            f"GPU {card.index} {card.name}",
-            card.mhz,
-            card.max_mhz,
-            card.temperature_c,
-            card.busy_pct,
-            card.slowed_by,
-        )
-        for card in cards()
-    )
 
 
 def _devfreq_gpus(sysfs: Path) -> Iterator[GpuState]:
@@ -311,7 +281,7 @@ def _nvpmodel_status(root: Path) -> str | None:
 
 
 def _cpu_seconds() -> tuple[float | None, float | None]:
-    """Of the whole machine since its start: at work, and taken by the hypervisor."""
+    """CPU seconds of the machine since its start: at work, and taken by the hypervisor."""
     try:
         times = psutil.cpu_times()
     except (OSError, ValueError, IndexError):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from gft_edge.profiling.conditions import throttle_alerts, throttle_counts
-from gft_edge.profiling.power import FIRST_LINE_S, PowerSource, Reading, Unavailable, total_name
+from gft_edge.profiling.power import FIRST_LINE_S, PowerSource, Reading, total_name
 
 MIN_WINDOW_S = 10.0
 # A sensor that says nothing for longer leaves a hole in the window.
@@ -59,10 +59,7 @@ class PowerMeter:
     """
 
     def __init__(
-        self,
-        source: PowerSource | Unavailable,
-        interval_s: float = 0.1,
-        sysfs: Path = Path("/sys"),
+        self, source: PowerSource, interval_s: float = 0.1, sysfs: Path = Path("/sys")
     ) -> None:
         self._source = source
         self._interval_s = interval_s
@@ -77,72 +74,58 @@ class PowerMeter:
 
     def __enter__(self) -> PowerMeter:
         self._counts = throttle_counts(self._sysfs)
-        if not isinstance(self._source, Unavailable):
-            self._thread = threading.Thread(target=self._watch, args=(self._source,), daemon=True)
-            self._thread.start()
-            # A tool takes its time to start, which is not part of the window.
-            try:
-                self._first.wait(FIRST_LINE_S)
-            except BaseException:
-                self._stop.set()
-                raise
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        # A tool takes its time to start, which is not part of the window.
+        try:
+            self._first.wait(FIRST_LINE_S)
+        except BaseException:
+            self._stop.set()
+            raise
         self._started_s = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._window = (self._started_s, time.perf_counter())
         self._stop.set()
-        if not isinstance(self._source, Unavailable):
-            # A sensor that hangs leaves a gap, and the profile goes on.
-            self._thread.join(timeout=5)
+        # A sensor that hangs leaves a gap, and the profile goes on.
+        self._thread.join(timeout=5)
         self._throttled = self._throttles()
 
     @property
     def mean_power_w(self) -> float | None:
         """Over the window, however short; None where it could not be read throughout."""
-        if isinstance(self._source, Unavailable) or self._hole() is not None:
-            return None
-        return self._joules(self._source.total) / self._seconds()
+        return None if self._hole() else self._joules(self._source.total) / self._seconds()
 
     def energy(self, images: int, idle_power_w: float | None = None) -> Energy:
-        """Of the window just left. `idle_power_w` is the same source's on the idle machine."""
-        why = self._why_not(images)
-        source = self._source
-        if why is not None or isinstance(source, Unavailable):
-            return Energy(
-                available=False,
-                why=why,
-                source=None if isinstance(source, Unavailable) else source.name,
-                total=None if isinstance(source, Unavailable) else total_name(source.total),
-                window_s=self._seconds(),
-                images=images,
-                throttled=self._throttled,
-            )
-        joules, seconds = self._joules(source.total), self._seconds()
-        net_mj, note = _net(joules / seconds, idle_power_w, seconds / images)
-        return Energy(
-            available=True,
-            why=None,
+        """The energy of the window just left. `idle_power_w` is the same source's on the idle machine."""
+        source, seconds, why = self._source, self._seconds(), self._why_not(images)
+        known = Energy(
+            available=why is None,
+            why=why,
             source=source.name,
-            rails=tuple(RailPower(rail, self._joules([rail]) / seconds) for rail in self._rails()),
             total=total_name(source.total),
+            window_s=seconds,
+            images=images,
+            throttled=self._throttled,
+        )
+        if why is not None:
+            return known
+        joules = self._joules(source.total)
+        net_mj, note = _net(joules / seconds, idle_power_w, seconds / images)
+        rails = sorted({rail for _, reading in self._readings for rail in reading.watts})
+        return dataclasses.replace(
+            known,
+            rails=tuple(RailPower(rail, self._joules([rail]) / seconds) for rail in rails),
             mean_power_w=joules / seconds,
             idle_power_w=idle_power_w,
             gross_mj_per_image=joules / images * 1000,
             net_mj_per_image=net_mj,
             net_note=note,
-            window_s=seconds,
-            images=images,
-            throttled=self._throttled,
         )
 
-    def _watch(self, source: PowerSource) -> None:
-        next_alert_s = 0.0
+    def _watch(self) -> None:
+        source, next_alert_s = self._source, 0.0
         for reading in source.readings(self._stop, self._interval_s):
             now_s = time.perf_counter()
             if all(rail in reading.watts for rail in source.total):
@@ -157,8 +140,6 @@ class PowerMeter:
         self._first.set()
 
     def _why_not(self, images: int) -> str | None:
-        if isinstance(self._source, Unavailable):
-            return self._source.why
         if images < 1:
             return "no image was predicted"
         if self._seconds() < MIN_WINDOW_S:
@@ -170,7 +151,6 @@ class PowerMeter:
 
     def _hole(self) -> str | None:
         """Why the readings do not cover the window, None if they do."""
-        assert not isinstance(self._source, Unavailable)
         if self._failure is not None:
             return f"{self._source.name} failed during the run: {self._failure}"
         if not self._readings:
@@ -189,12 +169,8 @@ class PowerMeter:
         """Readings come from a moment before the window to a moment after it."""
         return min(max(at_s, self._window[0]), self._window[1])
 
-    def _rails(self) -> list[str]:
-        return sorted({rail for _, reading in self._readings for rail in reading.watts})
-
     def _joules(self, rails: Iterable[str]) -> float:
-        """Of these rails together, over the window, wherever they were read."""
-        assert not isinstance(self._source, Unavailable)
+        """The energy of these rails together, over the window, wherever they were read."""
         points = [
             (self._clip(at), sum(reading.watts[rail] for rail in rails))
             for at, reading in self._readings
@@ -214,7 +190,7 @@ class PowerMeter:
         return (*sorted(self._alerts.union(alerts or ())), *events)
 
 
-def idle_power_w(source: PowerSource | Unavailable, seconds: float = 3.0) -> float | None:
+def idle_power_w(source: PowerSource, seconds: float) -> float | None:
     """The mean power while this process sleeps; None where it cannot be read."""
     with PowerMeter(source) as meter:
         time.sleep(seconds)

@@ -44,6 +44,10 @@ class Machine:
 def this_machine() -> Machine:
     """Read from /proc, /etc, psutil, NVML and CUDA; what is not there is reported as absent."""
     info = _cpu_info()
+    # A Jetson has no NVML: there the GPU is the one that CUDA opens.
+    listed = [
+        f"{card.name} (driver {card.driver}, compute {card.compute_capability})" for card in cards()
+    ]
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return Machine(
         cpu=info.get("model name") or info.get("Model") or platform.processor() or "unknown",
@@ -52,7 +56,7 @@ def this_machine() -> Machine:
         else psutil.cpu_count() or 1,
         instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
         memory_bytes=psutil.virtual_memory().total,
-        gpus=_gpus(),
+        gpus=tuple(listed) or _cuda(),
         driver=driver(),
         board=text(Path("/proc/device-tree/model")),
         l4t=l4t(),
@@ -77,14 +81,6 @@ def _cpu_info() -> dict[str, str]:
     for key, _, value in pairs:
         info.setdefault(key.strip(), value.strip())
     return info
-
-
-def _gpus() -> tuple[str, ...]:
-    """As NVML lists them; where it does not, as on a Jetson, the one that CUDA opens."""
-    listed = tuple(
-        f"{card.name} (driver {card.driver}, compute {card.compute_capability})" for card in cards()
-    )
-    return listed or _cuda()
 
 
 def _cuda() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from gft_edge.profiling.latency import (
     Worker,
 )
 from gft_edge.profiling.layers import Breakdown
-from gft_edge.profiling.power import PowerSource, Unavailable
+from gft_edge.profiling.power import PowerSource
 from gft_edge.profiling.report import (
     END_TO_END,
     ENGINE,
@@ -58,12 +58,10 @@ class BundleUnderTest:
         return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
 
 
-def energy_of(
-    subject: BundleUnderTest, source: PowerSource | Unavailable, idle_w: float | None
-) -> Energy:
-    """Of engine runs one after another: a window of its own, as turns of others have no power apart."""
-    if isinstance(source, Unavailable):
-        return Energy(available=False, why=source.why)
+def energy_of(subject: BundleUnderTest, source: PowerSource | str, idle_w: float | None) -> Energy:
+    """Energy per image. Measured in a window of its own: turns of several bundles share their power."""
+    if isinstance(source, str):
+        return Energy(available=False, why=source)
     series = Series(subject.worker, "engine")
     try:
         # Sensors that average over a second still hold what was before.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from gft_edge.nvidia import nvml
 from gft_edge.profiling.sysfs import listed, number, text
-from gft_edge.profiling.tegrastats import parse_line
 from gft_edge.profiling.tool_lines import EndedError, lines_of
 
 # What a board draws in all, the first that it has in full. Rails beside these are parts of them.
@@ -26,12 +26,12 @@ TOTALS = (
 )
 FIRST_LINE_S = 5.0
 
-
-@dataclass(frozen=True)
-class Unavailable:
-    """No power can be read: `why` names each source that was tried, in one line."""
-
-    why: str
+# Of a line of tegrastats: milliwatts now, then their mean, then their maximum. Before Jetson Linux 36
+# they had no unit, and there only the name tells a rail from a word that is not known here.
+_RAIL = re.compile(
+    r"(?<!\S)(?:([A-Za-z][\w.-]*) (-?\d+)mW(?:/-?\d+(?:mW)?){0,2}"
+    r"|((?:VDD|VIN|POM)\w*) (-?\d+)(?:/-?\d+){1,2})(?!\S)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,155 +42,29 @@ class Reading:
     failure: str | None = None
 
 
-class PowerSource(Protocol):
+Readings = Callable[[threading.Event, float], Iterator[Reading]]
+
+
+@dataclass(frozen=True)
+class PowerSource:
     """Something that says what it draws: `total` are the rails that make up the whole of it.
 
-    `averaged`: a reading is the mean since the one before, and otherwise the power at its moment.
+    `readings` gives one every so many seconds until its event is set, or until the source ends; it
+    raises nothing. `averaged`: a reading is the mean since the one before, and otherwise the power at
+    its moment.
     """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def total(self) -> tuple[str, ...]: ...
-    @property
-    def averaged(self) -> bool: ...
-
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        """One every interval until `stop` is set, or until the source ends. Raises nothing."""
-
-
-@dataclass(frozen=True)
-class Hwmon:
-    """The files of a rail hold microwatts, or millivolts and milliamperes."""
-
-    total: tuple[str, ...]
-    rails: Mapping[str, tuple[Path, ...]]
-    name: str = "hwmon"
-    averaged: bool = False
-
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        last = False
-        while not last:
-            last = stop.is_set()
-            yield self.read()
-            if not last:
-                stop.wait(interval_s)
-
-    def read(self) -> Reading:
-        """Every rail at this moment."""
-        watts, failure = {}, None
-        for rail, files in self.rails.items():
-            try:
-                values = [int(file.read_text()) for file in files]
-            except (OSError, ValueError) as error:
-                failure = failure or _reason(rail, error)
-                continue
-            # mV x mA are microwatts too.
-            watts[rail] = (values[0] * values[1] if len(values) == 2 else values[0]) / 1e6
-        return Reading(watts, failure)
-
-
-@dataclass(frozen=True)
-class Rapl:
-    """The zones of an x86 processor's packages: counters of microjoules that wrap."""
-
-    total: tuple[str, ...]
-    zones: Mapping[str, Path]
-    name: str = "RAPL"
-    averaged: bool = True
-
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        before, _ = self.read()
-        last = False
-        while not last:
-            last = stop.wait(interval_s)
-            now, failure = self.read()
-            yield Reading(
-                {
-                    rail: watts
-                    for rail, after in now.items()
-                    if (watts := self._watts(rail, before.get(rail), after)) is not None
-                },
-                failure,
-            )
-            before |= now
-
-    def read(self) -> tuple[dict[str, tuple[float, int]], str | None]:
-        """The time in seconds and the counter of each zone, and why one could not be read."""
-        counters, failure = {}, None
-        for rail, zone in self.zones.items():
-            try:
-                energy_uj = int((zone / "energy_uj").read_text())
-            except (OSError, ValueError) as error:
-                failure = failure or _reason(rail, error)
-                continue
-            counters[rail] = (time.perf_counter(), energy_uj)
-        return counters, failure
-
-    def _watts(
-        self, rail: str, before: tuple[float, int] | None, after: tuple[float, int]
-    ) -> float | None:
-        if before is None or after[0] <= before[0]:
-            return None
-        used_uj: float = after[1] - before[1]
-        if used_uj < 0:
-            range_uj = number(self.zones[rail] / "max_energy_range_uj")
-            if range_uj is None or used_uj + range_uj < 0:
-                return None
-            used_uj += range_uj
-        return used_uj / 1e6 / (after[0] - before[0])
-
-
-@dataclass(frozen=True)
-class Nvml:
-    """The cards of a desktop or a server, each a rail."""
-
-    total: tuple[str, ...]
-    name: str = "NVML"
-    averaged: bool = False
-
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        last = False
-        try:
-            with nvml.power_meter() as watts:
-                while not last:
-                    last = stop.is_set()
-                    yield Reading(watts())
-                    if not last:
-                        stop.wait(interval_s)
-        except OSError as error:
-            yield Reading({}, str(error))
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A program that prints what it measures, line by line; `parse` finds the watts in a line."""
 
     name: str
     total: tuple[str, ...]
-    command: Callable[[int], list[str]]
-    parse: Callable[[str], Mapping[str, float]]
+    readings: Readings
     averaged: bool = False
 
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        watts: dict[str, float] = {}
-        try:
-            for line in lines_of(self.command(round(interval_s * 1000)), stop):
-                watts |= self.parse(line)
-                if all(rail in watts for rail in self.total):
-                    yield Reading(watts)
-                    watts = {}
-        except EndedError as ended:
-            yield Reading({}, str(ended))
 
-
-def find_power_source(
-    sysfs: Path = Path("/sys"), nvidia_gpu: bool = False
-) -> PowerSource | Unavailable:
+def find_power_source(sysfs: Path = Path("/sys"), nvidia_gpu: bool = False) -> PowerSource | str:
     """A Jetson's own sensors; on another machine those of what the engine computes on.
 
     With `nvidia_gpu` that is the card, and otherwise the processor: the power of the other one says
-    nothing of the engine.
+    nothing of the engine. Where no power can be read, one line that names each source that was tried.
     """
     tried = []
     looks: list[Callable[[], PowerSource | str]] = [lambda: _hwmon(sysfs), _tegrastats]
@@ -200,7 +74,7 @@ def find_power_source(
         if not isinstance(found, str):
             return found
         tried.append(found)
-    return Unavailable("; ".join(tried))
+    return "; ".join(tried)
 
 
 def total_of(rails: Iterable[str]) -> tuple[str, ...] | None:
@@ -225,11 +99,25 @@ def _hwmon(sysfs: Path) -> PowerSource | str:
     }
     if not rails:
         return "hwmon: no INA3221 or INA238"
-    first = Hwmon((), rails).read()
+    first = _hwmon_reading(rails)
     total = total_of(first.watts)
     if total is None:
         return f"hwmon: {first.failure or _no_total(rails)}"
-    return Hwmon(total, rails)
+    return PowerSource("hwmon", total, partial(_polled, partial(_hwmon_reading, rails)))
+
+
+def _hwmon_reading(rails: Mapping[str, tuple[Path, ...]]) -> Reading:
+    """Every rail at this moment; its files hold microwatts, or millivolts and milliamperes."""
+    watts, failure = {}, None
+    for rail, files in rails.items():
+        try:
+            values = [int(file.read_text()) for file in files]
+        except (OSError, ValueError) as error:
+            failure = failure or _reason(rail, error)
+            continue
+        # mV x mA are microwatts too.
+        watts[rail] = (values[0] * values[1] if len(values) == 2 else values[0]) / 1e6
+    return Reading(watts, failure)
 
 
 def _chip_rails(chip: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
@@ -251,20 +139,17 @@ def _tegrastats() -> PowerSource | str:
     if tool is None:
         return "tegrastats: not on the PATH"
 
-    def command(interval_ms: int) -> list[str]:
-        return [tool, "--interval", str(interval_ms)]
-
     line, stop = "nothing", threading.Event()
     timer = threading.Timer(FIRST_LINE_S, stop.set)
     timer.start()
     try:
-        for line in lines_of(command(100), stop):
-            rails = _tegrastats_watts(line)
+        for line in lines_of([tool, "--interval", "100"], stop):
+            rails = tegrastats_watts(line)
             if rails:
                 total = total_of(rails)
                 if total is None:
                     return f"tegrastats: {_no_total(rails)}"
-                return Tool("tegrastats", total, command, _tegrastats_watts)
+                return PowerSource("tegrastats", total, partial(_tegrastats_readings, tool, total))
     except EndedError as ended:
         return f"tegrastats: {ended}"
     finally:
@@ -272,20 +157,42 @@ def _tegrastats() -> PowerSource | str:
     return f"tegrastats: no power in what it prints: {line[:80]}"
 
 
-def _tegrastats_watts(line: str) -> dict[str, float]:
-    stats = parse_line(line)
-    return {rail: mw / 1000 for rail, mw in stats.rails_mw.items()} if stats else {}
+def _tegrastats_readings(
+    tool: str, total: tuple[str, ...], stop: threading.Event, interval_s: float
+) -> Iterator[Reading]:
+    try:
+        for line in lines_of([tool, "--interval", str(round(interval_s * 1000))], stop):
+            watts = tegrastats_watts(line)
+            if watts.keys() >= set(total):
+                yield Reading(watts)
+    except EndedError as ended:
+        yield Reading({}, str(ended))
+
+
+def tegrastats_watts(line: str) -> dict[str, float]:
+    """The rails in a line of any Jetson; one that feeds nothing can report negative power."""
+    found = ((a or b, int(x or y)) for a, x, b, y in _RAIL.findall(line))
+    return {rail: mw / 1000 for rail, mw in found if rail != "NC"}
 
 
 def _nvidia() -> PowerSource | str:
     reason = nvml.missing()
     if reason is not None:
         return f"NVML: {reason}"
-    cards = nvml.cards()
-    unread = [f"GPU {card.index}" for card in cards if card.power_w is None]
+    names = {f"GPU {number}": card.power_w for number, card in enumerate(nvml.cards())}
+    unread = [name for name, watts in names.items() if watts is None]
     if unread:
         return f"NVML: it does not read the power of {', '.join(unread)}"
-    return Nvml(tuple(f"GPU {card.index}" for card in cards))
+    return PowerSource("NVML", tuple(names), _nvml_readings)
+
+
+def _nvml_readings(stop: threading.Event, interval_s: float) -> Iterator[Reading]:
+    """The cards of a desktop or a server, each a rail."""
+    try:
+        with nvml.power_meter() as watts:
+            yield from _polled(lambda: Reading(watts()), stop, interval_s)
+    except OSError as error:
+        yield Reading({}, str(error))
 
 
 def _rapl(sysfs: Path) -> PowerSource | str:
@@ -298,9 +205,66 @@ def _rapl(sysfs: Path) -> PowerSource | str:
     }
     if not zones:
         return "RAPL: no package in /sys/class/powercap"
-    source = Rapl(tuple(zones), zones)
-    counters, failure = source.read()
-    return source if len(counters) == len(zones) else f"RAPL: {failure} (root may read it)"
+    counters, failure = _rapl_counters(zones)
+    if len(counters) < len(zones):
+        return f"RAPL: {failure} (root may read it)"
+    return PowerSource("RAPL", tuple(zones), partial(_rapl_readings, zones), averaged=True)
+
+
+def _rapl_readings(
+    zones: Mapping[str, Path], stop: threading.Event, interval_s: float
+) -> Iterator[Reading]:
+    before, _ = _rapl_counters(zones)
+    last = False
+    while not last:
+        last = stop.wait(interval_s)
+        now, failure = _rapl_counters(zones)
+        watts = {
+            rail: _rapl_watts(zones[rail], before[rail], after)
+            for rail, after in now.items()
+            if rail in before
+        }
+        yield Reading({rail: w for rail, w in watts.items() if w is not None}, failure)
+        before |= now
+
+
+def _rapl_counters(
+    zones: Mapping[str, Path],
+) -> tuple[dict[str, tuple[float, int]], str | None]:
+    """The time in seconds and the counter of each zone, and why one could not be read."""
+    counters, failure = {}, None
+    for rail, zone in zones.items():
+        try:
+            energy_uj = int((zone / "energy_uj").read_text())
+        except (OSError, ValueError) as error:
+            failure = failure or _reason(rail, error)
+            continue
+        counters[rail] = (time.perf_counter(), energy_uj)
+    return counters, failure
+
+
+def _rapl_watts(zone: Path, before: tuple[float, int], after: tuple[float, int]) -> float | None:
+    """None where the counter, which wraps, tells nothing."""
+    if after[0] <= before[0]:
+        return None
+    used_uj: float = after[1] - before[1]
+    if used_uj < 0:
+        range_uj = number(zone / "max_energy_range_uj")
+        if range_uj is None or used_uj + range_uj < 0:
+            return None
+        used_uj += range_uj
+    return used_uj / 1e6 / (after[0] - before[0])
+
+
+def _polled(
+    read: Callable[[], Reading], stop: threading.Event, interval_s: float
+) -> Iterator[Reading]:
+    last = False
+    while not last:
+        last = stop.is_set()
+        yield read()
+        if not last:
+            stop.wait(interval_s)
 
 
 def _no_total(rails: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ from gft_edge.profiling.measured import (
     interruptions,
     report_of,
 )
-from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
+from gft_edge.profiling.power import PowerSource, find_power_source
 from gft_edge.profiling.report import (
     SCHEMA_VERSION,
     Inputs,
@@ -220,7 +220,7 @@ def _loaded(
 
 def _measure_apart(
     subjects: Sequence[BundleUnderTest],
-    sources: Mapping[bool, PowerSource | Unavailable],
+    sources: Mapping[bool, PowerSource | str],
     idle_w: Mapping[bool, float | None],
     request: ProfileRequest,
     progress: Progress,
@@ -246,13 +246,13 @@ def _target(bundle: Bundle, backend: str | None) -> str:
     return backend_for(backend or bundle.manifest.target).TARGET
 
 
-def _idle_power_w(
-    sources: Mapping[bool, PowerSource | Unavailable],
-) -> dict[bool, float | None]:
-    """Of the machine with everything loaded and nothing to do, once loading has cooled off."""
-    if any(not isinstance(source, Unavailable) for source in sources.values()):
+def _idle_power_w(sources: Mapping[bool, PowerSource | str]) -> dict[bool, float | None]:
+    """The power with everything loaded and nothing to do, once loading has cooled off."""
+    readable = {on_gpu: each for on_gpu, each in sources.items() if not isinstance(each, str)}
+    if readable:
         time.sleep(SETTLE_POWER_S)
-    return {on_gpu: idle_power_w(source, IDLE_S) for on_gpu, source in sources.items()}
+    idle_w = {on_gpu: idle_power_w(source, IDLE_S) for on_gpu, source in readable.items()}
+    return {on_gpu: idle_w.get(on_gpu) for on_gpu in sources}
 
 
 def _cpu_s(subjects: Sequence[BundleUnderTest]) -> float:

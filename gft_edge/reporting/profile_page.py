@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gft_edge.profiling.conditions import Conditions, GpuState, other_load
+from gft_edge.nvidia.nvml import GpuState
+from gft_edge.profiling.conditions import Conditions, other_load
 from gft_edge.profiling.machine import Machine, summary
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import MOST_SPREAD, MOST_VARIATION, WINDOWS, samples_needed

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from gft_edge.profiling.power import PowerSource, Unavailable, find_power_source
+from gft_edge.profiling.power import PowerSource, find_power_source
 
 # Printed by Jetsons with Jetson Linux 32 to 39.
 AGX_ORIN = (
@@ -82,5 +82,5 @@ def rapl_zone(sysfs: Path, zone: str, name: str, energy_uj: int) -> Path:
 def found(sysfs: Path, nvidia_gpu: bool = False) -> PowerSource:
     """Return the power source of a machine that has one."""
     source = find_power_source(sysfs, nvidia_gpu)
-    assert not isinstance(source, Unavailable), source.why
+    assert not isinstance(source, str), source
     return source

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from gft_edge.bundle.json_form import from_json, to_json
+from gft_edge.nvidia.nvml import GpuState
 from gft_edge.profiling import conditions, machine
 from gft_edge.profiling.conditions import (
     Conditions,
-    GpuState,
     likely_causes,
     other_load,
     read_conditions,
@@ -78,28 +78,19 @@ def test_this_machine_is_read_and_survives_json() -> None:
     assert from_json(Conditions, json.loads(json.dumps(to_json(read))), "conditions") == read
 
 
-def test_the_clocks_of_an_orin_are_read(tmp_path: Path) -> None:
-    cores = tmp_path / "sys" / "devices" / "system" / "cpu"
-    for core in (0, 2, 10):
-        write(cores, {
-            f"cpu{core}/cpufreq/scaling_cur_freq": 1000000 + core * 1000,
-            f"cpu{core}/cpufreq/scaling_max_freq": 1510400,
-            f"cpu{core}/cpufreq/scaling_governor": "schedutil" if core else "performance",
-        })  # fmt: skip
-    (cores / "cpu11" / "cpufreq" / "scaling_cur_freq").mkdir(parents=True)
-    write(cores, {"cpufreq/boost": 1, "cpuidle/current_driver": "psci_idle"})
-    read = read_conditions(tmp_path)
-    assert read.cpu_mhz == (1000, 1002, 1010)
-    assert read.cpu_max_mhz == (1510.4, 1510.4, 1510.4)
-    assert read.governors == ("performance", "schedutil")
-
-
-def test_without_cpufreq_the_clocks_are_psutils(
+def test_the_clocks_are_psutils_and_the_governors_those_of_cpufreq(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clocks = [SimpleNamespace(current=2596.122), SimpleNamespace(current=2500.0)]
+    cores = tmp_path / "sys" / "devices" / "system" / "cpu"
+    for core, governor in enumerate(("performance", "schedutil", "schedutil")):
+        write(cores / f"cpu{core}" / "cpufreq", {"scaling_governor": governor})
+    write(cores, {"cpufreq/scaling_governor": "none", "cpuidle/current_driver": "psci_idle"})
+    clocks = [SimpleNamespace(current=c, max=m) for c, m in ((1000, 1510.4), (2596.122, 0.0))]
     monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: clocks)
-    assert read_conditions(tmp_path).cpu_mhz == (2596.122, 2500.0)
+    read = read_conditions(tmp_path)
+    # Where cpufreq is not there psutil knows no limit.
+    assert (read.cpu_mhz, read.cpu_max_mhz) == ((1000, 2596.122), (1510.4,))
+    assert read.governors == ("performance", "schedutil")
 
 
 def test_an_absent_sensor_is_no_temperature(tmp_path: Path) -> None:
@@ -255,7 +246,7 @@ def test_files_that_vanish_once_listed_are_absent(
         "class/thermal/cooling_device0/cur_state": 1,
         "class/hwmon/hwmon0/name": "soctherm_oc", "class/hwmon/hwmon0/oc1_event_cnt": 1,
         "class/devfreq/17000000.gpu/cur_freq": 1,
-        "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": 1,
+        "devices/system/cpu/cpu0/cpufreq/scaling_governor": "performance",
     })  # fmt: skip
 
     def listed_then_gone(folder: Path, pattern: str) -> list[Path]:
@@ -264,10 +255,9 @@ def test_files_that_vanish_once_listed_are_absent(
         return found
 
     monkeypatch.setattr(conditions, "listed", listed_then_gone)
-    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: [])
     read = read_conditions(tmp_path)
     assert not list(sysfs.rglob("thermal_zone0"))
-    assert (read.cpu_mhz, read.temperatures_c, read.throttling) == ((), {}, None)
+    assert (read.governors, read.temperatures_c, read.throttling) == ((), {}, None)
     assert [gpu.mhz for gpu in read.gpus] == [None]
 
 

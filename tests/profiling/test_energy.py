@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.profiling import energy as energy_room
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
-from gft_edge.profiling.power import Hwmon, PowerSource, Reading, Unavailable
+from gft_edge.profiling.power import PowerSource, Reading
 from tests.profiling.machines import LOOP, ORIN_NANO, found, orin_nano, rapl_zone, tool, write
 from tests.support.fake_nvml import fake_nvml
 
@@ -29,7 +28,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy_room, "MIN_WINDOW_S", 0.1)
 
 
-def measured(source: PowerSource | Unavailable, sysfs: Path, seconds: float = 0.2) -> PowerMeter:
+def measured(source: PowerSource, sysfs: Path, seconds: float = 0.2) -> PowerMeter:
     with PowerMeter(source, interval_s=0.02, sysfs=sysfs) as meter:
         time.sleep(seconds)
     return meter
@@ -45,19 +44,15 @@ def alive(pids: list[str]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Scripted:
-    """A source that gives the readings it was told to, each after a pause in seconds."""
+def scripted(*script: tuple[float, Reading]) -> PowerSource:
+    """Return a source of these readings, each after a pause in seconds."""
 
-    script: tuple[tuple[float, Reading], ...]
-    total: tuple[str, ...] = ("VIN",)
-    name: str = "script"
-    averaged: bool = False
-
-    def readings(self, stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-        for pause_s, reading in self.script:
+    def readings(stop: threading.Event, interval_s: float) -> Iterator[Reading]:
+        for pause_s, reading in script:
             time.sleep(pause_s)
             yield reading
+
+    return PowerSource("script", ("VIN",), readings)
 
 
 def test_tegrastats_that_dies_in_the_run_takes_the_energy_with_it(
@@ -118,10 +113,8 @@ def test_energy_is_power_by_time_by_image_and_survives_json(tmp_path: Path) -> N
     assert unknown.net_note == "the power of the idle machine was not measured"
     none = meter.energy(images=0)
     assert (none.available, none.why) == (False, "no image was predicted")
-    nowhere = measured(Unavailable("none here"), tmp_path).energy(images=3)
-    assert (nowhere.available, nowhere.why, nowhere.source) == (False, "none here", None)
-    assert (nowhere.mean_power_w, nowhere.gross_mj_per_image) == (None, None)
-    for one in (result, nowhere):
+    assert (none.mean_power_w, none.gross_mj_per_image) == (None, None)
+    for one in (result, none):
         assert from_json(Energy, json.loads(json.dumps(to_json(one))), "energy") == one
 
 
@@ -145,7 +138,6 @@ def test_a_counter_gives_its_joules_whatever_the_pace(tmp_path: Path) -> None:
 def test_idle_power_needs_no_long_window(tmp_path: Path) -> None:
     orin_nano(tmp_path)
     assert idle_power_w(found(tmp_path), seconds=0.05) == pytest.approx(8.0)
-    assert idle_power_w(Unavailable("none here"), seconds=0) is None
 
 
 def test_a_short_window_gives_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +172,7 @@ def test_a_total_that_vanishes_in_the_run_is_said_and_a_part_leaves_the_total(
 
 def test_a_reading_that_fails_once_is_bridged(tmp_path: Path) -> None:
     good, lost = Reading({"VIN": 4.0}), Reading({}, "VIN: Input/output error")
-    source = Scripted(((0, good), (0.05, lost), (0.05, good), (0.05, good)))
+    source = scripted((0, good), (0.05, lost), (0.05, good), (0.05, good))
     result = measured(source, tmp_path, seconds=0.2).energy(images=1)
     assert result.mean_power_w == pytest.approx(4.0)
 
@@ -190,13 +182,13 @@ def test_a_silence_in_the_run_is_not_bridged(
 ) -> None:
     monkeypatch.setattr(energy_room, "MAX_GAP_S", 0.25)
     good = Reading({"VIN": 4.0})
-    source = Scripted(((0, good), (0.4, good)))
+    source = scripted((0, good), (0.4, good))
     result = measured(source, tmp_path, seconds=0.45).energy(images=1)
     assert "script said nothing for " in str(result.why)
 
 
 def test_a_source_that_never_speaks_is_said(tmp_path: Path) -> None:
-    result = measured(Scripted(()), tmp_path).energy(images=1)
+    result = measured(scripted(), tmp_path).energy(images=1)
     assert result.why == "script said nothing during the run"
 
 
@@ -220,7 +212,8 @@ def test_throttling_within_the_window_is_named_and_silence_is_no_calm(tmp_path: 
 def test_a_meter_stopped_before_the_first_reading_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = PowerMeter(Hwmon(("VIN",), {"VIN": (tmp_path,)}), interval_s=600, sysfs=tmp_path)
+    orin_nano(tmp_path)
+    meter = PowerMeter(found(tmp_path), interval_s=600, sysfs=tmp_path)
 
     def ctrl_c(timeout: float) -> bool:
         raise KeyboardInterrupt

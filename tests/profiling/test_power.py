@@ -13,15 +13,16 @@ import pytest
 from gft_edge.profiling import power
 from gft_edge.profiling.power import (
     PowerSource,
-    Rapl,
-    Unavailable,
     find_power_source,
+    tegrastats_watts,
     total_name,
     total_of,
 )
 from tests.profiling.machines import (
     AGX_ORIN,
+    AGX_ORIN_39,
     LOOP,
+    NANO,
     ORIN_NANO,
     THOR,
     found,
@@ -37,10 +38,10 @@ pytestmark = pytest.mark.usefixtures("no_tools")
 
 
 def why_not(sysfs: Path, nvidia_gpu: bool = False) -> str:
-    source = find_power_source(sysfs, nvidia_gpu)
-    assert isinstance(source, Unavailable)
-    assert "\n" not in source.why
-    return source.why
+    why = find_power_source(sysfs, nvidia_gpu)
+    assert isinstance(why, str)
+    assert "\n" not in why
+    return why
 
 
 def watts_now(source: PowerSource) -> Mapping[str, float]:
@@ -150,10 +151,33 @@ def test_a_counter_for_root_alone_is_not_available(tmp_path: Path) -> None:
 def test_a_counter_that_goes_back_without_a_range_is_no_reading(tmp_path: Path) -> None:
     zone = rapl_zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
     (zone / "max_energy_range_uj").unlink()
-    readings = Rapl(("package-0",), {"package-0": zone}).readings(threading.Event(), 0.01)
+    readings = found(tmp_path).readings(threading.Event(), 0.01)
     assert next(readings).watts == {"package-0": 0.0}
     write(zone, {"energy_uj": 100_000})
     assert next(readings).watts == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "watts"),
+    [
+        (AGX_ORIN, {"VDD_GPU_SOC": 2.34, "VDD_CPU_CV": 0.39, "VIN_SYS_5V0": 4.025,
+                    "VDDQ_VDD2_1V8AO": 0.301}),
+        (ORIN_NANO, {"VDD_IN": 8.942, "VDD_CPU_GPU_CV": 4.21, "VDD_SOC": 2.115}),
+        # Means and maxima are passed over.
+        (AGX_ORIN_39, {"VDD_GPU_SOC": 5.139, "VDD_CPU_CV": 3.268, "VIN_SYS_5V0": 5.5}),
+        # A rail that feeds nothing.
+        (THOR, {"VDD_GPU": -0.392, "VDD_CPU_SOC_MSS": 5.887, "VIN_SYS_5V0": 5.635, "VIN": 19.78}),
+        # From before units.
+        (NANO, {"POM_5V_IN": 2.545, "POM_5V_GPU": 0, "POM_5V_CPU": 0.549}),
+        # What is new, cut off or garbage is no rail.
+        ("VDD_LATE 12W/13W ZONE@1.5F FOO 3/4 NEW(3x4) BAZ 5% VDD_CUT 89", {}),
+        ("\x00\ufffd\x1b[2J [[[@@%%C mW", {}),
+    ],
+)  # fmt: skip
+def test_the_rails_of_a_tegrastats_line_of_each_board_are_read(
+    line: str, watts: dict[str, float]
+) -> None:
+    assert tegrastats_watts(line) == watts
 
 
 def test_tegrastats_is_read_where_hwmon_is_not_there(tmp_path: Path, no_tools: Path) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 import random
 from typing import Any
 
-from gft_edge.profiling.conditions import Conditions, GpuState
+from gft_edge.nvidia.nvml import GpuState
+from gft_edge.profiling.conditions import Conditions
 from gft_edge.profiling.energy import Energy
 from gft_edge.profiling.layers import AttentionKernel, Breakdown, Part, TopLayer
 from gft_edge.profiling.machine import Machine
