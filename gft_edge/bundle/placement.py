@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 # Operators that hand a tensor on and compute nothing, as ONNX and the engines call them.
 _MOVES = frozenset(
@@ -17,20 +17,22 @@ _MOVES = frozenset(
 _BEFORE_BLOCKS = frozenset({"patch_embed", "pos_drop", "patch_drop", "norm_pre"})
 
 
-class Placeable(Protocol):
-    """A layer: its operator, the original nodes in it, the tensors that it reads and writes."""
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a graph, or of what an engine made of it.
 
-    @property
-    def kind(self) -> str: ...
+    `kind` is its operator, `kernel` what computes it: an exec type of OpenVINO, a provider of ONNX
+    Runtime, a tactic of TensorRT, "" where none is told. `nodes` are those of the exported graph in
+    it, as far as the engine remembers them; `reads` and `writes` are the tensors between layers.
+    """
 
-    @property
-    def nodes(self) -> tuple[str, ...]: ...
-
-    @property
-    def reads(self) -> tuple[str, ...]: ...
-
-    @property
-    def writes(self) -> tuple[str, ...]: ...
+    name: str
+    kind: str
+    precision: str
+    nodes: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    kernel: str = ""
 
 
 def group_of(nodes: Iterable[str], known: Mapping[str, str] | None = None) -> str:
@@ -46,7 +48,7 @@ def group_of(nodes: Iterable[str], known: Mapping[str, str] | None = None) -> st
     return groups.most_common(1)[0][0] if groups else ""
 
 
-def groups_by_flow(layers: Sequence[Placeable]) -> list[str]:
+def groups_by_flow(layers: Sequence[Layer]) -> list[str]:
     """The group of each layer, `other` where nothing tells; layers stand behind what they read.
 
     Functions outside any module leave no name in a graph, and engines add layers of their own. Such
@@ -77,7 +79,7 @@ def groups_by_flow(layers: Sequence[Placeable]) -> list[str]:
     return [group or "other" for group in groups]
 
 
-def _groups_forward(layers: Sequence[Placeable], named: Sequence[str]) -> list[str]:
+def _groups_forward(layers: Sequence[Layer], named: Sequence[str]) -> list[str]:
     """Cases 1 and 2, "" where no data comes in."""
     home: dict[str, str] = {}  # where the data of a tensor belongs
     moved: dict[str, str] = {}  # tensors between a gather and its concatenation -> the selection
@@ -100,7 +102,7 @@ def _groups_forward(layers: Sequence[Placeable], named: Sequence[str]) -> list[s
     return groups
 
 
-def _moves(layer: Placeable) -> bool:
+def _moves(layer: Layer) -> bool:
     return layer.kind.upper() in _MOVES
 
 

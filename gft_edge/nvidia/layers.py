@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.bundle import placement
 from gft_edge.bundle.placement import group_of, groups_by_flow
 from gft_edge.errors import PipelineError
 
@@ -31,25 +32,17 @@ _TYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(placement.Layer):
     """One layer of a parsed network or of an engine.
 
     `kind` is a LayerType's name, or an engine's own in capitals. `precision` is what the layer
     writes, but `int8` of a product that reads INT8. `group` is `patch embedding`, `block N`,
-    `GALA layer N`, `selection N` (its score, TopK and gathers), `head` or `other`. `nodes` are the
-    ONNX nodes in it, `reads` and `writes` the tensors by name. A network's layers alone know the
-    shape of the first one written, an engine's the kernel (its tactic), if they tell details.
+    `GALA layer N`, `selection N` (its score, TopK and gathers), `head` or `other`. A network's layers
+    alone know the shape of the first tensor written.
     """
 
-    name: str
-    kind: str
-    precision: str
-    group: str
-    nodes: tuple[str, ...]
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
+    group: str = ""
     shape: tuple[int, ...] = ()
-    kernel: str = ""
 
 
 def network_layers(network: Any) -> tuple[Layer, ...]:
@@ -77,7 +70,7 @@ def network_layers(network: Any) -> tuple[Layer, ...]:
         quantized = kind in PRODUCTS and len(dequantized.intersection(reads[:2])) == 2
         precision = "int8" if quantized else _precision(outputs[0].dtype.name)
         shape = tuple(outputs[0].shape)
-        layers.append(Layer(layer.name, kind, precision, "", nodes, reads, writes, shape))
+        layers.append(Layer(layer.name, kind, precision, nodes, reads, writes, shape=shape))
     return tuple(
         dataclasses.replace(layer, group=group)
         for layer, group in zip(layers, groups_by_flow(layers), strict=True)
@@ -117,7 +110,7 @@ def _engine_layer(entry: Any) -> Layer:
         for side in ("Inputs", "Outputs")
     )
     group, kernel = group_of(nodes) or "other", str(entry.get("TacticName") or "")
-    return Layer(name, kind, precision, group, nodes, reads, writes, kernel=kernel)
+    return Layer(name, kind, precision, nodes, reads, writes, kernel, group)
 
 
 def _engine_kind(name: str, entry: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

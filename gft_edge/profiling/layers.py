@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections import defaultdict
@@ -110,8 +109,7 @@ def layer_profile(
         raise UsageError(f"runs is {runs}: give 1 to {MOST_RUNS}")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    engine, request = bundle_request(opened, backend, threads)
-    request = dataclasses.replace(request, spin=False)
+    engine, request = bundle_request(opened, backend, threads, spin=False)
     images = _batch(manifest, pixels)
     path = opened.artifact_path
     plain_ms: list[float] = []

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, get_args, overload
 
 import numpy as np
@@ -89,22 +88,24 @@ class Classifier:
         without. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        engine, request = bundle_request(opened, backend, threads)
-        if cuda_graph and engine.TARGET != "tensorrt":
-            raise UsageError(f"cuda_graph is TensorRT's: leave it out for {engine.TARGET}")
-        if hint not in get_args(Hint):
-            raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
-        if hint == "throughput" and engine.TARGET != "openvino":
-            raise UsageError(f"hint throughput is OpenVINO's: leave it out for {engine.TARGET}")
-        if cache_dir is not None and engine.TARGET != "openvino":
-            raise UsageError(f"cache_dir is OpenVINO's: leave it out for {engine.TARGET}")
-        request = dataclasses.replace(
-            request,
+        engine, request = bundle_request(
+            opened,
+            backend,
+            threads,
             kept_outputs=opened.manifest.kept_outputs if kept else (),
             cuda_graph=cuda_graph,
             hint=hint,
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
+        if hint not in get_args(Hint):
+            raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
+        for option, given, owner in (
+            ("cuda_graph", cuda_graph, "tensorrt"),
+            ("hint throughput", hint == "throughput", "openvino"),
+            ("cache_dir", cache_dir is not None, "openvino"),
+        ):
+            if given and owner != engine.TARGET:
+                raise UsageError(f"{option} needs {owner}: leave it out for {engine.TARGET}")
         return cls(opened, engine.open_session(opened.artifact_path, request))
 
     @property
@@ -215,12 +216,7 @@ class Classifier:
     def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
@@ -261,9 +257,12 @@ def decoded_rgb(image: ImageLike) -> Image.Image:
 
 
 def bundle_request(
-    bundle: Bundle, backend: str | None, threads: int | None
+    bundle: Bundle, backend: str | None, threads: int | None, **options: Any
 ) -> tuple[Backend, OpenRequest]:
-    """The engine that runs a bundle, and what it needs to open it for its logits. Raises UsageError."""
+    """The engine that runs a bundle, and what it needs to open it. Raises UsageError.
+
+    `options` are other fields of the request; without them it is opened for its logits.
+    """
     manifest = bundle.manifest
     engine = backend_for(backend or manifest.target)
     cores = os.cpu_count() or 1
@@ -271,17 +270,18 @@ def bundle_request(
         raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
     if threads is not None and engine.TARGET == "tensorrt":
         raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
-    request = open_request(
-        manifest.model, manifest.input, manifest.runtime_precision, threads=threads
-    )
-    return engine, dataclasses.replace(
-        request,
+    return engine, open_request(
+        manifest.model,
+        manifest.input,
+        manifest.runtime_precision,
+        threads=threads,
         graph_sha256=manifest.artifact.sha256,
         engines=manifest.engines,
         files=tuple(
             (bundle.folder / name, manifest.files[name])
             for name in (manifest.artifact.path, *manifest.artifact.companions)
         ),
+        **options,
     )
 
 
@@ -290,15 +290,15 @@ def open_request(
     given: InputSpec,
     runtime_precision: str,
     kept_outputs: tuple[str, ...] = (),
-    threads: int | None = None,
+    **options: Any,
 ) -> OpenRequest:
-    """What a backend needs to open an artifact of this network."""
+    """What a backend needs to open an artifact of this network; `options` are other fields."""
     return OpenRequest(
         given.shape(model.preprocessing.image_size_px),
         len(model.labels),
         runtime_precision,
-        threads,
-        kept_outputs,
+        kept_outputs=kept_outputs,
+        **options,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Engine
-from gft_edge.errors import (
-    BundleError,
-    FailedError,
-    GftEdgeError,
-    UsageError,
-)
+from gft_edge.errors import BundleError, FailedError, GftEdgeError, UsageError
 from gft_edge.nvidia.cuda import Cuda, host_view
 from gft_edge.nvidia.engines import deserialized, no_memory
-from gft_edge.nvidia.library import (
-    Library,
-)
+from gft_edge.nvidia.library import Library
 from gft_edge.runtime.backends import (
     CallTimes,
-    Finished,
     OpenRequest,
+    Session,
     check_images,
     check_signature,
     ordered_outputs,
-    run_in_turn,
 )
 
 
-class TrtSession:
+class TrtSession(Session):
     """One engine with its buffers and stream; `run` may be called from several threads.
 
     Where CPU and GPU share memory (Jetson) the buffers are mapped and nothing is copied. With
@@ -51,7 +43,6 @@ class TrtSession:
         self._graph_wanted = request.cuda_graph
         self._flags = engine.flags
         self._graph: int | None = None
-        self._graph_addresses: tuple[int, ...] = ()
         self._arrays: dict[str, npt.NDArray[Any]] = {}  # over pinned memory
         self._hosts: dict[str, int] = {}
         self._addresses: dict[str, int] = {}
@@ -88,26 +79,6 @@ class TrtSession:
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
             return self._outputs(), CallTimes(*times)
-
-    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
-        """See Session; one after another."""
-        return run_in_turn(self.run, batches)
-
-    def run_at(self, address: int) -> list[npt.NDArray[Any]]:
-        """As `run`, for images that already lie on the GPU, in the input's shape and type.
-
-        `address` is device memory of the caller's, a camera's frame for example, which stays his.
-        With `cuda_graph` each change of address records anew: keep to one.
-        """
-        with self._lock:
-            self._check_open()
-            own = self._addresses["images"]
-            try:
-                self._bind("images", address)
-                self._enqueue([], copy_input=False)
-                return self._outputs()
-            finally:
-                self._bind("images", own)
 
     def flags(self) -> tuple[str, ...]:
         """See Session: the builder's flags, and how launches are made."""
@@ -161,8 +132,11 @@ class TrtSession:
         if self._context is None:
             raise no_memory(path, engine.device_memory_size_v2, cuda, self._log)
         self._held.callback(self._drop_context)
-        for name in names:
-            self._bind(name, self._addresses[name])
+        for name, address in self._addresses.items():
+            self._log.clear()
+            if not self._context.set_tensor_address(name, address):
+                reason = self._log.first_error("it gives no reason")
+                raise FailedError(f"TensorRT does not take the address of {name}: {reason}")
         self._held.callback(self._drop_graph)
 
     def _take_buffers(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -179,12 +153,6 @@ class TrtSession:
         self._held.callback(_give_back, free, handle)
         return handle
 
-    def _bind(self, name: str, address: int) -> None:
-        self._log.clear()
-        if not self._context.set_tensor_address(name, address):
-            reason = self._log.first_error("it gives no reason")
-            raise FailedError(f"TensorRT does not take the address of {name}: {reason}")
-
     def _accept(self, images: npt.NDArray[Any]) -> None:
         self._check_open()
         check_images(images, self._shape)
@@ -197,7 +165,7 @@ class TrtSession:
         if self._context is None:
             raise UsageError("this session is closed: open the bundle again")
 
-    def _enqueue(self, marks: list[int], copy_input: bool = True) -> None:
+    def _enqueue(self, marks: list[int]) -> None:
         """Copy in, compute, copy out, wait. `marks` are four events around the three parts."""
         cuda, stream = self._cuda, self._stream
         cuda.use_device()
@@ -208,7 +176,7 @@ class TrtSession:
 
         try:
             mark(0)
-            if copy_input and not self._shared:
+            if not self._shared:
                 given = self._arrays["images"]
                 cuda.copy_to_device(
                     self._addresses["images"], self._hosts["images"], given.nbytes, stream
@@ -222,7 +190,7 @@ class TrtSession:
                     cuda.copy_to_host(self._hosts[name], self._addresses[name], size, stream)
             mark(3)
         except BaseException:
-            # What is queued already reads memory that may be the caller's.
+            # What is queued already reads and writes buffers that the next run fills anew.
             with suppress(GftEdgeError):
                 cuda.synchronize(stream)
             raise
@@ -232,15 +200,13 @@ class TrtSession:
         if not self._graph_wanted:
             self._execute()
             return
-        addresses = tuple(self._context.get_tensor_address(name) for name in self._addresses)
-        if self._graph is None or addresses != self._graph_addresses:
-            self._capture(addresses)
-            return
-        self._cuda.launch(self._graph, self._stream)
+        if self._graph is None:
+            self._capture()
+        else:
+            self._cuda.launch(self._graph, self._stream)
 
-    def _capture(self, addresses: tuple[int, ...]) -> None:
+    def _capture(self) -> None:
         """Run once plainly, which also settles what TensorRT allocates late, then record."""
-        self._drop_graph()
         self._execute()
         self._cuda.synchronize(self._stream)
         self._cuda.begin_capture(self._stream)
@@ -251,7 +217,6 @@ class TrtSession:
                 self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
             raise
         self._graph = self._cuda.end_capture(self._stream)
-        self._graph_addresses = addresses
 
     def _execute(self) -> None:
         # Each failure with its own reason: what an earlier run has said is not it.

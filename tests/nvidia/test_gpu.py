@@ -25,7 +25,7 @@ from gft_edge.fidelity.compare import compare
 from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia.build import build_engine, builder_here
-from gft_edge.nvidia.cuda import Cuda, host_view, open_cuda
+from gft_edge.nvidia.cuda import Cuda, open_cuda
 from gft_edge.nvidia.engines import misfit
 from gft_edge.runtime.classifier import Classifier, load_pixels
 from tests.support.trt import Pixels, assert_same, session_of
@@ -135,27 +135,6 @@ def test_a_replayed_graph_gives_what_a_plain_launch_gives(bundle: Path, pictures
         assert_same(replaying.run(images), plain.run(images))
     plain.close()
     replaying.close()
-
-
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_images_on_the_gpu_are_read_where_they_lie(
-    cuda: Cuda, bundle: Path, pictures: Pixels, cuda_graph: bool
-) -> None:
-    session = session_of(bundle, cuda_graph=cuda_graph)
-    given, other = pictures[:BATCH], pictures[BATCH : 2 * BATCH]
-    expected = session.run(given)
-    size, stream = given.nbytes, cuda.stream()
-    host, address = cuda.pinned_buffer(size), cuda.device_buffer(size)
-    host_view(host, size)[:] = given.ravel()
-    cuda.copy_to_device(address, host, size, stream)
-    cuda.synchronize(stream)
-    for _ in range(3):
-        assert_same(session.run_at(address), expected)
-        assert not np.array_equal(session.run(other)[0], expected[0])
-    session.close()
-    cuda.free_device(address)
-    cuda.free_pinned(host)
-    cuda.destroy_stream(stream)
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])

@@ -254,7 +254,7 @@ def attention_layers(
     ]
     given = ["input", *(name for name, *_ in chain)]
     return [
-        Layer(name, kind, precision, "block 0", (name,), (before,), (name,), shape)
+        Layer(name, kind, precision, (name,), (before,), (name,), "", "block 0", shape)
         for (name, kind, precision, shape), before in zip(chain, given, strict=False)
     ]
 

@@ -63,7 +63,7 @@ def timed(
 
 
 def layer(kind: str, *nodes: str, name: str = "", ms: float = 1.0) -> LayerTime:
-    return LayerTime(name or nodes[0], kind, "kernel", "fp32", nodes, (), (name,), ms)
+    return LayerTime(name or nodes[0], kind, "fp32", nodes, (), (name,), "kernel", ms)
 
 
 # What real engines tell.

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
-from gft_edge.bundle.placement import group_of, groups_by_flow
+from gft_edge.bundle.placement import Layer, group_of, groups_by_flow
 
 
-@dataclass(frozen=True)
-class Step:
-    """A layer named after its one node, with what it reads and writes."""
-
-    node: str
-    kind: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        return (self.node,)
-
-
-def step(text: str) -> Step:
+def step(text: str) -> Layer:
     """`NODE KIND: a b -> c`."""
     head, _, flow = text.partition(": ")
     node, kind = head.split()
     reads, _, writes = flow.partition(" -> ")
-    return Step(node, kind, tuple(reads.split()), tuple(writes.split()))
+    return Layer(node, kind, "fp32", (node,), tuple(reads.split()), tuple(writes.split()))
 
 
 def groups(*lines: str) -> list[str]:

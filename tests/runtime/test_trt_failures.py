@@ -23,7 +23,6 @@ from tests.support.trt import (
     assert_same,
     calls_of,
     expected_of,
-    frame_of,
     pictures,
     session_of,
 )
@@ -31,7 +30,7 @@ from tests.support.trt import (
 if TYPE_CHECKING:
     from tests.support.fake_tensorrt import FakeTensorrt
 
-OPEN, RUN, SPLIT, AT = "open", "run", "run_split", "run_at"
+OPEN, RUN, SPLIT = "open", "run", "run_split"
 # A call that destroys can only tell of an earlier failure, and a version is for messages.
 TELLING = {
     name for name in FUNCTIONS if not any(word in name for word in ("Destroy", "Free", "Version"))
@@ -40,12 +39,11 @@ TELLING = {
 QUICK = {
     (OPEN, False, False, True),
     (RUN, True, False, False),
-    (SPLIT, False, True, False),
-    (AT, True, False, True),
+    (SPLIT, False, True, True),
 }
 SCENARIOS = [
     pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
-    for scenario in (OPEN, RUN, SPLIT, AT)
+    for scenario in (OPEN, RUN, SPLIT)
     for cuda_graph in (False, True)
     for integrated in (False, True)
     for lasting in (False, True)
@@ -71,44 +69,41 @@ def test_a_failure_of_any_call_is_told_and_leaks_nothing(
     images = pictures(seed=4)
     expected = expected_of(bundle, images)
 
-    def session_and_work(frame: int) -> tuple[Any, Callable[[], Any]]:
+    def session_and_work() -> tuple[Any, Callable[[], Any]]:
         if scenario == OPEN:
             return None, lambda: session_of(opened)
         session = session_of(opened, cuda_graph=cuda_graph)
-        given = frame if scenario == AT else images
-        return session, lambda: getattr(session, scenario)(given)
+        return session, lambda: getattr(session, scenario)(images)
 
     def calls_made() -> int:
-        with frame_of(machine, images) as frame:
-            session, work = session_and_work(frame)
-            start = len(cudart.calls)
-            made = work()
-            count = len(cudart.calls) - start
-            (session or made).close()
+        session, work = session_and_work()
+        start = len(cudart.calls)
+        made = work()
+        count = len(cudart.calls) - start
+        (session or made).close()
         return count
 
     def attempt(fail_at: int) -> None:
-        with frame_of(machine, images) as frame:
-            session, work = session_and_work(frame)
-            start = len(cudart.calls)
-            for index in range(fail_at, fail_at + 200 if lasting else fail_at + 1):
-                cudart.fail_call(start + index, 719)
-            text = ""
-            try:
-                made = work()
-            except CudaError as error:
-                text = str(error)
-            name = cudart.calls[start + fail_at][0]
-            cudart.forget_failures()
-            if name in TELLING:
-                assert text.startswith(f"{name} failed: ")
-            elif session is None and not text:
-                made.close()
-            if session is not None:
-                assert cudart.live["event"] == 0
-                assert_same(session.run(images), expected)
-                assert_same(session.run(images), expected)
-                session.close()
+        session, work = session_and_work()
+        start = len(cudart.calls)
+        for index in range(fail_at, fail_at + 200 if lasting else fail_at + 1):
+            cudart.fail_call(start + index, 719)
+        text = ""
+        try:
+            made = work()
+        except CudaError as error:
+            text = str(error)
+        name = cudart.calls[start + fail_at][0]
+        cudart.forget_failures()
+        if name in TELLING:
+            assert text.startswith(f"{name} failed: ")
+        elif session is None and not text:
+            made.close()
+        if session is not None:
+            assert cudart.live["event"] == 0
+            assert_same(session.run(images), expected)
+            assert_same(session.run(images), expected)
+            session.close()
 
     for fail_at in range(calls_made()):
         attempt(fail_at)
@@ -254,12 +249,8 @@ def test_a_closed_session_refuses_to_run_and_closes_twice(
     session.run(pictures())
     session.close()
     assert calls_of(machine, session.close) == []
-    for work in (
-        lambda: session.run(pictures()),
-        lambda: session.run_split(pictures()),
-        lambda: session.run_at(4096),
-    ):
-        refusal_of(UsageError, work, "closed")
+    for work in (session.run, session.run_split):
+        refusal_of(UsageError, functools.partial(work, pictures()), "closed")
     assert_released(machine)
 
 

@@ -8,11 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from gft_edge.errors import CudaError, FailedError, UsageError
-from gft_edge.nvidia.cuda import host_view
 from gft_edge.runtime.classifier import Classifier
 from tests.support.refusals import refusal_of
 from tests.support.trt import (
@@ -21,7 +19,6 @@ from tests.support.trt import (
     assert_same,
     calls_of,
     expected_of,
-    frame_of,
     pictures,
     session_of,
 )
@@ -208,89 +205,6 @@ def test_a_capture_that_fails_leaks_nothing_and_the_next_run_tries_again(
     machine.refuse_in_capture = None
     assert_same(session.run(pictures(seed=5)), expected_of(bundle, pictures(seed=5)))
     assert calls_of(machine, lambda: session.run(pictures())).count("cudaGraphLaunch") == 1
-    session.close()
-
-
-# Images that already lie on the GPU.
-
-
-@pytest.mark.parametrize("cuda_graph", [False, True])
-@pytest.mark.parametrize("integrated", [False, True])
-def test_images_on_the_gpu_are_read_where_they_lie(
-    machine: FakeTensorrt, bundle: Path, integrated: bool, cuda_graph: bool
-) -> None:
-    machine.cudart.integrated = integrated
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle, cuda_graph=cuda_graph)
-    images = [pictures(seed=seed) for seed in range(4)]
-    expected = [expected_of(bundle, each) for each in images]
-    with frame_of(machine, images[0]) as left, frame_of(machine, images[1]) as right:
-        for _ in range(2):
-            assert_same(session.run_at(left), expected[0])
-            assert_same(session.run_at(right), expected[1])
-            # The session's own images are its own again.
-            assert_same(session.run(images[2]), expected[2])
-            assert_same(session.run_split(images[3])[0], expected[3])
-        names = calls_of(machine, lambda: session.run_at(right))
-        assert names.count("cudaMemcpyAsync") == (0 if integrated else 4)
-        assert names[0] == "cudaSetDevice"
-        np.testing.assert_array_equal(host_view(right, images[1].nbytes), images[1].ravel())
-    session.close()
-
-
-def test_a_graph_is_captured_again_for_another_address_alone(
-    machine: FakeTensorrt, bundle: Path
-) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False, cuda_graph=True)
-
-    def captures(work: Callable[[], object]) -> int:
-        return calls_of(machine, work).count("cudaStreamBeginCapture")
-
-    with frame_of(machine, pictures()) as left, frame_of(machine, pictures()) as right:
-        assert captures(lambda: session.run(pictures())) == 1
-        assert captures(lambda: session.run(pictures())) == 0
-        assert captures(lambda: session.run_at(left)) == 1
-        assert captures(lambda: session.run_at(left)) == 0
-        assert captures(lambda: session.run_at(right)) == 1
-        assert captures(lambda: session.run(pictures())) == 1
-        assert machine.cudart.live["executable"] == 1
-    session.close()
-
-
-@pytest.mark.parametrize("name", ["execute_async_v3", "set_tensor_address"])
-def test_after_a_failed_run_at_the_session_reads_its_own_images(
-    machine: FakeTensorrt, bundle: Path, name: str
-) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle)
-    with frame_of(machine, pictures(seed=1)) as address:
-        machine.refuse_once(name)
-        refusal_of(FailedError, lambda: session.run_at(address))
-        assert_same(session.run(pictures(seed=2)), expected_of(bundle, pictures(seed=2)))
-        machine.cudart.fail("cudaStreamSynchronize", 719)
-        refusal_of(CudaError, lambda: session.run_at(address))
-        machine.cudart.fail("cudaStreamSynchronize", 0)
-    assert_same(session.run(pictures(seed=3)), expected_of(bundle, pictures(seed=3)))
-    session.close()
-
-
-@pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaGraphInstantiate"])
-def test_no_work_is_left_that_reads_the_callers_images_after_a_failure(
-    machine: FakeTensorrt, bundle: Path, name: str
-) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle, cuda_graph=True)
-    with frame_of(machine, pictures()) as address:
-        machine.cudart.fail(name, 900)
-        refusal_of(CudaError, lambda: session.run_at(address))
-        machine.cudart.fail(name, 0)
-        assert machine.cudart.waiting == 0
-    with frame_of(machine, pictures()) as address:
-        session.run_at(address)
-        machine.cudart.fail_call(len(machine.cudart.calls) + 3, 719)
-        refusal_of(CudaError, lambda: session.run_at(address))
-        assert machine.cudart.waiting == 0
     session.close()
 
 

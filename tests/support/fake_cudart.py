@@ -116,11 +116,6 @@ class FakeCudart:
         self._codes.clear()
         self._code_of_call.clear()
 
-    @property
-    def waiting(self) -> int:
-        """How many pieces of work wait in streams."""
-        return sum(map(len, self._streams.values()))
-
     def cuda(self, provider: str = "ctypes") -> Cuda:
         """Opened over this fake, through one provider's own way of calling."""
         return Cuda(CudaPython(self.module()) if provider == "cuda-python" else self.runtime())

@@ -88,7 +88,6 @@ class FakeTensorrt:
         self.plans: list[bytes] = []
         self.live: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
-        self._once: set[str] = set()
         self.host_code_allowed: list[bool] = []
         self.refuse_in_capture: str | None = None
         self.module = SimpleNamespace(
@@ -109,20 +108,12 @@ class FakeTensorrt:
         """Make every later call of a name fail with this in the log."""
         self.refused[name] = reason
 
-    def refuse_once(self, name: str) -> None:
-        """Make the next call of a name fail."""
-        self.refuse(name)
-        self._once.add(name)
-
     def refuses(self, name: str, logger: ILogger) -> bool:
         """Note a call, and say whether it is to fail."""
         self.cudart.calls.append((name, ()))
         if name not in self.refused:
             return False
         logger.log(Severity.ERROR, f"{self.refused[name]}\nIn an echo at line 74")
-        if name in self._once:
-            self._once.remove(name)
-            del self.refused[name]
         return True
 
 
@@ -271,9 +262,6 @@ class _Context(_Counted):
         self._engine.get_tensor_dtype(name)  # or KeyError
         self._addresses[name] = address
         return True
-
-    def get_tensor_address(self, name: str) -> int:
-        return self._addresses.get(name, 0)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         cudart = self._fake.cudart

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.store import Bundle, read_bundle, sha256_of, write_manifest
 from gft_edge.nvidia.build import with_engine
-from gft_edge.nvidia.cuda import host_view
 from gft_edge.nvidia.engines import host_of
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import open_request
@@ -130,13 +128,3 @@ def calls_of(machine: FakeTensorrt, work: Callable[[], object]) -> list[str]:
     machine.cudart.calls.clear()
     work()
     return [name for name, _ in machine.cudart.calls if name != "set_tensor_address"]
-
-
-@contextmanager
-def frame_of(machine: FakeTensorrt, images: Pixels) -> Iterator[int]:
-    """Yield the address of device memory of the caller's that holds these images."""
-    cuda = machine.cudart.cuda()
-    address = cuda.device_buffer(images.nbytes)
-    host_view(address, images.nbytes)[:] = images.ravel()
-    yield address
-    cuda.free_device(address)

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Artifact, Engine
-from gft_edge.errors import BundleError, UsageError
+from gft_edge.bundle.placement import Layer
+from gft_edge.bundle.store import sha256_of
+from gft_edge.errors import BundleError, MissingDependencyError, UsageError
 
 ALIASES = {
     "ort": "onnx",
@@ -108,23 +112,10 @@ class CallTimes:
 
 
 @dataclass(frozen=True)
-class LayerTime:
-    """One layer as its engine runs it, and its mean time an inference.
+class LayerTime(Layer):
+    """One layer as its engine runs it, and its mean time an inference: 0 ms for what is done in place."""
 
-    `kind` is the engine's operator, `kernel` what computes it: an exec type of OpenVINO, a provider
-    of ONNX Runtime, a tactic of TensorRT, "" where none is told. `nodes` are those of the exported
-    graph in it, as far as the engine remembers them; `reads` and `writes` are the tensors between
-    layers. What is done in place takes 0 ms.
-    """
-
-    name: str
-    kind: str
-    kernel: str
-    precision: str
-    nodes: tuple[str, ...]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    mean_ms: float
+    mean_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,14 +137,18 @@ class Finished:
     latency_ms: float
 
 
-class Session(Protocol):
+class Session(ABC):
     """A loaded artifact, usable from several threads at once."""
 
+    @abstractmethod
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Logits (B,classes) float32, one (B,K) int64 array a kept output, one float32 a score."""
 
     def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
-        """As `run`, with the time that each part took."""
+        """As `run`, with the time that each part took; without a device all of it is computing."""
+        started = time.perf_counter()
+        outputs = self.run(images)
+        return outputs, CallTimes(0.0, (time.perf_counter() - started) * 1000, 0.0)
 
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
         """Run each batch, in their order, with as many at once as the engine was opened for.
@@ -161,10 +156,16 @@ class Session(Protocol):
         A batch is taken when the engine has room for it. An iterator that is closed, dropped or left
         by an exception leaves nothing running.
         """
+        for images in batches:
+            started = time.perf_counter()
+            outputs = self.run(images)
+            yield Finished(outputs, (time.perf_counter() - started) * 1000)
 
+    @abstractmethod
     def flags(self) -> tuple[str, ...]:
         """What the engine was told that decides its speed, as NAME=VALUE."""
 
+    @abstractmethod
     def close(self) -> None:
         """Release the engine. Further runs raise."""
 
@@ -215,23 +216,28 @@ def backend_for(target: str) -> Backend:
     return backend
 
 
-def run_on_host(
-    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]], images: npt.NDArray[Any]
-) -> tuple[list[npt.NDArray[Any]], CallTimes]:
-    """`run_split` of an engine without a device of its own: all of its time is computing."""
-    started = time.perf_counter()
-    outputs = run(images)
-    return outputs, CallTimes(0.0, (time.perf_counter() - started) * 1000, 0.0)
+def vendor_library(module: str, package: str, extra: str) -> Any:
+    """Import an engine's library. Raises MissingDependencyError with the line that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingDependencyError(package, extra) from None
 
 
-def run_in_turn(
-    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]], batches: Iterable[npt.NDArray[Any]]
-) -> Iterator[Finished]:
-    """`run_many` of an engine that runs one batch at a time."""
-    for images in batches:
-        started = time.perf_counter()
-        outputs = run(images)
-        yield Finished(outputs, (time.perf_counter() - started) * 1000)
+def why_missing(load: Callable[[], object]) -> str | None:
+    """Say why a library does not load, or None."""
+    try:
+        load()
+    except MissingDependencyError as error:
+        return str(error)
+    return None
+
+
+def copied(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+    """`build` of an engine that loads the ONNX file itself."""
+    path = folder / "model.onnx"
+    shutil.copyfile(graph, path)
+    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
 
 
 def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,24 +13,23 @@ import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Artifact
 from gft_edge.bundle.onnx_bytes import FLOAT, GraphNode, graph_nodes, graph_output
-from gft_edge.bundle.store import sha256_of
-from gft_edge.errors import BundleError, MissingDependencyError, UsageError
+from gft_edge.errors import BundleError, UsageError
 from gft_edge.runtime.backends import (
     BuildRequest,
-    CallTimes,
-    Finished,
     InTurn,
     LayerRun,
     LayerTime,
     OpenRequest,
+    Session,
     check_images,
     check_signature,
+    copied,
     ordered_outputs,
     precision_of,
-    run_in_turn,
-    run_on_host,
     samples_in_turn,
+    vendor_library,
     warmed_up,
+    why_missing,
 )
 
 TARGET = "onnx"
@@ -42,13 +39,13 @@ _OPTIMIZED_FILE = "optimized.onnx"
 _TIMED = "_kernel_time"  # behind a node's name in the profiler's events
 
 
+def _library() -> Any:
+    return vendor_library("onnxruntime", "ONNX Runtime", "onnx")
+
+
 def missing() -> str | None:
     """The install line when onnxruntime is not here."""
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        return str(MissingDependencyError("ONNX Runtime", "onnx"))
-    return None
+    return why_missing(_library)
 
 
 def unsupported(precision: str) -> str | None:
@@ -62,17 +59,13 @@ def runtime_precision(precision: str) -> str:
 
 
 def version() -> str:
-    """Of onnxruntime."""
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"
+    """The version of onnxruntime."""
+    return f"onnxruntime {_library().__version__}"
 
 
 def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     """ONNX Runtime loads the ONNX file itself: build copies it."""
-    path = folder / "model.onnx"
-    shutil.copyfile(graph, path)
-    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
+    return copied(graph, folder, request)
 
 
 def open_session(path: Path, request: OpenRequest) -> OrtSession:
@@ -86,8 +79,6 @@ def open_graph(graph: bytes, request: OpenRequest) -> OrtSession:
 
 
 def _content(path: Path) -> bytes:
-    if missing():
-        raise MissingDependencyError("ONNX Runtime", "onnx")
     if path.suffix != ".onnx":
         raise UsageError(f"ONNX Runtime runs bundles of --target onnx, not {path.name}")
     return path.read_bytes()
@@ -153,15 +144,14 @@ def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
     )
 
 
-class OrtSession:
+class OrtSession(Session):
     """One InferenceSession; its `run` may be called from several threads.
 
     With `profile`, a folder, it times its nodes and writes the graph that it runs there.
     """
 
     def __init__(self, graph: bytes, name: str, request: OpenRequest, profile: Path | None = None):
-        import onnxruntime
-
+        onnxruntime = _library()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if not request.spin:
@@ -195,14 +185,6 @@ class OrtSession:
         """See Session."""
         check_images(images, self._shape)
         return ordered_outputs(self._session.run(self._outputs, {"images": images}))
-
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
-        """See Session."""
-        return run_on_host(self.run, images)
-
-    def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
-        """See Session; one after another."""
-        return run_in_turn(self.run, batches)
 
     def flags(self) -> tuple[str, ...]:
         """See Session; 0 threads are one a core."""

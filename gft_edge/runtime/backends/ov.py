@@ -13,22 +13,23 @@ import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Artifact
 from gft_edge.bundle.store import sha256_of
-from gft_edge.errors import BundleError, MissingDependencyError
+from gft_edge.errors import BundleError
 from gft_edge.runtime.backends import (
     BuildRequest,
-    CallTimes,
     Finished,
     InTurn,
     LayerRun,
     LayerTime,
     OpenRequest,
+    Session,
     check_images,
     check_signature,
     ordered_outputs,
     precision_of,
-    run_on_host,
     samples_in_turn,
+    vendor_library,
     warmed_up,
+    why_missing,
 )
 from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32
 from gft_edge.runtime.signal_stack import kept_signal_stack
@@ -49,21 +50,19 @@ _AHEAD = 4
 _FLAGS = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
 
 
+def _library() -> Any:
+    return vendor_library("openvino", "OpenVINO", "openvino")
+
+
 def missing() -> str | None:
     """The install line when openvino is not here."""
-    try:
-        import openvino  # noqa: F401
-    except ImportError:
-        return str(MissingDependencyError("OpenVINO", "openvino"))
-    return None
+    return why_missing(_library)
 
 
 def unsupported(precision: str) -> str | None:
     """Says so where the CPU has no instructions for it: the engine would silently compute in f32."""
-    import openvino
-
     with kept_signal_stack():
-        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has = _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
         return None
     native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
@@ -76,10 +75,8 @@ def runtime_precision(precision: str) -> str:
 
 
 def version() -> str:
-    """Of openvino."""
-    import openvino
-
-    return f"openvino {openvino.__version__.split('-')[0]}"
+    """The version of openvino."""
+    return f"openvino {_library().__version__.split('-')[0]}"
 
 
 def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
@@ -88,10 +85,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     `graph` is ONNX, or IR already when it is quantized. In fp16 and bf16 only matrix products are
     computed in fewer bits.
     """
-    if missing():
-        raise MissingDependencyError("OpenVINO", "openvino")
-    import openvino
-
+    openvino = _library()
     ir = graph.suffix == ".xml"
     model = openvino.Core().read_model(graph) if ir else openvino.convert_model(graph)
     for key, value in request.metadata.items():
@@ -117,8 +111,6 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
 
 def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
     """Raises BundleError when OpenVINO refuses the file or its input is not as requested."""
-    if missing():
-        raise MissingDependencyError("OpenVINO", "openvino")
     return OpenVinoSession(path, request)
 
 
@@ -130,8 +122,6 @@ def layer_times(
     They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers, as
     a selection, comes out some microseconds a layer too low.
     """
-    if missing():
-        raise MissingDependencyError("OpenVINO", "openvino")
     session = OpenVinoSession(path, request, counted=True)
     # Few, as the counters' rounding grows with their number.
     cold_runs = warmed_up(lambda: session.run(images), warm_up_ms=0)
@@ -168,16 +158,14 @@ def _layer(told: dict[str, Any], mean_ms: float) -> LayerTime:
     )
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """One compiled model with an inference request for each calling thread.
 
     `counted` makes it count the time of each layer, which slows it down.
     """
 
     def __init__(self, path: Path, request: OpenRequest, counted: bool = False):
-        import openvino
-
-        core = openvino.Core()
+        core = _library().Core()
         options: dict[str, Any] = {
             # A graph typed for another engine is computed as it stands, not lowered further.
             "INFERENCE_PRECISION_HINT": request.runtime_precision.replace("typed", "f32"),
@@ -214,21 +202,15 @@ class OpenVinoSession:
         results = request.infer({0: images})
         return ordered_outputs([results[output] for output in self._outputs])
 
-    def run_split(self, images: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], CallTimes]:
-        """See Session."""
-        return run_on_host(self.run, images)
-
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
         """See Session; OpenVINO says how many at once: one for the hint latency."""
-        import openvino
-
         # A queue serves one iterator at a time: its requests hold that one's outputs. The session may
         # be closed before the iterator is.
         idle_queues = self._idle_queues
         try:
             queue = idle_queues.pop()
         except IndexError:
-            queue = openvino.AsyncInferQueue(self._compiled)
+            queue = _library().AsyncInferQueue(self._compiled)
         running: dict[int, int] = {}  # number of the request -> number of its batch
         finished: dict[int, Finished] = {}
         wanted = 0

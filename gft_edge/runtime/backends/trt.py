@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Artifact
-from gft_edge.bundle.store import sha256_of
-from gft_edge.errors import (
-    GftEdgeError,
-    UsageError,
-)
+from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.engines import engine_for, host_of, serves
 from gft_edge.nvidia.layers import engine_layers
-from gft_edge.nvidia.library import (
-    builder_library,
-    installed,
-    not_installed,
-    parse,
-)
+from gft_edge.nvidia.library import builder_library, installed, not_installed, parse
 from gft_edge.runtime.backends import (
     BuildRequest,
     InTurn,
     LayerRun,
     LayerTime,
     OpenRequest,
+    copied,
     samples_in_turn,
     warmed_up,
 )
@@ -65,7 +56,7 @@ def runtime_precision(precision: str) -> str:
 
 
 def version() -> str:
-    """Of every library that is here."""
+    """The versions of every library that is here."""
     return ", ".join(library.name for library in installed()) or "absent"
 
 
@@ -81,9 +72,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
         pass
     else:
         parse(library, graph.read_bytes(), graph)
-    path = folder / "model.onnx"
-    shutil.copyfile(graph, path)
-    return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
+    return copied(graph, folder, request)
 
 
 def open_session(path: Path, request: OpenRequest) -> TrtSession:
@@ -134,8 +123,8 @@ def _layer_times(information: str, times_ms: dict[str, float], runs: int) -> tup
     layers += engine_layers(json.dumps({"Layers": sorted(unknown)}))
     return tuple(
         LayerTime(
-            layer.name, layer.kind, layer.kernel, layer.precision, layer.nodes,
-            layer.reads, layer.writes, times_ms.get(layer.name, 0.0) / runs,
+            layer.name, layer.kind, layer.precision, layer.nodes, layer.reads, layer.writes,
+            layer.kernel, times_ms.get(layer.name, 0.0) / runs,
         )
         for layer in layers
     )  # fmt: skip
