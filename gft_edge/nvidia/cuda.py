@@ -12,25 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import (
-    CudaError,
-    GftEdgeError,
-    MissingDependencyError,
-    NoGpuError,
-    UsageError,
-)
-from gft_edge.nvidia.cudart import INSUFFICIENT_DRIVER, PROTOTYPES, PROVIDERS, Runtime, runtimes
+from gft_edge.errors import CudaError, GftEdgeError, MissingDependencyError, NoGpuError
+from gft_edge.nvidia.cudart import PROTOTYPES, Runtime, runtimes
 
 # From driver_types.h.
-_OUT_OF_MEMORY, _STUB_LIBRARY, _NO_DEVICE = 2, 34, 100
+_OUT_OF_MEMORY, _STUB_LIBRARY, _INSUFFICIENT_DRIVER, _NO_DEVICE = 2, 34, 35, 100
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _HOST_PORTABLE, _HOST_MAPPED = 1, 2
 _MULTIPROCESSORS, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
-
-# cudaGraphInstantiate took other parameters before.
-_OLDEST_CUDA = 12
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,6 @@ class Cuda:
     def __init__(self, runtime: Runtime) -> None:
         """Raises NoGpuError where no device answers."""
         self._runtime = runtime
-        self.provider = runtime.provider
         self.runtime_version = _version(self._cuda_version("Runtime"))
         self.driver_version = _version(self._cuda_version("Driver"))
         self.call("cudaGetDeviceCount")
@@ -180,7 +170,7 @@ class Cuda:
 
     def _error(self, call: str, inputs: tuple[int, ...], code: int) -> GftEdgeError:
         (name,) = self.call("cudaGetErrorName", code)
-        if code in (_STUB_LIBRARY, INSUFFICIENT_DRIVER, _NO_DEVICE):
+        if code in (_STUB_LIBRARY, _INSUFFICIENT_DRIVER, _NO_DEVICE):
             return NoGpuError(f"{self._why_no_gpu(code)} ({call}: {name})")
         (detail,) = self.call("cudaGetErrorString", code)
         if code == _OUT_OF_MEMORY:
@@ -203,32 +193,29 @@ class Cuda:
                 "no NVIDIA driver here: install it, or start the container with --gpus all "
                 "(on a Jetson --runtime nvidia)"
             )
-        major = driver // 1000
-        older = f", or install the runtime of CUDA {major}: pip install 'cuda-python<{major + 1}'"
+        # The oldest that has these functions: cudaGraphInstantiate took other parameters before.
+        older = ", or install its runtime: pip install nvidia-cuda-runtime-cu12"
         return (
             f"the driver supports CUDA {_version(driver)} and this runtime is CUDA "
-            f"{_version(runtime)}: update the driver{older if major >= _OLDEST_CUDA else ''}"
+            f"{_version(runtime)}: update the driver{older if driver // 1000 == 12 else ''}"
         )
 
 
-def open_cuda(provider: str | None = None) -> Cuda:
-    """Through the first runtime that a GPU answers to, of one provider ("ctypes") or of all.
+def open_cuda() -> Cuda:
+    """Open the first runtime that a GPU answers to.
 
     A machine can have a runtime too new for its driver in front of one that fits: then the second
     is opened. Raises NoGpuError with what the first one said, MissingDependencyError.
     """
-    if provider not in (None, *PROVIDERS):
-        raise UsageError(f"no provider {provider!r}: there are {' and '.join(PROVIDERS)}")
     refusals = []
-    for runtime in runtimes(provider):
+    for runtime in runtimes():
         try:
             return Cuda(runtime)
         except NoGpuError as error:
             refusals.append(error)
     if refusals:
         raise refusals[0]
-    missing = {"cuda-python": "cuda-python", "ctypes": "libcudart", None: "The CUDA runtime"}
-    raise MissingDependencyError(missing[provider], "tensorrt")
+    raise MissingDependencyError("The CUDA runtime", "tensorrt")
 
 
 def host_view(address: int, size: int) -> npt.NDArray[np.uint8]:

@@ -1,15 +1,12 @@
-"""The CUDA runtime's functions, called in one way through cuda-python or ctypes."""
+"""The CUDA runtime's functions, called through ctypes by one table of their parameters."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-PROVIDERS = ("cuda-python", "ctypes")
+from typing import Any
 
 # C parameters, the same in CUDA 12 and 13. The call writes through an "out" pointer. All but those
 # with an arrow return cudaError_t.
@@ -61,8 +58,6 @@ C_TYPES: dict[str, Any] = {
     "unsigned long long": ctypes.c_ulonglong,
 }
 
-INSUFFICIENT_DRIVER = 35
-
 
 class Prototype:
     """A row of the table, read. `parameters` are (is an output, C type), in order."""
@@ -78,44 +73,8 @@ class Prototype:
 PROTOTYPES = {name: Prototype(row) for name, row in FUNCTIONS.items()}
 
 
-class Runtime(Protocol):
-    """A way to the CUDA runtime."""
-
-    provider: str
-
-    def call(self, name: str, *inputs: int) -> tuple[int, tuple[Any, ...]]:
-        """The error code of a function of the table, then its outputs; none after an error."""
-
-
-class CudaPython:
-    """The module cuda.bindings.runtime, or cuda.cudart as it was called at first."""
-
-    provider = "cuda-python"
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def call(self, name: str, *inputs: int) -> tuple[int, tuple[Any, ...]]:
-        """Enums are classes here, and handles are objects that int() reads."""
-        prototype = PROTOTYPES[name]
-        given = [
-            getattr(self._module, kind)(value) if kind in ENUMS else value
-            for kind, value in zip(prototype.inputs, inputs, strict=True)
-        ]
-        try:
-            code, *outputs = getattr(self._module, name)(*given)
-        # cuda-python 12.6 raises this where it finds no libcuda; later ones return the code.
-        except RuntimeError:
-            return INSUFFICIENT_DRIVER, ()
-        if code:
-            return int(code), ()
-        return 0, tuple(_plain(output) for output in outputs)
-
-
-class Libcudart:
+class Runtime:
     """The shared library. Its functions get the table's types: a handle has 64 bits."""
-
-    provider = "ctypes"
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -128,7 +87,7 @@ class Libcudart:
             ]
 
     def call(self, name: str, *inputs: int) -> tuple[int, tuple[Any, ...]]:
-        """Outputs are written into zeros."""
+        """The error code of a function of the table, then its outputs; none after an error."""
         prototype = PROTOTYPES[name]
         outputs = [C_TYPES[kind]() for kind in prototype.outputs]
         pointers, given = map(ctypes.byref, outputs), iter(inputs)
@@ -139,21 +98,12 @@ class Libcudart:
         return result, () if result else tuple(_plain(output.value) for output in outputs)
 
 
-def runtimes(provider: str | None) -> Iterator[Runtime]:
-    """Those installed here, of one provider or of all."""
-    if provider != "ctypes":
-        for name in ("cuda.bindings.runtime", "cuda.cudart"):
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                continue
-            yield CudaPython(module)
-            break
-    if provider != "cuda-python":
-        for name in ("libcudart.so.13", "libcudart.so.12"):
-            library = _library(name)
-            if library is not None:
-                yield Libcudart(library)
+def runtimes() -> Iterator[Runtime]:
+    """Give those installed here, the newest first."""
+    for name in ("libcudart.so.13", "libcudart.so.12"):
+        library = _library(name)
+        if library is not None:
+            yield Runtime(library)
 
 
 def _library(name: str) -> Any:
@@ -169,7 +119,6 @@ def _library(name: str) -> Any:
 
 def _plain(output: Any) -> Any:
     """Text, a float or an int."""
-    output = getattr(output, "name", output)  # of cuda-python's cudaDeviceProp
     if isinstance(output, bytes):
         return output.decode()
     # A null pointer is None to ctypes.

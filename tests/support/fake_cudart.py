@@ -7,15 +7,14 @@ A function that destroys destroys even when told to fail, as CUDA does: its code
 from __future__ import annotations
 
 import ctypes
-import enum
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ctypes import c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from types import SimpleNamespace
 from typing import Any
 
 from gft_edge.nvidia.cuda import Cuda
-from gft_edge.nvidia.cudart import CudaPython, Libcudart
+from gft_edge.nvidia.cudart import Runtime
 
 ERRORS = {
     0: "cudaSuccess",
@@ -33,15 +32,6 @@ ERRORS = {
 }
 INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 400, 600, 900, 901
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS = 75, 76, 18, 16
-
-# What cuda-python wants as a member of an enum class: function -> input -> class.
-ENUM_INPUTS = {
-    "cudaGetErrorName": {0: "cudaError_t"},
-    "cudaGetErrorString": {0: "cudaError_t"},
-    "cudaDeviceGetAttribute": {0: "cudaDeviceAttr"},
-    "cudaMemcpyAsync": {3: "cudaMemcpyKind"},
-    "cudaStreamBeginCapture": {1: "cudaStreamCaptureMode"},
-}
 
 Work = Callable[[], object]
 Pointer = ctypes.POINTER(c_void_p)
@@ -116,13 +106,13 @@ class FakeCudart:
         self._codes.clear()
         self._code_of_call.clear()
 
-    def cuda(self, provider: str = "ctypes") -> Cuda:
-        """Opened over this fake, through one provider's own way of calling."""
-        return Cuda(CudaPython(self.module()) if provider == "cuda-python" else self.runtime())
+    def cuda(self) -> Cuda:
+        """Opened over this fake."""
+        return Cuda(self.runtime())
 
-    def runtime(self) -> Libcudart:
+    def runtime(self) -> Runtime:
         """Over this fake as a shared library."""
-        return Libcudart(self.library())
+        return Runtime(self.library())
 
     def library(self) -> Any:
         """Like a CDLL: functions of unknown types, so that an int goes in and out with 32 bits."""
@@ -133,24 +123,6 @@ class FakeCudart:
                 for name, callback in self._callbacks.items()
             }
         )
-
-    def module(self) -> Any:
-        """Like cuda.bindings.runtime: enum classes go in, (error, *outputs) comes out."""
-        make: Any = enum.IntEnum
-        values: dict[str, Iterable[int]] = {
-            "cudaError_t": ERRORS,
-            "cudaDeviceAttr": (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS),
-            "cudaMemcpyKind": (1, 2),
-            "cudaStreamCaptureMode": (1,),
-        }
-        classes = {
-            name: make(name, {f"value_{number}": number for number in numbers})
-            for name, numbers in values.items()
-        }
-        module = SimpleNamespace(**classes)
-        for name in SIGNATURES:
-            setattr(module, name, self._python_function(name, classes))
-        return module
 
     def enqueue(self, stream: int, work: Work) -> None:
         """Put work into a stream, as an engine does: into the graph while the stream is captured."""
@@ -175,31 +147,6 @@ class FakeCudart:
             kind != "pinned" and start <= address and address + size <= start + len(buffer)
             for start, (kind, buffer) in self._memory.items()
         )
-
-    def _python_function(self, name: str, classes: dict[str, Any]) -> Callable[..., Any]:
-        _, *types = SIGNATURES[name]
-        pointers = [kind for kind in types if _is_output(kind)]
-
-        def function(*inputs: Any) -> tuple[Any, ...]:
-            assert len(inputs) == len(types) - len(pointers), f"{name} got {inputs}"
-            plain = list(inputs)
-            for place, expected in ENUM_INPUTS.get(name, {}).items():
-                assert isinstance(inputs[place], classes[expected]), f"{name} got {inputs}"
-                plain[place] = inputs[place].value
-            outputs = [kind._type_() for kind in pointers]
-            given, made = iter(plain), iter(outputs)
-            arguments = [
-                ctypes.byref(next(made)) if kind in pointers else next(given) for kind in types
-            ]
-            result = self._callbacks[name](*arguments)
-            if name.startswith("cudaGetError"):
-                return classes["cudaError_t"](0), ctypes.string_at(result)
-            code = classes["cudaError_t"](result)
-            if code:
-                return (code, *[None] * len(outputs))
-            return (code, *map(_as_cuda_python, outputs))
-
-        return function
 
     def _callback(self, name: str, method: Any, types: list[Any]) -> Any:
         returns_text = name.startswith("cudaGetError")
@@ -465,20 +412,3 @@ class FakeCudart:
 
 def _is_output(kind: Any) -> bool:
     return hasattr(kind, "contents")
-
-
-def _as_cuda_python(output: Any) -> Any:
-    """A struct with a name, an object that int() reads, or a number."""
-    if isinstance(output, ctypes.Array):
-        return SimpleNamespace(name=output.value)
-    if isinstance(output, c_void_p):
-        return _Handle(output.value or 0)
-    return output.value
-
-
-class _Handle:
-    def __init__(self, address: int) -> None:
-        self._address = address
-
-    def __int__(self) -> int:
-        return self._address
