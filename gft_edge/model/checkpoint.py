@@ -11,7 +11,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from gft_edge.bundle.json_form import from_json, to_json
@@ -111,18 +110,7 @@ def load_backbone(
             f"{path} is no checkpoint of {spec.backbone}: it holds a distillation token, so take a "
             "distilled network, such as --model deit_base_distilled_patch16_224 with --stages"
         )
-    try:
-        state = dict(checkpoint_filter_fn(weights, donor))
-    except (RuntimeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of {spec.backbone}: {error}") from error
-    fresh = []
-    initial = donor.state_dict()
-    for name in [n for n in initial if n.split(".")[0] in ("head", "head_dist")]:
-        if name not in state or state[name].shape != initial[name].shape:
-            state[name] = initial[name]
-            fresh.append(name)
-    check_fit(initial, state, path, spec.backbone)
-    donor.load_state_dict(state)
+    fresh = _load_whole(donor, weights, path, spec.backbone)
     own = model.backbone.state_dict()
     model.backbone.load_state_dict({name: donor.state_dict()[name] for name in own})
     sources = source_blocks(spec.stages, len(donor.blocks))[: len(model.layers)]
@@ -156,7 +144,7 @@ def _check_heads(backbone: Any, path: Path, name: str) -> None:
 
 
 def _load_whole(backbone: Any, weights: Mapping[str, Tensor], path: Path, name: str) -> list[str]:
-    """load_backbone where the backbone is the whole network: every block is in the file."""
+    """load_backbone of a network that is timm's own: every block is in the file."""
     own = backbone.state_dict()
     try:
         state = filter_weights(weights, backbone)
@@ -185,20 +173,15 @@ def check_fit(
     extra = sorted(set(found) - set(expected))
     shapes = [n for n in expected if n in found and expected[n].shape != found[n].shape]
     if missing:
-        raise CheckpointError(
-            f"{path} is no checkpoint of {name}: {len(missing)} tensors are missing "
-            f"({missing[0]}, ...)"
-        )
-    if extra:
-        raise CheckpointError(
-            f"{path} is no checkpoint of {name}: it holds {len(extra)} tensors more ({extra[0]}, ...)"
-        )
-    if shapes:
-        first = shapes[0]
-        raise CheckpointError(
-            f"{path} is no checkpoint of {name}: {first} is {tuple(found[first].shape)}, "
-            f"expected {tuple(expected[first].shape)}"
-        )
+        wrong = f"{len(missing)} tensors are missing ({missing[0]}, ...)"
+    elif extra:
+        wrong = f"it holds {len(extra)} tensors more ({extra[0]}, ...)"
+    elif shapes:
+        found_shape, expected_shape = (tuple(each[shapes[0]].shape) for each in (found, expected))
+        wrong = f"{shapes[0]} is {found_shape}, expected {expected_shape}"
+    else:
+        return
+    raise CheckpointError(f"{path} is no checkpoint of {name}: {wrong}")
 
 
 def save_network(folder: Path, model: Network, spec: ModelSpec) -> None:

@@ -97,99 +97,75 @@ def _counted(model: Network) -> Cost:
 
 def _cost_of_transfg(model: TransFG) -> Cost:
     """Beside its blocks: for each block before the last, one row of attention times a map."""
-    backbone = model.backbone
-    blocks = backbone.blocks
-    width, prefix = backbone.embed_dim, backbone.num_prefix_tokens
-    heads = blocks[0].attn.num_heads
-    tokens = backbone.patch_embed.num_patches + prefix
-    rows = [_embedding(backbone, tokens)]
-    for number, block in enumerate(blocks[:-1]):
-        flops = _block(tokens, width, _mlp(block))
-        rows.append(BlockCost(f"block {number}", tokens, tokens, _count(block), flops / 1e9))
-    left = prefix + heads
-    product = 2e-9 * (len(blocks) - 2) * heads * tokens * tokens
-    rows.append(BlockCost("part selection", tokens, left, 0, product))
-    last = blocks[-1]
-    flops = _block(left, width, _mlp(last))
-    rows.append(BlockCost(f"block {len(blocks) - 1}", left, left, _count(last), flops / 1e9))
-    head = _head(backbone, left)
-    dense = sum(_block(tokens, width, _mlp(block)) / 1e9 for block in blocks)
-    return Cost((*rows, head), rows[0].gflops + head.gflops + dense)
+    *first, last = model.backbone.blocks
+    width, prefix = model.backbone.embed_dim, model.backbone.num_prefix_tokens
+    heads = last.attn.num_heads
+    tokens, left = model.backbone.patch_embed.num_patches + prefix, prefix + heads
+    rows = [
+        _row(f"block {number}", tokens, tokens, _block(tokens, width, _mlp(block)), block)
+        for number, block in enumerate(first)
+    ]
+    product = 2 * (len(first) - 1) * heads * tokens * tokens
+    rows.append(_row("part selection", tokens, left, product))
+    rows.append(_row(f"block {len(first)}", left, left, _block(left, width, _mlp(last)), last))
+    return _with_ends(model.backbone, rows)
 
 
 def _cost_of_gft(model: GFT) -> Cost:
     """Eq. 6 reads C_base * (1 - sum_i alpha_i (1 - k_i)), with alpha_i the share of the base cost in
     the blocks that run at keep ratio k_i.
     """
-    backbone = model.backbone
-    width = backbone.embed_dim
-    patches = backbone.patch_embed.num_patches
-    prefix = model.prefix
-    dense_tokens = patches + prefix
-    rows = [_embedding(backbone, dense_tokens)]
-    tokens = dense_tokens
-    eq6 = rows[0].gflops
+    backbone, prefix = model.backbone, model.prefix
+    width, patches = backbone.embed_dim, backbone.patch_embed.num_patches
+    rows = []
+    tokens = patches + prefix
+    eq6 = 0.0
     for number in range(len(backbone.blocks) + 1):
         stages = model._stages_at.get(number, ())
         if model.mode == "layer":
             for stage in stages:
-                left = model.selections[stage].keep + prefix
+                selection = model.selections[stage]
+                left = selection.keep + prefix
                 flops = _qkv(tokens, width) + _product(left, width)
-                flops += _score(model.selections[stage], tokens, width)
-                rows.append(
-                    BlockCost(
-                        f"GALA layer {stage + 1}",
-                        tokens,
-                        left,
-                        _count(model.layers[stage], model.selections[stage]),
-                        flops / 1e9,
-                    )
-                )
+                flops += _score(selection, tokens, width)
+                name = f"GALA layer {stage + 1}"
+                rows.append(_row(name, tokens, left, flops, model.layers[stage], selection))
                 tokens = left
         if number == len(backbone.blocks):
             break
         block = backbone.blocks[number]
-        mlp = _mlp(block)
-        left, scoring, selection_parameters = tokens, 0, 0
+        mlp, left, parts = _mlp(block), tokens, [block]
+        flops = _qkv(tokens, width) + _product(tokens, width)
         if model.mode == "block" and stages:
             selection = model.selections[stages[0]]
             left = selection.keep + prefix
-            scoring = _score(selection, tokens, width)
-            selection_parameters = _count(selection)
-        flops = _qkv(tokens, width) + _product(tokens, width) + left * mlp + scoring
-        rows.append(
-            BlockCost(
-                f"block {number}", tokens, left, _count(block) + selection_parameters, flops / 1e9
-            )
-        )
-        eq6 += _block(dense_tokens, width, mlp) * (left - prefix) / patches / 1e9
+            flops += _score(selection, tokens, width)
+            parts.append(selection)
+        rows.append(_row(f"block {number}", tokens, left, flops + left * mlp, *parts))
+        eq6 += _block(patches + prefix, width, mlp) * (left - prefix) / patches / 1e9
         tokens = left
-    head = _head(backbone, tokens)
-    dense = (
-        rows[0].gflops
-        + head.gflops
-        + sum(_block(dense_tokens, width, _mlp(block)) / 1e9 for block in backbone.blocks)
-    )
-    return Cost((*rows, head), dense, eq6 + head.gflops)
+    return _with_ends(backbone, rows, eq6)
 
 
-def _embedding(backbone: Any, tokens: int) -> BlockCost:
-    patches = backbone.patch_embed.num_patches
-    inside = _count(backbone.blocks, backbone.norm, *_heads(backbone))
-    flops = 2 * patches * backbone.patch_embed.proj.weight.numel()
-    return BlockCost("patch embedding", patches, tokens, _count(backbone) - inside, flops / 1e9)
-
-
-def _head(backbone: Any, tokens: int) -> BlockCost:
+def _with_ends(backbone: Any, rows: list[BlockCost], eq6: float | None = None) -> Cost:
+    """Put patch embedding and head around the rows of the blocks, and the dense backbone beside all."""
+    patches, prefix = backbone.patch_embed.num_patches, backbone.num_prefix_tokens
+    tokens = patches + prefix
     heads = _heads(backbone)
+    flops = 2 * patches * backbone.patch_embed.proj.weight.numel()
+    inside = _count(backbone.blocks, backbone.norm, *heads)
+    first = BlockCost("patch embedding", patches, tokens, _count(backbone) - inside, flops / 1e9)
     flops = 2 * sum(head.weight.numel() for head in heads)
-    return BlockCost(
-        "norm and head",
-        tokens,
-        backbone.num_prefix_tokens,
-        _count(backbone.norm, *heads),
-        flops / 1e9,
-    )
+    last = _row("norm and head", rows[-1].tokens_out, prefix, flops, backbone.norm, *heads)
+    ends = first.gflops + last.gflops
+    dense = sum(_block(tokens, backbone.embed_dim, _mlp(block)) for block in backbone.blocks) / 1e9
+    return Cost((first, *rows, last), ends + dense, None if eq6 is None else ends + eq6)
+
+
+def _row(
+    name: str, tokens_in: int | None, tokens_out: int, flops: int, *modules: nn.Module
+) -> BlockCost:
+    return BlockCost(name, tokens_in, tokens_out, _count(*modules), flops / 1e9)
 
 
 def _heads(backbone: Any) -> list[nn.Linear]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from gft_edge.bundle.json_form import to_json
@@ -34,8 +35,6 @@ from gft_edge.model.weight_files import BACKBONE_FILE, weight_files
 BLOCKS = 8
 STAGES = 3
 HEAD_WIDTH = 64
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 INERT_SELECTION = (
     "the selection of this checkpoint does not reach its logits: they come from the first "
     f"{BLOCKS} blocks alone; exported as it is: {BLOCKS} blocks, no GALA"
@@ -152,8 +151,8 @@ def published_network(found: Published, labels: tuple[str, ...]) -> tuple[ModelS
             crop_pct=1.0,
             crop_mode="squash",
             interpolation="bicubic",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
         ),
         labels=labels,
     )
@@ -254,25 +253,25 @@ def _check(found: Published) -> None:
     """Raise CheckpointError unless the tensors are exactly those of the published network."""
     backbone, arguments = _timm_model(found)
     head = found.state.get("base_model.head.weight")
-    base = create_backbone(
-        backbone,
-        img_size=found.image_size_px,
-        num_classes=0 if head is None else len(head),
-        depth=found.depth,
-        **arguments,
-    )
     width = found.width
-    shapes = {f"base_model.{name}": tensor.shape for name, tensor in base.state_dict().items()}
-    for stage in range(STAGES):
-        shapes |= {
-            f"hierarchical_blocks.{stage}.qkv.weight": torch.Size((3 * width, width)),
-            f"hierarchical_blocks.{stage}.proj.weight": torch.Size((width, width)),
-            f"hierarchical_blocks.{stage}.proj.bias": torch.Size((width,)),
-            f"hierarchical_blocks.{stage}.smooth.weight": torch.Size((1, 1, 3)),
-        }
-    shapes["classifier.weight"] = torch.Size((found.classes, width))
-    shapes["classifier.bias"] = torch.Size((found.classes,))
-    expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with torch.device("meta"):  # shapes alone
+        base = create_backbone(
+            backbone,
+            img_size=found.image_size_px,
+            num_classes=0 if head is None else len(head),
+            depth=found.depth,
+            **arguments,
+        )
+        expected = {f"base_model.{name}": tensor for name, tensor in base.state_dict().items()}
+        for stage in range(STAGES):
+            expected |= {
+                f"hierarchical_blocks.{stage}.qkv.weight": torch.empty(3 * width, width),
+                f"hierarchical_blocks.{stage}.proj.weight": torch.empty(width, width),
+                f"hierarchical_blocks.{stage}.proj.bias": torch.empty(width),
+                f"hierarchical_blocks.{stage}.smooth.weight": torch.empty(1, 1, 3),
+            }
+        expected["classifier.weight"] = torch.empty(found.classes, width)
+        expected["classifier.bias"] = torch.empty(found.classes)
     given = {name: tensor for name, tensor in found.state.items() if not _is_average(name)}
     check_fit(expected, given, found.path, "a published GFT")
 
