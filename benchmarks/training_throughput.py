@@ -23,10 +23,10 @@ from gft_edge.datasets import read_split
 from gft_edge.model.checkpoint import load_backbone
 from gft_edge.model.gft import build_gft
 from gft_edge.model.named_networks import spec_from_name
-from gft_edge.training.attention import ProductAttention
 from gft_edge.training.data import training_loader
 from gft_edge.training.loop import supports_bf16
 from gft_edge.training.objective import Objective
+from gft_edge.training.product_attention import ProductAttention
 from gft_edge.training.recipes import DEFAULT
 
 TURN_STEPS = 8

@@ -194,21 +194,17 @@ def _print(what: Path, split: str, metrics: Any, as_json: bool) -> None:
 def _compare_runs(runs: tuple[Path, ...], options: dict[str, Any], as_json: bool) -> None:
     try:
         from gft_edge.studies import runs_table_forms as forms
-        from gft_edge.studies.runs_table import TableRequest, compare_runs
+        from gft_edge.studies.runs_table import compare_runs
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     form, out = options.pop("form"), options.pop("out")
     file_form = _file_format(out, form)
     sources = tuple(images_of_run(run, *options["given"]) for run in runs)
     options["split"] = options["split"] or reporting_split(sources[0])
-    request = TableRequest(
-        runs,
-        sources,
-        **{name: options[name] for name in ("split", "average", "bundles", "duration_s",
-                                            "fresh", "device", "workers")},
-    )  # fmt: skip
+    how = {name: options[name] for name in ("split", "average", "bundles", "duration_s",
+                                            "fresh", "device", "workers")}  # fmt: skip
     with progress() as report:
-        table = compare_runs(request, report, say)
+        table = compare_runs(runs, sources, progress=report, say=say, **how)
 
     def written(form: Format) -> str:
         return write(forms.in_full(table) if form == "csv" else forms.shown(table), form)

@@ -166,7 +166,7 @@ def _opened(path: Path, backend: str | None, threads: int | None) -> Iterator[Su
 
 def _opened_run(path: Path, backend: str | None, threads: int | None) -> Subject:
     try:
-        from gft_edge.explanation.network import open_run
+        from gft_edge.explanation.torch_subject import open_run
         from gft_edge.model.checkpoint import SPEC_FILE
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
@@ -328,7 +328,7 @@ def _other_orders(subject: Subject) -> tuple[dict[str, Subject], list[str]]:
             f"the order by {SCORES[name].title}: a bundle ranks by its own score alone; give the run"
             for name in wanted
         ]
-    from gft_edge.explanation.network import NetworkSubject
+    from gft_edge.explanation.torch_subject import NetworkSubject
 
     assert isinstance(subject, NetworkSubject)
     return {SCORES[name].title: subject.ranking_by(name) for name in wanted}, []

@@ -182,8 +182,8 @@ def _curves(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
 
 def _runs(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
     try:
-        from gft_edge.studies.history import read_history
         from gft_edge.training.gradients import GRADIENTS_FILE, read_norms
+        from gft_edge.training.history import read_history
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     histories = {shown(str(run)): read_history(run) for run in paths}

@@ -49,8 +49,7 @@ def images_of_run(
     """
     try:
         from gft_edge.model.checkpoint import IMPORT_FILE
-        from gft_edge.studies.evaluation import check_run
-        from gft_edge.training.run_folder import CONFIG_FILE
+        from gft_edge.training.run_folder import CONFIG_FILE, check_run
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train") from error
     check_run(run)

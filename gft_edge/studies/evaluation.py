@@ -19,14 +19,15 @@ from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import sha256_of, write_whole
 from gft_edge.datasets import Split, read_split, split_digest
-from gft_edge.errors import BundleError, CheckpointError, DataError, SpecError
+from gft_edge.errors import BundleError, DataError, SpecError
 from gft_edge.fidelity.metrics import Metrics, classification_metrics
-from gft_edge.model.checkpoint import SPEC_FILE, WEIGHTS_FILE, load_run
+from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.network import Network
 from gft_edge.studies.drawn_images import limited
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import EVALUATION_BATCH, network_logits, quiet, silent
 from gft_edge.training.processes import accelerator_on
+from gft_edge.training.run_folder import check_run
 
 FOLDER = "evaluation"
 SCHEMA_VERSION = 1
@@ -84,18 +85,6 @@ class Evaluation:
         return targets_of(self.split)
 
 
-def check_run(run: Path) -> None:
-    """Raise CheckpointError for a folder that is no run, or a run that has no finished epoch yet."""
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such run, give a folder that gft-edge train wrote")
-    if not (run / SPEC_FILE).is_file():
-        raise CheckpointError(f"{run} is no run: it has no {SPEC_FILE} (gft-edge train writes one)")
-    if not (run / WEIGHTS_FILE).is_file():
-        raise CheckpointError(
-            f"{run} has no finished epoch: continue it with gft-edge train --resume {run}"
-        )
-
-
 def run_split(source: DataSource, split: str, labels: tuple[str, ...]) -> Split:
     """A split as a run with these classes sees it. Raises DataError."""
     # It becomes the name of a file in the run.
@@ -108,10 +97,10 @@ def open_case(
     run: Path,
     source: DataSource,
     split: str,
-    limit: int | None,
-    fresh: bool,
-    progress: Progress,
-    say: Say,
+    limit: int | None = None,
+    fresh: bool = False,
+    progress: Progress = quiet,
+    say: Say = silent,
 ) -> tuple[Case, Network]:
     """A run with its network, to be judged on all images of a split or on `limit` of them.
 

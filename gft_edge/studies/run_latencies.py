@@ -15,6 +15,7 @@ from gft_edge.profiling.profile import ProfileRequest, profile
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.evaluation import Case
 
 MIN_SAMPLES = 64
 
@@ -46,54 +47,50 @@ class MeasuredOn:
     causes: tuple[str, ...]
 
 
-def find_bundles(folders: Sequence[Path]) -> tuple[list[Bundle], list[Bundle]]:
-    """The bundles among `folders`, and those somewhere below them. Raises UsageError, BundleError."""
-    given = [folder for folder in folders if is_bundle(folder)]
-    below: list[Path] = []
+def find_bundles(folders: Sequence[Path]) -> list[tuple[Bundle, bool]]:
+    """The bundles among `folders`, then those somewhere below them, and whether each was given itself.
+
+    Raises UsageError, BundleError.
+    """
+    found = [(folder, True) for folder in folders if is_bundle(folder)]
     for folder in folders:
-        if folder in given:
+        if is_bundle(folder):
             continue
-        found = [
-            path.parent
+        below = [
+            (path.parent, False)
             for path in sorted(folder.rglob(MANIFEST_FILE))
             if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
-        if not found:
+        if not below:
             raise UsageError(f"{folder} holds no bundle: give a folder that gft-edge export wrote")
-        below += found
-    seen: set[Path] = set()
-    sorted_out: tuple[list[Bundle], list[Bundle]] = ([], [])
-    for bundles, paths in zip(sorted_out, (given, below), strict=True):
-        for path in paths:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                bundles.append(read_bundle(path))
-    return sorted_out
+        found += below
+    distinct: dict[Path, tuple[Path, bool]] = {}
+    for path, given in found:
+        distinct.setdefault(path.resolve(), (path, given))
+    return [(read_bundle(path), given) for path, given in distinct.values()]
 
 
 def assign(
     folders: Sequence[Path],
-    runs: Sequence[tuple[Path, str, object]],
+    cases: Sequence[Case],
     say: Say,
 ) -> dict[Place, Bundle]:
     """Each bundle to the run that it was exported from, known by the weights that open its lineage.
 
-    `runs` are (folder, sha256 of the weights, ModelSpec), row by row. A bundle of no row is refused
-    where it was given itself, and left out with a remark where it lay in a folder; so is one at
-    other keep counts than its run's. One that no engine runs here is left out. Raises UsageError
-    for two bundles of one run, target and precision.
+    `cases` are the rows. A bundle of no row is refused where it was given itself, and left out with a
+    remark where it lay in a folder; so is one at other keep counts than its run's. One that no engine
+    runs here is left out. Raises UsageError for two bundles of one run, target and precision.
     """
-    given, below = find_bundles(folders)
     assigned: dict[Place, Bundle] = {}
-    for bundle in (*given, *below):
+    for bundle, given in find_bundles(folders):
         manifest = bundle.manifest
         weights = manifest.lineage[0].sha256 if manifest.lineage else ""
-        rows = [row for row, (_, sha256, _) in enumerate(runs) if sha256 == weights]
+        rows = [row for row, case in enumerate(cases) if case.weights_sha256 == weights]
         if len(rows) > 1:
             trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
-            rows = [row for row in rows if runs[row][2] == trained]
+            rows = [row for row in rows if cases[row].spec == trained]
         if not rows:
-            if bundle in given:
+            if given:
                 raise UsageError(
                     f"{bundle.folder} was exported from none of the runs (other weights): "
                     "export the run again, or leave it out"
@@ -102,10 +99,10 @@ def assign(
             continue
         if manifest.rescheduled is not None:
             reason = (
-                f"{bundle.folder} keeps other numbers of patches than {runs[rows[0]][0]} was trained "
+                f"{bundle.folder} keeps other numbers of patches than {cases[rows[0]].run} was trained "
                 "to: its latency does not belong beside that accuracy"
             )
-            if bundle in given:
+            if given:
                 raise UsageError(f"{reason}; gft-edge benchmark --keep shows both")
             say(f"{reason}: left out")
             continue
@@ -116,7 +113,7 @@ def assign(
         place = (rows[0], manifest.target, manifest.precision)
         if place in assigned:
             raise UsageError(
-                f"{assigned[place].folder} and {bundle.folder} are both {runs[rows[0]][0]} for "
+                f"{assigned[place].folder} and {bundle.folder} are both {cases[rows[0]].run} for "
                 f"{manifest.target} in {manifest.precision}: give one of them"
             )
         assigned[place] = bundle

@@ -14,14 +14,13 @@ from torch import nn
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import sha256_of
-from gft_edge.datasets import Split, split_digest
+from gft_edge.datasets import split_digest
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.metrics import Metrics
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.cost import cost_of
 from gft_edge.studies.evaluation import (
     Case,
-    check_run,
     evaluate_case,
     launched_together,
     run_split,
@@ -29,6 +28,7 @@ from gft_edge.studies.evaluation import (
 )
 from gft_edge.studies.run_latencies import Latency, MeasuredOn, assign, measure
 from gft_edge.training.logits import quiet, silent
+from gft_edge.training.run_folder import check_run
 
 Average = Literal["weighted", "macro"]
 
@@ -67,25 +67,6 @@ class RunsTable:
 
 
 @dataclass(frozen=True)
-class TableRequest:
-    """What to put side by side; `sources` has the images of each run.
-
-    `bundles` are folders of bundles, or bundles; `duration_s` is how long each is measured. `device`
-    and `workers` are evaluate_case's.
-    """
-
-    runs: tuple[Path, ...]
-    sources: tuple[DataSource, ...]
-    split: str
-    average: Average = "weighted"
-    bundles: tuple[Path, ...] = ()
-    duration_s: float = 5.0
-    fresh: bool = False
-    device: str = "auto"
-    workers: int = 2
-
-
-@dataclass(frozen=True)
 class _Subject:
     """A run before it is evaluated."""
 
@@ -98,55 +79,59 @@ class _Subject:
     gflops: float
 
 
-def compare_runs(request: TableRequest, progress: Progress = quiet, say: Say = silent) -> RunsTable:
+def compare_runs(
+    runs: Sequence[Path],
+    sources: Sequence[DataSource],
+    split: str,
+    average: Average = "weighted",
+    bundles: Sequence[Path] = (),
+    duration_s: float = 5.0,
+    fresh: bool = False,
+    device: str = "auto",
+    workers: int = 2,
+    progress: Progress = quiet,
+    say: Say = silent,
+) -> RunsTable:
     """Evaluate every run on the split, unless it has kept that, and measure the bundles there are.
 
+    `sources` has the images of each run, `bundles` are bundles, or folders of them, each measured for
+    `duration_s`; `fresh`, `device` and `workers` are evaluate_case's.
     Raises CheckpointError for what is no finished run, DataError for images that are not here,
     UsageError for a run given twice, runs of different data sets, and bundles that fit no row or
     the same one.
     """
-    if request.bundles and launched_together():
+    if bundles and launched_together():
         raise UsageError(
             "--bundles measures latencies, and processes launched together would measure each other: "
             "start gft-edge evaluate alone, or leave --bundles out"
         )
     subjects: list[_Subject] = []
-    for run, source in zip(request.runs, request.sources, strict=True):
+    for run, source in zip(runs, sources, strict=True):
         subject = _opened(run, source)
         for other in subjects:
             _check_comparable(other, subject)
         subjects.append(subject)
-    splits = [run_split(subject.source, request.split, subject.spec.labels) for subject in subjects]
-    for remark in dict.fromkeys(remark for split in splits for remark in split.remarks):
+    splits = [run_split(subject.source, split, subject.spec.labels) for subject in subjects]
+    for remark in dict.fromkeys(remark for images in splits for remark in images.remarks):
         say(remark)
-    digests = [split_digest(split) for split in splits]
-    for subject, split, digest in zip(subjects, splits, digests, strict=True):
-        if digest != digests[0]:
-            raise _other_images(subjects[0], splits[0], subject, split)
-    known = [(s.folder, s.weights_sha256, s.spec) for s in subjects]
-    assigned = assign(request.bundles, known, say) if request.bundles else {}
-    # A network is loaded again where it has to be evaluated: all of them at once may be too many.
-    found = [
-        evaluate_case(
-            Case(subject.folder, subject.spec, split, subject.weights_sha256, digest),
-            request.fresh,
-            progress,
-            say,
-            request.device,
-            request.workers,
-        ).metrics
-        for subject, split, digest in zip(subjects, splits, digests, strict=True)
+    cases = [
+        Case(subject.folder, subject.spec, images, subject.weights_sha256, split_digest(images))
+        for subject, images in zip(subjects, splits, strict=True)
     ]
-    latencies, measured = (
-        measure(assigned, request.duration_s, progress, say) if assigned else ({}, None)
-    )
+    for case in cases:
+        if case.split_digest != cases[0].split_digest:
+            raise _other_images(cases[0], case)
+    assigned = assign(bundles, cases, say) if bundles else {}
+    # A network is loaded again where it has to be evaluated: all of them at once may be too many.
+    found = [evaluate_case(case, fresh, progress, say, device, workers).metrics for case in cases]
+    latencies, measured = measure(assigned, duration_s, progress, say) if assigned else ({}, None)
     return RunsTable(
-        data=_data_name(request.sources[0]),
-        split=request.split,
-        split_digest=digests[0],
+        data=_data_name(sources[0]),
+        split=split,
+        split_digest=cases[0].split_digest,
         images=len(splits[0].paths),
         classes=len(splits[0].labels),
-        average=request.average,
+        average=average,
         measured=measured,
         rows=tuple(
             Row(
@@ -240,10 +225,10 @@ def _other_labels(a: _Subject, b: _Subject) -> str:
     return f"class {index} is {ours[index]!r} in one and {theirs[index]!r} in the other"
 
 
-def _other_images(a: _Subject, in_a: Split, b: _Subject, in_b: Split) -> UsageError:
-    ours, theirs = (f"{len(s.paths)} below {s.root}" for s in (in_a, in_b))
+def _other_images(a: Case, b: Case) -> UsageError:
+    ours, theirs = (f"{len(one.split.paths)} below {one.split.root}" for one in (a, b))
     return UsageError(
-        f"{a.folder} and {b.folder} have different images in {in_a.name} ({ours}; {theirs}): "
+        f"{a.run} and {b.run} have different images in {a.split.name} ({ours}; {theirs}): "
         "give --data FOLDER to evaluate all runs on the same"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.specs import ModelSpec, Progress
-from gft_edge.datasets import Split, read_split
+from gft_edge.datasets import Split
 from gft_edge.errors import DataError, TrainingError
-from gft_edge.model.network import Network
-from gft_edge.training.data import evaluation_loader, targets_of
-from gft_edge.training.processes import accelerator_on, gathered
+from gft_edge.training.data import evaluation_loader
+from gft_edge.training.processes import accelerator_on
 
 EVALUATION_BATCH = 32
 
@@ -40,7 +37,7 @@ def network_logits(
 ) -> npt.NDArray[np.float32]:
     """Evaluation logits of every image of a split, float32 (images, classes).
 
-    With an `accelerator` its processes share the images, and each gets all logits.
+    With an `accelerator` its processes share the images, and each gets all logits, in the split's order.
     """
     accelerator = accelerator or accelerator_on(next(network.parameters()).device.type)
     network.eval()
@@ -49,8 +46,9 @@ def network_logits(
     rows = []
     done = 0
     with torch.inference_mode():
-        images = (images for images, _ in named_failures(loader))
-        for logits in gathered(accelerator, images, network):
+        for images, _ in named_failures(loader):
+            # Without what accelerate repeats to give each process equally many images.
+            logits = accelerator.gather_for_metrics(network(images)).float().cpu()
             rows.append(logits.numpy())
             done += len(logits)
             progress(f"evaluate on {split.name}", done, len(split.paths))
@@ -71,15 +69,3 @@ def named_failures(loader: Any) -> Any:
             "a worker that decodes images died, as one does that is out of memory: go on with fewer "
             "--workers"
         ) from error
-
-
-def logits_and_targets(
-    model: Network,
-    spec: ModelSpec,
-    data: DataSource | Path,
-    split: str,
-    progress: Progress = quiet,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """A network's logits on a split of `data`, and the classes they should have named."""
-    images = read_split(data, split, spec.labels)
-    return network_logits(model, spec, images, progress=progress), targets_of(images)

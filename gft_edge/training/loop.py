@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.datasets import Split, read_split, splits_of
 from gft_edge.errors import CheckpointError, UsageError
 from gft_edge.fidelity.metrics import Metrics
-from gft_edge.model.checkpoint import (
-    IMPORT_FILE,
-    SPEC_FILE,
-    load_backbone,
-)
+from gft_edge.model.checkpoint import IMPORT_FILE, SPEC_FILE, load_backbone
 from gft_edge.model.named_networks import build_network
 from gft_edge.training.logits import quiet, silent
 from gft_edge.training.processes import accelerator_on
@@ -53,7 +48,7 @@ def train(
     UsageError when it holds a run already or the recipe does not fit the network or its teacher,
     DataError, CheckpointError, and TrainingError when the loss is not finite.
     """
-    accelerator = _accelerator(out, config)
+    accelerator = accelerator_on(config.device, out if config.tensorboard else None)
     refuse_a_run(out)
     check_recipe(config.recipe, config.teacher is not None)
     seed_all(config.recipe.seed)
@@ -106,7 +101,7 @@ def resume(
             raise UsageError(f"{out} has no teacher: start a new run with --teacher and --out")
         moved_there = dataclasses.replace(config.teacher, run=teacher)
         config = dataclasses.replace(config, teacher=moved_there)
-    accelerator = _accelerator(out, config)
+    accelerator = accelerator_on(config.device, out if config.tensorboard else None)
     model = build_network(spec)
     train_split, val_split = _splits(config, spec, say)
     with held(out, accelerator):
@@ -120,10 +115,6 @@ def supports_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported
-
-
-def _accelerator(out: Path, config: RunConfig) -> Accelerator:
-    return accelerator_on(config.device, out if config.tensorboard else None)
 
 
 def _splits(config: RunConfig, spec: ModelSpec, say: Say) -> tuple[Split, Split]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gft_edge.model.network import Network, Tokens
-from gft_edge.training.attention import ProductAttention
+from gft_edge.training.product_attention import ProductAttention
 from gft_edge.training.recipes import Recipe
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -68,14 +66,3 @@ def shared_batch_size(asked: int, images: int, accelerator: Accelerator) -> int:
             f"{choice}start another number of processes"
         )
     return batch
-
-
-def gathered(
-    accelerator: Accelerator, batches: Iterable[Any], apply: Any
-) -> Iterator[torch.Tensor]:
-    """`apply` of each batch of a prepared loader, of all processes, in the loader's order, on the CPU.
-
-    What accelerate repeats to give each process equally many images is left out again.
-    """
-    for batch in batches:
-        yield accelerator.gather_for_metrics(apply(batch)).float().cpu()

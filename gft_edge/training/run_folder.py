@@ -16,36 +16,13 @@ from gft_edge.bundle.locks import locked
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.datasets import Split, split_digest
 from gft_edge.errors import CheckpointError, DataError, SpecError, UsageError
-from gft_edge.model.checkpoint import (
-    IMPORT_FILE,
-    SPEC_FILE,
-    replace_file,
-)
+from gft_edge.model.checkpoint import IMPORT_FILE, SPEC_FILE, WEIGHTS_FILE, replace_file
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.teacher import Teacher
 
 STATE_FILE = "last.pt"
-
-
 CONFIG_FILE = "train.json"
-
-
-HISTORY_FILE = "history.csv"
-
-
 METRICS_FILE = "metrics.json"
-
-
-HISTORY_FIELDS = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "val_top1",
-    "val_top5",
-    "val_loss",
-    "images_per_s",
-    "seconds",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +51,20 @@ class RunConfig:
         return DataSource(Path(self.data), self.dataset, self.coco_category)
 
 
+def check_run(run: Path) -> None:
+    """Raise CheckpointError for a folder that is no run, or a run that has no finished epoch yet."""
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such run, give a folder that gft-edge train wrote")
+    if not (run / SPEC_FILE).is_file():
+        raise CheckpointError(f"{run} is no run: it has no {SPEC_FILE} (gft-edge train writes one)")
+    if not (run / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{run} has no finished epoch: continue it with gft-edge train --resume {run}"
+        )
+
+
 def refuse_a_run(out: Path) -> None:
+    """Raise UsageError for a folder that holds a run already."""
     if (out / IMPORT_FILE).exists():
         raise UsageError(f"{out} holds an imported run: choose another --out")
     if (out / CONFIG_FILE).exists():
@@ -118,6 +108,7 @@ def write_run_config(run: Path, config: RunConfig) -> None:
 
 
 def split_records(*splits: Split) -> dict[str, SplitRecord]:
+    """What a run remembers of its splits, by name."""
     return {
         split.name: SplitRecord(len(split.paths), len(split.labels), split_digest(split))
         for split in splits
@@ -127,6 +118,7 @@ def split_records(*splits: Split) -> dict[str, SplitRecord]:
 def refuse_other_images(
     data: str, began: Mapping[str, SplitRecord], found: Mapping[str, SplitRecord]
 ) -> None:
+    """Raise DataError where a split is not what the run began with."""
     for name in (*began, *found):
         then, now = began.get(name), found.get(name)
         if then != now:
@@ -138,4 +130,5 @@ def refuse_other_images(
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Put a text file in place in one step. Raises CheckpointError when it cannot be written."""
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -39,12 +38,11 @@ from gft_edge.model.checkpoint import (
 from gft_edge.model.network import Network
 from gft_edge.training.data import targets_of, training_loader
 from gft_edge.training.gradients import GradientNorms, write_norms
+from gft_edge.training.history import Row, read_rows, write_rows
 from gft_edge.training.logits import named_failures, network_logits
 from gft_edge.training.objective import Objective
 from gft_edge.training.processes import shared_batch_size
 from gft_edge.training.run_folder import (
-    HISTORY_FIELDS,
-    HISTORY_FILE,
     METRICS_FILE,
     STATE_FILE,
     RunConfig,
@@ -62,7 +60,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class State:
     epoch: int
     best_top1: float
-    history: list[dict[str, float]]
+    history: list[Row]
 
 
 class Trainer:
@@ -251,11 +249,7 @@ class Trainer:
                 self.objective, self.optimizer.optimizer, options=_WHOLE
             )
         if self.accelerator.is_main_process:
-            rows = [",".join(HISTORY_FIELDS)]
-            rows += [
-                ",".join(f"{row[name]:.6g}" for name in HISTORY_FIELDS) for row in state.history
-            ]
-            replace_text(self.out / HISTORY_FILE, "\n".join(rows) + "\n")
+            write_rows(self.out, state.history)
             content = {
                 "epoch": state.epoch,
                 "best_top1": state.best_top1,
@@ -292,15 +286,8 @@ class Trainer:
             raise CheckpointError(
                 f"{self.out} has all of its {self.recipe.epochs} epochs: there is nothing to resume"
             )
-        try:
-            with (self.out / HISTORY_FILE).open(newline="") as file:
-                history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.out / HISTORY_FILE} cannot be read, and the epochs so far stand there: restore "
-                "it, or start again with another --out"
-            ) from error
-        return State(saved["epoch"], saved["best_top1"], history[: saved["epoch"]])
+        history = read_rows(self.out)[: saved["epoch"]]
+        return State(saved["epoch"], saved["best_top1"], history)
 
 
 def _on_cpu(network: nn.Module) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import BundleError, FailedError
-from gft_edge.explanation.network import NetworkSubject, open_run
 from gft_edge.explanation.subject import BundleSubject, Pixels, Seen
+from gft_edge.explanation.torch_subject import NetworkSubject, open_run
 from gft_edge.export.graph import name_scores
 from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.model.checkpoint import load_run

@@ -12,9 +12,10 @@ import onnx
 import pytest
 import torch
 
+from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import GalaMode, Stage
-from gft_edge.bundle.store import read_bundle, sha256_of
+from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
 from gft_edge.errors import GateError, SpecError, UsageError
@@ -24,6 +25,7 @@ from gft_edge.fidelity.structure import top_k_constant
 from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.reference import pixels_of, torch_outputs
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
+from gft_edge.studies.evaluation import open_case
 from gft_edge.studies.run_latencies import assign
 from tests.support import pictures
 from tests.support.cli import refusal, run, run_json
@@ -161,10 +163,10 @@ def test_a_bundle_at_other_counts_is_explained_and_stays_out_of_its_runs_row(
     content = run_json("explain", slim, photo, "--out", tmp_path)
     kept = [len(stage["kept"]) for stage in content["images"][0]["stages"]]
     assert kept == [40, 31, 10]
-    runs = [(micro_run, sha256_of(micro_run / "model.safetensors"), load_run(micro_run)[0])]
-    refusal_of(UsageError, lambda: assign([slim], runs, lambda text: None), str(slim))
+    case, _ = open_case(micro_run, DataSource(micro_data), "test")
     said: list[str] = []
-    assert assign([slim.parent], runs, said.append) == {}
+    refusal_of(UsageError, lambda: assign([slim], [case], said.append), str(slim))
+    assert assign([slim.parent], [case], said.append) == {}
     assert len(said) == 1
     assert str(slim) in said[0]
 

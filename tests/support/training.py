@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from gft_edge.bundle.specs import ModelSpec
+from gft_edge.datasets import read_split
+from gft_edge.fidelity.metrics import Metrics, classification_metrics
+from gft_edge.model.checkpoint import load_run
+from gft_edge.training.data import targets_of
+from gft_edge.training.logits import network_logits
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig
 from tests.support.networks import micro_spec
@@ -38,3 +43,10 @@ def interrupt(at: str, work: Callable[..., object], *given: object) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         work(*given, progress=progress)
+
+
+def metrics_on(run: Path, data: Path, split: str) -> Metrics:
+    """Return what the network of a run gets right of a split."""
+    spec, network = load_run(run)
+    images = read_split(data, split, spec.labels)
+    return classification_metrics(network_logits(network, spec, images), targets_of(images))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gft_edge.model.named_networks import build_network, spec_from_name
-from gft_edge.training.attention import ProductAttention
 from gft_edge.training.objective import Objective
+from gft_edge.training.product_attention import ProductAttention
 from gft_edge.training.recipes import Recipe
 
 

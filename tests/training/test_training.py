@@ -23,18 +23,16 @@ from gft_edge.errors import (
     TrainingError,
     UsageError,
 )
-from gft_edge.fidelity.metrics import classification_metrics
 from gft_edge.model.checkpoint import load_run
 from gft_edge.model.named_networks import build_network, spec_from_name, squashed
 from gft_edge.training import processes
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
-from gft_edge.training.logits import logits_and_targets
 from gft_edge.training.loop import resume, train
 from gft_edge.training.recipes import PAPER, check_recipe
 from gft_edge.training.run_folder import STATE_FILE
 from tests.support.refusals import refusal_of
-from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt
+from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt, metrics_on
 
 WEIGHTS = "model.safetensors"
 
@@ -52,9 +50,8 @@ def timeless(run: Path) -> list[str]:
 
 
 def test_it_learns_and_leaves_a_run_that_evaluates(trained_run: Path, coloured: Path) -> None:
-    spec, model = load_run(trained_run)
-    logits, targets = logits_and_targets(model, spec, coloured, "test")
-    result = classification_metrics(logits, targets)
+    _, model = load_run(trained_run)
+    result = metrics_on(trained_run, coloured, "test")
     assert result.top1 > 0.9
     assert result.images == 18
     assert not any(torch.equal(s.kernel, torch.tensor([0.25, 0.5, 0.25])) for s in model.selections)
@@ -115,8 +112,7 @@ def test_what_is_evaluated_and_kept_is_the_average_of_the_weights(
     best = ends[json.loads((run / "metrics.json").read_text())["epoch"] - 1]
     saved = load_file(run / WEIGHTS)
     assert all(torch.equal(saved[name], tensor) for name, tensor in best["average"].items())
-    logits, targets = logits_and_targets(load_run(run)[1], spec, coloured, "val")
-    assert classification_metrics(logits, targets) == metrics
+    assert metrics_on(run, coloured, "val") == metrics
 
 
 def test_averaging_weights_does_not_change_how_they_are_trained(
