@@ -81,15 +81,10 @@ def expected_casts(spec: ModelSpec, given: InputSpec, half: bool) -> int | None:
     """
     if spec.family != "gft" and (half or spec.family == "timm"):
         return None
-    if half:
-        return HALF_CASTS + _casts_of_scores(spec)
-    return int(given.dtype == "uint8")
-
-
-def _casts_of_scores(spec: ModelSpec) -> int:
-    """One for q and one for k of each stage's attention; a random order touches q alone."""
-    rule = SCORES[spec.score]
-    return len(spec.stages) * (1 if rule.attention is None else 2)
+    if not half:
+        return int(given.dtype == "uint8")
+    # For q and k of each stage's attention; a random order touches q alone.
+    return HALF_CASTS + len(spec.stages) * (1 if SCORES[spec.score].attention is None else 2)
 
 
 def top_k_constant(node: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:

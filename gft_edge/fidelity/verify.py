@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,12 @@ Reference = Callable[[npt.NDArray[np.uint8]], Outputs]
 CHUNK_IMAGES = 64
 
 
+# What a VerifyReport takes over from the comparison with the reference.
+FIGURES = (
+    "top1_agreement", "cosine", "max_abs", "kept_overlap", "patches_lost", "lost_near_border",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class VerifyReport:
     """The result of `verify`; None where it was not asked for. Fractions of 1.
@@ -39,15 +46,15 @@ class VerifyReport:
     """
 
     verdict: Verdict
-    top1: float | None
-    reference_top1: float | None
-    top1_agreement: float | None
-    cosine: float | None
-    max_abs: float | None
-    kept_overlap: tuple[float, ...] | None
-    images: int
     failures: tuple[str, ...]
-    golden: FidelityReport | None
+    images: int = 0
+    top1: float | None = None
+    reference_top1: float | None = None
+    top1_agreement: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+    kept_overlap: tuple[float, ...] | None = None
+    golden: FidelityReport | None = None
     skipped: tuple[str, ...] = ()
     patches_lost: tuple[float, ...] | None = None
     lost_near_border: tuple[float, ...] | None = None
@@ -60,7 +67,7 @@ def verify(
     split: Split | None = None,
     reference: Reference | None = None,
     advance: Advance | None = None,
-    seen: Callable[[Comparison], object] | None = None,
+    seen: Callable[[Comparison], object] = lambda comparison: None,
 ) -> VerifyReport:
     """Check hashes, structure and golden outputs, and with a split accuracy and agreement too.
 
@@ -71,64 +78,56 @@ def verify(
     if reference is not None and split is None:
         raise UsageError("a reference is compared on images: give --data too")
     read_manifest(folder)
+    skipped: list[str] = []
     try:
         bundle = read_bundle(folder)
-        classifier, skipped = _opened(bundle, backend)
+        try:
+            classifier = Classifier.load(bundle, backend, kept=True)
+        except KeptPatchesError as error:
+            classifier = Classifier.load(bundle, backend)
+            skipped.append(f"kept patches: {error}")
+        returns_kept = not skipped
         with classifier:
             golden = check_golden(classifier)
-            report = _judge(classifier, golden, split, reference, advance, seen)
-        report = _with_structure(report, bundle)
-        if not skipped and backend_for(backend or bundle.manifest.target).TARGET == "tensorrt":
-            report = _with_deployed(report, bundle, backend)
-        return dataclasses.replace(report, skipped=(*skipped, *report.skipped))
+            failures = [f"golden outputs: {failure}" for failure in golden.failures]
+            found: dict[str, Any] = {"images": golden.images}
+            if split is not None:
+                found = _on_split(classifier, split, reference, advance, seen)
+                failures += found.pop("failures")
+        try:
+            if reason := structure_checked(bundle.manifest, bundle.artifact_path):
+                skipped.append(f"graph structure: {reason}")
+        except PipelineError as error:
+            failures.append(f"graph structure: {error}")
+        tensorrt = backend_for(backend or bundle.manifest.target).TARGET == "tensorrt"
+        if tensorrt and returns_kept:
+            failures += _of_deployed(bundle, backend, skipped)
     except BundleError as error:
-        return VerifyReport(
-            verdict="fail",
-            top1=None,
-            reference_top1=None,
-            top1_agreement=None,
-            cosine=None,
-            max_abs=None,
-            kept_overlap=None,
-            images=0,
-            failures=(str(error),),
-            golden=None,
-        )
+        return VerifyReport("fail", (str(error),))
+    return VerifyReport(
+        "fail" if failures else "pass",
+        tuple(failures),
+        golden=golden,
+        skipped=tuple(skipped),
+        **found,
+    )
 
 
-def _opened(bundle: Bundle, backend: str | None) -> tuple[Classifier, tuple[str, ...]]:
-    """The bundle in its engine, with kept patches where it returns them, and what is then skipped."""
-    try:
-        return Classifier.load(bundle, backend, kept=True), ()
-    except KeptPatchesError as error:
-        return Classifier.load(bundle, backend), (f"kept patches: {error}",)
+def _of_deployed(bundle: Bundle, backend: str | None, skipped: list[str]) -> list[str]:
+    """TensorRT's engine that returns kept patches is not the one that predicts: that one's golden logits.
 
-
-def _with_structure(report: VerifyReport, bundle: Bundle) -> VerifyReport:
-    """Add what is wrong with the graph's structure, or why this machine cannot tell."""
-    try:
-        checked = structure_checked(bundle.manifest, bundle.artifact_path)
-    except PipelineError as error:
-        failures = (*report.failures, f"graph structure: {error}")
-        return dataclasses.replace(report, verdict="fail", failures=failures)
-    skipped = () if checked is None else (f"graph structure: {checked}",)
-    return dataclasses.replace(report, skipped=(*report.skipped, *skipped))
-
-
-def _with_deployed(report: VerifyReport, bundle: Bundle, backend: str | None) -> VerifyReport:
-    """TensorRT's engine that returns kept patches is not the one that predicts: that one's golden logits."""
+    Returns the bounds that it misses; where this machine cannot load it, `skipped` gets the reason.
+    """
     try:
         classifier = Classifier.load(bundle, backend)
     except BundleError:
         raise
     except UsageError as error:
-        reason = f"the engine that predicts: {error}"
-        return dataclasses.replace(report, skipped=(*report.skipped, reason))
+        skipped.append(f"the engine that predicts: {error}")
+        return []
     with classifier:
         missed = check_golden(classifier).failures
-    failures = tuple(f"golden outputs of the engine that predicts: {failure}" for failure in missed)
-    verdict: Verdict = "fail" if failures else report.verdict
-    return dataclasses.replace(report, verdict=verdict, failures=(*report.failures, *failures))
+    return [f"golden outputs of the engine that predicts: {failure}" for failure in missed]
 
 
 def check_golden(classifier: Classifier) -> FidelityReport:
@@ -190,43 +189,28 @@ def split_outputs(
     return concatenate(ours), concatenate(theirs) if theirs else None
 
 
-def _judge(
+def _on_split(
     classifier: Classifier,
-    golden: FidelityReport,
-    split: Split | None,
+    split: Split,
     reference: Reference | None,
     advance: Advance | None,
-    seen: Callable[[Comparison], object] | None,
-) -> VerifyReport:
-    failures = [f"golden outputs: {failure}" for failure in golden.failures]
-    fidelity: FidelityReport | None = None
-    comparison: Comparison | None = None
-    top1, reference_top1, images = None, None, golden.images
-    if split is not None:
-        targets = np.asarray(split.targets)
-        images = len(targets)
-        outputs, expected = split_outputs(classifier, split, advance, reference)
-        top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
-        if expected is not None:
-            reference_top1 = float((expected.logits.argmax(axis=1) == targets).mean())
-            bound = export_tolerance(classifier.bundle.manifest)
-            fidelity = _compared("reference", expected, outputs, bound, split.targets)
-            failures += [f"against the reference: {failure}" for failure in fidelity.failures]
-            comparison = compared(split, expected, outputs)
-            if seen is not None:
-                seen(comparison)
-    return VerifyReport(
-        verdict="fail" if failures else "pass",
-        top1=top1,
-        reference_top1=reference_top1,
-        top1_agreement=fidelity.top1_agreement if fidelity else None,
-        cosine=fidelity.cosine if fidelity else None,
-        max_abs=fidelity.max_abs if fidelity else None,
-        kept_overlap=fidelity.kept_overlap if fidelity else None,
-        images=images,
-        failures=tuple(failures),
-        golden=golden,
-        patches_lost=fidelity.patches_lost if fidelity else None,
-        lost_near_border=fidelity.lost_near_border if fidelity else None,
-        disagreements=comparison.disagreements() if comparison else None,
-    )
+    seen: Callable[[Comparison], object],
+) -> dict[str, Any]:
+    """What a VerifyReport says of the images of a split, and the bounds that the reference misses."""
+    outputs, expected = split_outputs(classifier, split, advance, reference)
+    targets = np.asarray(split.targets)
+    top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
+    if expected is None:
+        return {"images": len(targets), "top1": top1, "failures": []}
+    bound = export_tolerance(classifier.bundle.manifest)
+    report = _compared("reference", expected, outputs, bound, split.targets)
+    comparison = compared(split, expected, outputs)
+    seen(comparison)
+    return {
+        **{name: getattr(report, name) for name in FIGURES},
+        "images": len(targets),
+        "top1": top1,
+        "reference_top1": report.reference_accuracy,
+        "disagreements": comparison.disagreements(),
+        "failures": [f"against the reference: {failure}" for failure in report.failures],
+    }

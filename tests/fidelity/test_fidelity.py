@@ -9,7 +9,7 @@ import pytest
 
 from gft_edge.bundle.reports import Tolerance
 from gft_edge.fidelity.compare import (
-    FP32_TOLERANCE,
+    TOLERANCES,
     compare,
     image_overlaps,
     kept_overlap,
@@ -17,6 +17,7 @@ from gft_edge.fidelity.compare import (
 )
 from gft_edge.runtime.outputs import Outputs, concatenate, grid_positions
 
+FP32 = TOLERANCES["fp32"]
 LOOSE = Tolerance(top1_agreement=0.5, kept_overlap=(0.3,), cosine=0.5)
 
 
@@ -31,7 +32,7 @@ REFERENCE = outputs([[1, 0, 0], [0, 2, 0]], [[0, 1, 4, 5], [2, 3, 6, 7]], [[0, 3
 
 
 def test_equal_outputs_pass() -> None:
-    report = compare("same", REFERENCE, REFERENCE, FP32_TOLERANCE)
+    report = compare("same", REFERENCE, REFERENCE, FP32)
     assert report.verdict == "pass"
     assert report.failures == ()
     assert (report.max_abs, report.cosine, report.top1_agreement) == (0, 1, 1)
@@ -64,7 +65,7 @@ def test_the_overlap_is_the_mean_jaccard_index() -> None:
 
 def test_each_missed_bound_is_named_with_its_number() -> None:
     other = outputs([[0, 1, 0], [0, 2, 0]], [[0, 1, 4, 5], [2, 3, 6, 8]], [[0, 3], [1, 2]])
-    report = compare("onnx", REFERENCE, other, FP32_TOLERANCE)
+    report = compare("onnx", REFERENCE, other, FP32)
     assert report.verdict == "fail"
     assert report.failures == (
         "top-1 agreement 0.5000 is under 1",
@@ -72,15 +73,13 @@ def test_each_missed_bound_is_named_with_its_number() -> None:
         "stage 1 keeps 0.8000 of the same patches, under 0.999",
     )
     assert report.max_abs == 1
-    assert report.tolerance == FP32_TOLERANCE
+    assert report.tolerance == FP32
     # A looser bound forgives the same difference.
     assert compare("onnx", REFERENCE, other, LOOSE).verdict == "pass"
 
 
 def test_scaling_the_logits_is_seen_by_max_abs_alone() -> None:
-    report = compare(
-        "scaled", REFERENCE, Outputs(REFERENCE.logits * 3, REFERENCE.kept), FP32_TOLERANCE
-    )
+    report = compare("scaled", REFERENCE, Outputs(REFERENCE.logits * 3, REFERENCE.kept), FP32)
     assert report.verdict == "pass"
     assert report.cosine == pytest.approx(1)
     assert report.max_abs == 4
