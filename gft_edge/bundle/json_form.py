@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import reprlib
 import types
 import typing
@@ -23,6 +25,22 @@ def to_json(spec: Any) -> Any:
     if isinstance(spec, (tuple, list)):
         return [to_json(item) for item in spec]
     return spec
+
+
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """Plain content, or specs in it, as JSON, with null for NaN and infinity, which JSON has not.
+
+    ASCII alone: file names need not be valid UTF-8.
+    """
+    return json.dumps(_finite(to_json(content)), allow_nan=False, indent=indent)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, list) else content
 
 
 def from_json(kind: type[T], data: Any, where: str) -> T:

@@ -10,7 +10,12 @@ from typing import Any
 
 import click
 
-from gft_edge.errors import GftEdgeError
+from gft_edge.errors import GftEdgeError, MissingDependencyError
+
+# The extra that has what a command imports; of the others it is `export`.
+_EXTRAS = {
+    "train": "train", "import": "train", "evaluate": "train", "inspect": "train", "demo": "all",
+}  # fmt: skip
 
 
 class _Failure(click.ClickException):
@@ -38,7 +43,7 @@ class _Commands(Mapping[str, click.Command]):
 
 
 class _Group(click.Group):
-    """Turns the library's errors, and a full or read-only disk, into one line and an exit code."""
+    """Turns the library's errors, absent packages and a full disk into one line and an exit code."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # From the docstrings in their sources: importing every command takes four times as long.
@@ -50,6 +55,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except GftEdgeError as error:
             raise _Failure(error) from error
+        except ImportError as error:
+            raise _Failure(_missing(error, ctx.invoked_subcommand or "")) from error
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -68,6 +75,15 @@ def main() -> None:
 
 
 main.commands = _Commands()  # type: ignore[assignment]
+
+
+def _missing(error: ImportError, command: str) -> MissingDependencyError:
+    """Name the package that a command cannot import. A module of our own is our mistake."""
+    package = (error.name or "torch").partition(".")[0]
+    if package == "gft_edge":
+        raise error
+    extra = _EXTRAS.get(command, "export")
+    return MissingDependencyError(package, "export" if package == "onnx" else extra)
 
 
 def _docstring(name: str) -> str | None:

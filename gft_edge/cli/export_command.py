@@ -12,91 +12,91 @@ from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress
 from gft_edge.bundle.store import Bundle, is_bundle
 from gft_edge.calibration.image_set import CALIBRATION_IMAGES
+from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import (
     PATH,
     data_option,
     engine_options,
     engine_settings,
+    flag,
     json_option,
+    seed_option,
     split_option,
 )
-from gft_edge.cli.output import (
-    next_line,
-    print_engine,
-    print_fidelity,
-    print_json,
-    print_quantization,
-    print_rescheduled,
-    progress,
-    say,
-)
-from gft_edge.cli.sources import source_of_run
+from gft_edge.cli.output import next_line, print_json, progress, say, show
 from gft_edge.datasets import verification_split
-from gft_edge.errors import MissingDependencyError, PipelineError, UsageError
+from gft_edge.errors import PipelineError, UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
+from gft_edge.reporting.bundle_tables import engine_table, fidelity_tables
 from gft_edge.runtime.backends import backend_for, backends
 from gft_edge.studies.drawn_images import calibration_images, verification_images
 
 
 @click.command("export")
 @click.argument("run", type=PATH)
-@click.option("--target", "--format", required=True, help=f"One of {', '.join(backends())}.")
+@click.option("--target", "--format", required=True,
+              help=f"Engine to export for: {', '.join(backends())}.")  # fmt: skip
 @click.option("--precision",
-              help="fp32 (default), fp16, bf16, int8; auto: the fastest here within bounds.")  # fmt: skip
+              help="Precision of the bundle: fp32 (default), fp16, bf16, int8, or auto, the fastest "
+              "here that holds its bounds.")  # fmt: skip
 @click.option("--half", is_flag=True, hidden=True)
 @click.option("--int8", is_flag=True, hidden=True)
-@click.option("--batch", type=int, default=1, show_default=True, help="Static batch size.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Number of images a call.")
 @click.option("--input", "dtype", type=click.Choice(["uint8", "float32"]), default="uint8",
-              show_default=True, help="uint8 NHWC pixels, or float32 NCHW normalised.")  # fmt: skip
-@click.option("--opset", type=int, default=20, show_default=True)
-@click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
-@click.option("--compress-weights", is_flag=True, help="OpenVINO: store weights in FP16.")
+              show_default=True,
+              help="Input of the graph: uint8 NHWC pixels, or float32 NCHW normalised.")  # fmt: skip
+@click.option("--opset", type=int, default=20, show_default=True, help="Opset of the ONNX graph.")
+@click.option("--no-simplify", is_flag=True, help="Leave the graph as converted, without onnxsim.")
+@click.option("--compress-weights", is_flag=True, help="Store weights in FP16 (OpenVINO only).")
 @data_option
 @split_option(None)
 @click.option("--keep", metavar="COUNT,...",
-              help="Keep other numbers of patches than in training, one a stage: 120,80,40 or "
+              help="Numbers of patches to keep instead of the trained ones, one a stage: 120,80,40 or "
               "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True,
-              help="Real images that every step is verified on.")  # fmt: skip
+              help="Number of real images that every step is verified on.")  # fmt: skip
 @click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
-              help="Accuracy that a precision under fp32 may cost on those images.")  # fmt: skip
-@click.option("--calibration-data", type=PATH,
-              help="int8: class folders of real images, or a folder whose train/ holds them.")  # fmt: skip
+              help="Accuracy, of 1, that a precision under fp32 may cost on those images.")  # fmt: skip
+@click.option("--calibration-data", type=PATH, metavar="DIR",
+              help="Class folders of real images to calibrate INT8 on, or a folder whose train/ "
+              "holds them.")  # fmt: skip
 @click.option("--subset-size", type=int,
-              help=f"int8: images to calibrate on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
+              help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
 @click.option("--calibration-method",
-              help="int8: minmax (default), percentile, entropy or mse.")  # fmt: skip
+              help="How INT8 takes its ranges: minmax (default), percentile, entropy or mse.")  # fmt: skip
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
-              help="int8: layers to leave alone; sensitivity suggests them.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
+              help="Layers to leave out of INT8; gft-edge sensitivity suggests them.")  # fmt: skip
+@seed_option
 @engine_options
-@click.option("--out", type=PATH, required=True, help="Bundle folder to write.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the new bundle.")
 @json_option
-def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
+def command(
+    run: Path, target: str, given: GivenImages, out: Path, as_json: bool, **options: Any
+) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
     The images come from the run's data, its val split unless --split names another. In int8 layers
     go back to high precision until accuracy, decisions and kept patches hold their bounds.
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
+
+    gft-edge export runs/grocery --target openvino --out bundles/grocery
     """
-    try:
-        from gft_edge.export.pipeline import export
-        from gft_edge.export.request import ExportRequest, check_request
-        from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
-        from gft_edge.model.schedule import stages_from_keep
-        from gft_edge.studies.auto import AUTO, export_fastest
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export") from error
+    from gft_edge.export.pipeline import export
+    from gft_edge.export.request import ExportRequest, check_request
+    from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
+    from gft_edge.model.schedule import stages_from_keep
+    from gft_edge.studies.auto import AUTO, export_fastest
+
+    precision, keep, timing_cache = _precision(options), options["keep"], options["timing_cache"]
     if is_bundle(run):
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
-    if options["timing_cache"] is not None and backend_for(target).TARGET != "tensorrt":
+    if timing_cache is not None and backend_for(target).TARGET != "tensorrt":
         raise UsageError(f"{target} builds no engine: leave --timing-cache out")
-    if options["timing_cache"] is not None and options["precision"] == "auto":
+    if timing_cache is not None and precision == AUTO:
         raise UsageError("--timing-cache is for one precision: leave it out with --precision auto")
     spec, model = load_run(run)
-    source = source_of_run(run, options["data"], options["dataset"], options["coco_category"])
-    precision, keep = _precision(options), options["keep"]
+    source = given.of_run(run)
     request = ExportRequest(
         target,
         precision,
@@ -117,39 +117,29 @@ def command(run: Path, target: str, out: Path, as_json: bool, **options: Any) ->
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
-        built = _build(bundle, out, options["timing_cache"], report)
+        built = _build(bundle, out, timing_cache, report)
     manifest = bundle.manifest
     if as_json:
         print_json(
             {
                 "bundle": str(out),
-                "artifacts": [to_json(manifest.artifact)],
-                "lineage": to_json(manifest.lineage),
-                "fidelity": {
-                    **to_json(manifest.reports[-1]),
-                    "steps": to_json(manifest.reports),
-                },
-                "quantization": to_json(manifest.quantization),
-                "candidates": to_json(manifest.candidates),
-                "engine": to_json(built.engine) if built else None,
-                "rescheduled": to_json(manifest.rescheduled),
+                "artifacts": [manifest.artifact],
+                "lineage": manifest.lineage,
+                "fidelity": {**to_json(manifest.reports[-1]), "steps": manifest.reports},
+                "quantization": manifest.quantization,
+                "candidates": manifest.candidates,
+                "engine": built.engine if built else None,
+                "rescheduled": manifest.rescheduled,
             }
         )
         return
-    print_fidelity(
-        f"{out}: every step against PyTorch on {len(images.paths)} images", manifest.reports
-    )
-    if manifest.rescheduled is not None:
-        print_rescheduled(manifest)
-    if manifest.quantization is not None:
-        print_quantization(manifest.quantization)
+    title = f"{out}: every step against PyTorch on {len(images.paths)} images"
+    show(*fidelity_tables(title, manifest))
     if built is not None:
-        print_engine(out, built.engine)
-    if manifest.target == "tensorrt" and not (built and built.loads_here):
-        # On the device: an engine built ahead of time is for others, or for none.
-        next_line(f"gft-edge build {out}")
-    else:
-        next_line(f"gft-edge verify {out}")
+        show(engine_table(out, built.engine))
+    # On the device: an engine built ahead of time is for others, or for none.
+    unbuilt = manifest.target == "tensorrt" and not (built and built.loads_here)
+    next_line(f"gft-edge {'build' if unbuilt else 'verify'} {out}")
 
 
 def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progress) -> Built | None:
@@ -173,22 +163,14 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
 def _calibration(source: DataSource, spec: ModelSpec, options: dict[str, Any]) -> Any:
     from gft_edge.export.request import CalibrationRequest
 
-    folder = options["calibration_data"]
+    folder, count = options["calibration_data"], options["subset_size"]
     if folder is None:
         for name in ("subset_size", "calibration_method", "keep_high_precision"):
             if options[name] is not None:
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{flag} is for int8: give --calibration-data FOLDER too")
+                raise UsageError(f"{flag(name)} is for int8: give --calibration-data FOLDER too")
         return None
-    count = options["subset_size"]
-    images = calibration_images(
-        folder,
-        source,
-        spec.labels,
-        say,
-        CALIBRATION_IMAGES if count is None else count,
-        options["seed"],
-    )
+    count = CALIBRATION_IMAGES if count is None else count
+    images = calibration_images(folder, source, spec.labels, say, count, options["seed"])
     keep = options["keep_high_precision"] or ""
     return CalibrationRequest(
         images,
@@ -200,8 +182,6 @@ def _calibration(source: DataSource, spec: ModelSpec, options: dict[str, Any]) -
 def _images(
     source: DataSource, spec: ModelSpec, options: dict[str, Any], calibration: Any
 ) -> ImageSet:
-    if not source.folder.is_dir():
-        raise UsageError(f"{source.folder}, the data of this run, is not here: give --data FOLDER")
     split = options["split"] or verification_split(source)
     calibrated_on = calibration and calibration.images
     images = verification_images(
@@ -215,7 +195,7 @@ def _images(
 
 
 def _precision(options: dict[str, Any]) -> str:
-    short = [name for name, flag in (("fp16", "half"), ("int8", "int8")) if options[flag]]
+    short = [name for name, option in (("fp16", "half"), ("int8", "int8")) if options[option]]
     asked = {*short, *filter(None, [options["precision"]])}
     if len(asked) > 1:
         raise UsageError(f"more than one precision is asked for: {', '.join(sorted(asked))}")

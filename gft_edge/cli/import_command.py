@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.json_form import to_json
+from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, data_option, json_option
-from gft_edge.cli.output import next_line, print_json, print_table
-from gft_edge.cli.sources import given_source
+from gft_edge.cli.output import next_line, print_json, show
 from gft_edge.datasets import read_split, splits_of
-from gft_edge.errors import DataError, MissingDependencyError, UsageError
+from gft_edge.errors import DataError, UsageError
+from gft_edge.reporting.table import Table
 
 if TYPE_CHECKING:
     from gft_edge.model.published import Published
@@ -22,55 +23,61 @@ if TYPE_CHECKING:
 
 @click.command("import")
 @click.argument("checkpoint", type=PATH)
-@click.option(
-    "--classes", type=click.IntRange(1), help="Number of classes, which then have no names."
-)
-@click.option(
-    "--labels", type=PATH, help="File of the class names, one a line in the classifier's order."
-)
-@click.option("--out", type=PATH, required=True, help="Folder of the new run.")
+@click.option("--classes", type=click.IntRange(1),
+              help="Number of classes, which then have no names.")  # fmt: skip
+@click.option("--labels", "labels_file", type=PATH, metavar="FILE",
+              help="File of the class names, one a line in the classifier's order.")  # fmt: skip
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the new run.")
 @data_option
-@click.option(
-    "--heads", type=int, help="Number of attention heads [default: one for every 64 channels]."
-)
+@click.option("--heads", type=int,
+              help="Number of attention heads [default: one for every 64 channels].")  # fmt: skip
 @json_option
-def command(checkpoint: Path, out: Path, data: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    checkpoint: Path,
+    classes: int | None,
+    labels_file: Path | None,
+    out: Path,
+    given: GivenImages,
+    heads: int | None,
+    as_json: bool,
+) -> None:
     """Make a run of a checkpoint that the paper's published scripts wrote.
 
     The run computes exactly that checkpoint's logits. --data is kept for evaluate and export.
+
+    gft-edge import best_gft.pth --labels labels.txt --out runs/published
     """
-    try:
-        from gft_edge.model.published import (
-            BLOCKS,
-            INERT_SELECTION,
-            left_out,
-            published_network,
-            read_published,
-            write_import,
-        )
-        from gft_edge.model.weight_files import BACKBONE_FILE
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "train") from error
-    if (options["classes"] is None) == (options["labels"] is None):
+    from gft_edge.model.published import (
+        BLOCKS,
+        INERT_SELECTION,
+        left_out,
+        published_network,
+        read_published,
+        write_import,
+    )
+    from gft_edge.model.weight_files import BACKBONE_FILE
+
+    if (classes is None) == (labels_file is None):
         raise UsageError(
             "give --labels FILE with one class name a line, or --classes N where names do not "
             "matter, and not both"
         )
-    source = given_source(data, options["dataset"], options["coco_category"])
-    if source is not None and options["labels"] is None:
+    source = given.source()
+    if source is not None and labels_file is None:
         raise UsageError("--data finds classes by their names: give --labels FILE too")
     if out.exists():
         raise UsageError(f"{out} exists already: choose another --out")
-    found = read_published(checkpoint, options["heads"])
-    labels = _labels(found, options["classes"], options["labels"])
+    found = read_published(checkpoint, heads)
+    labels = _labels(found, classes, labels_file)
     if source is not None:
         _check_data(source, labels)
     spec, model = published_network(found, labels)
     write_import(out, found, spec, model)
     if source is not None:
         _write_config(out, source)
-    parts = [dataclasses.asdict(part) for part in left_out(found)]
-    content = {
+    parts = left_out(found)
+    count = sum(part.count for part in parts)
+    content: dict[str, Any] = {
         "run": str(out),
         "network": spec.name,
         "classes": found.classes,
@@ -79,53 +86,41 @@ def command(checkpoint: Path, out: Path, data: Path | None, as_json: bool, **opt
         "image_size_px": found.image_size_px,
         "selection_reaches_logits": False,
         "remark": INERT_SELECTION,
-        "tensors": len(found.state) - sum(part["count"] for part in parts),
-        "left_out": parts,
+        "tensors": len(found.state) - count,
+        "left_out": to_json(parts),
         "backbone": str(out / BACKBONE_FILE),
         "train_as": found.train_as,
     }
     if as_json:
         print_json(content)
-    else:
-        _show(content, found.depth, data)
-
-
-def _show(content: dict[str, Any], depth: int, data: Path | None) -> None:
-    run, parts = content["run"], content["left_out"]
-    click.echo(
-        f"{run}: {content['network']}, {content['classes']} classes, {content['heads']} heads, "
-        f"{content['image_size_px']} px squashed"
-    )
-    click.echo(content["remark"])
-    count = sum(part["count"] for part in parts)
-    print_table(
-        f"Left out: {count} of {count + content['tensors']} tensors",
-        ("tensors", "count", "why"),
-        [(part["tensors"], part["count"], part["reason"]) for part in parts],
-    )
-    click.echo(
-        f"A real GFT can start from {content['backbone']}: all {depth} blocks, the norm and the "
+        return
+    show(
+        f"{out}: {spec.name}, {found.classes} classes, {found.heads} heads, {found.image_size_px} px "
+        "squashed",
+        INERT_SELECTION,
+        Table(f"Left out: {count} of {len(found.state)} tensors", ("tensors", "count", "why"),
+              [(part.tensors, part.count, part.reason) for part in parts]),
+        f"A real GFT can start from {out / BACKBONE_FILE}: all {found.depth} blocks, the norm and the "
         "classifier. The checkpoint's GALA layers hold their random initialisation, since no "
-        "gradient reached them: new ones start from the blocks."
-    )
-    wanted = "" if data is not None else " --data DIR"
+        "gradient reached them: new ones start from the blocks.",
+    )  # fmt: skip
+    wanted = "" if source is not None else " --data DIR"
     next_line(
-        f"gft-edge export {run} --target openvino{wanted} --out BUNDLE, or gft-edge train --model "
-        f"{content['train_as'] or 'MODEL'} --weights {run} --data {data or 'DIR'} --out NEW"
+        f"gft-edge export {out} --target openvino{wanted} --out BUNDLE, or gft-edge train --model "
+        f"{found.train_as or 'MODEL'} --weights {out} --data {given.data or 'DIR'} --out NEW"
     )
 
 
 def _labels(found: Published, classes: int | None, file: Path | None) -> tuple[str, ...]:
     """One name a class. Raises UsageError where they are not as many as the classifier's rows."""
-    labels = (
-        tuple(f"class {number}" for number in range(classes or 0))
-        if file is None
-        else _read_labels(file)
-    )
+    if file is None:
+        labels = tuple(f"class {number}" for number in range(classes or 0))
+        source, mend = f"--classes is {classes}", f"--classes {found.classes}"
+    else:
+        labels = _read_labels(file)
+        source, mend = f"{file} has {len(labels)}", "--labels with one line per class"
     if len(labels) != found.classes:
-        source = f"--classes is {classes}" if file is None else f"{file} has {len(labels)}"
         rows = tuple(found.state["classifier.weight"].shape)
-        mend = f"--classes {found.classes}" if file is None else "--labels with one line per class"
         raise UsageError(
             f"{found.path} has {found.classes} classes (classifier.weight is {rows}), {source}: "
             f"pass {mend}"
@@ -140,15 +135,17 @@ def _read_labels(file: Path) -> tuple[str, ...]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} is no text in UTF-8: write one class name a line") from error
-    labels = tuple(line.strip() for line in text.split("\n"))
-    labels = labels[:-1] if labels[-1] == "" else labels
-    for number, label in enumerate(labels, start=1):
-        if not label:
-            raise UsageError(f"{file}, line {number} is empty: write one class name a line")
-    label, count = Counter(labels).most_common(1)[0] if labels else ("", 1)
-    if count > 1:
-        lines = ", ".join(str(n) for n, other in enumerate(labels, start=1) if other == label)
-        raise UsageError(f"{file} names {label!r} in lines {lines}: each class has its own name")
+    lines = text.removesuffix("\n").split("\n") if text else []
+    labels = tuple(line.strip() for line in lines)
+    if "" in labels:
+        number = labels.index("") + 1
+        raise UsageError(f"{file}, line {number} is empty: write one class name a line")
+    for label, count in Counter(labels).most_common(1):
+        if count > 1:
+            where = ", ".join(str(n) for n, other in enumerate(labels, start=1) if other == label)
+            raise UsageError(
+                f"{file} names {label!r} in lines {where}: each class has its own name"
+            )
     return labels
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from gft_edge.bundle.manifest import Engine, Manifest, Quantization
-from gft_edge.bundle.reports import FidelityReport
+from gft_edge.bundle.json_form import json_text
 from gft_edge.bundle.specs import Progress
-from gft_edge.bundle.stages import stages_text
 from gft_edge.errors import UsageError
-from gft_edge.nvidia.engines import bound_to_gpu
 from gft_edge.reporting.table import Table, terminal
 
 
@@ -34,114 +29,23 @@ def speaks() -> bool:
 
 
 def print_json(content: Any, lines: bool = False) -> None:
-    """One JSON document on stdout, NaN and infinity as null; with `lines` on a single line.
-
-    ASCII alone: file names need not be valid UTF-8.
-    """
+    """One JSON document on stdout, NaN and infinity as null; with `lines` on a single line."""
     if speaks():
-        click.echo(json.dumps(finite(content), allow_nan=False, indent=None if lines else 2))
+        click.echo(json_text(content, indent=None if lines else 2))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; a column of numbers aligns right."""
-    show(Table(title, columns, [[str(cell) for cell in row] for row in rows]))
-
-
-def show(table: Table) -> None:
-    """A table on stdout, and its notes below it."""
+def show(*blocks: Table | str) -> None:
+    """Tables, each with its notes below it, and words of one line each on stdout."""
     if not speaks():
         return
     console = Console()
     # Piped output keeps whole rows: a table folded at 80 columns cannot be read or searched.
-    Console(width=None if console.is_terminal else 160).print(terminal(table))
-    for note in table.notes:
-        click.echo(note)
-
-
-def finite(content: Any) -> Any:
-    """The content with None for NaN and infinity, which JSON has not."""
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite(item) for item in content]
-    return content
-
-
-def print_fidelity(title: str, reports: Sequence[FidelityReport]) -> None:
-    """One row a report; what is not known is a dash."""
-    print_table(
-        title,
-        ("step", "images", "accuracy", "reference", "agreement", "kept patches",
-         "lost (near border)", "cosine", "verdict"),
-        [
-            (r.step, r.images, percent(r.accuracy), percent(r.reference_accuracy),
-             percent(r.top1_agreement), overlaps(r.kept_overlap), lost_patches(r),
-             f"{r.cosine:.6f}", r.verdict)
-            for r in reports
-        ],
-    )  # fmt: skip
-
-
-def print_rescheduled(manifest: Manifest) -> None:
-    """What other keep counts than those of the training cost, of a bundle that has them."""
-    found = manifest.rescheduled
-    assert found is not None
-    print_table(
-        f"Keep counts, PyTorch's accuracy on {manifest.verified_on.count} images",
-        ("stages", "accuracy", "is"),
-        [
-            (stages_text(found.trained_stages), percent(found.trained_accuracy), "as trained"),
-            (stages_text(manifest.model.stages), percent(found.accuracy), "exported"),
-        ],
-    )
-
-
-def print_quantization(quantization: Quantization) -> None:
-    """What is in INT8 and what is not."""
-    calibrated = quantization.calibrated_on
-    strength = quantization.smooth_quant
-    high = quantization.high_precision
-    print_table(
-        "INT8",
-        ("what", "value"),
-        [
-            ("layers", f"{quantization.int8_layers} of {quantization.int8_layers + len(high)}, "
-             f"{quantization.int8_macs:.0%} of their work"),
-            ("ranges", quantization.method),
-            ("smooth-quant", "off" if strength is None else f"{strength:g}"),
-            ("calibrated on", f"{calibrated.count} images, seed {calibrated.seed}"),
-            ("in high precision", ", ".join(high) or "none"),
-        ],
-    )  # fmt: skip
-
-
-def print_engine(bundle: Path, engine: Engine) -> None:
-    """One engine of a bundle: where it is and where it loads."""
-    size = (bundle / engine.path).stat().st_size
-    where = ", ".join(engine.compute_capabilities)
-    gpu = engine.gpu if bound_to_gpu(engine) else None
-    print_table(
-        "Engine",
-        ("what", "value"),
-        [
-            ("file", bundle / engine.path),
-            ("size", f"{size / 2**20:.1f} MiB"),
-            ("library", f"{engine.flavor} {engine.version}"),
-            ("loads on", f"{gpu or 'GPUs'} of compute capability {where}"),
-            ("outputs", ", ".join(engine.outputs)),
-            ("built in", f"{engine.build_seconds:.1f} s"),
-        ],
-    )
-
-
-def lost_patches(report: FidelityReport) -> str:
-    """Patches lost an image, and of these near the border, one pair a stage."""
-    if not report.lost_near_border:
-        return " / ".join(f"{lost:.2f}" for lost in report.patches_lost) or "-"
-    pairs = zip(report.patches_lost, report.lost_near_border, strict=True)
-    return " / ".join(f"{lost:.2f} ({near:.2f})" for lost, near in pairs)
+    wide = Console(width=None if console.is_terminal else 160)
+    for block in blocks:
+        if isinstance(block, Table):
+            wide.print(terminal(block))
+        for line in block.notes if isinstance(block, Table) else [block]:
+            click.echo(shown(line))
 
 
 def say(text: str) -> None:
@@ -150,31 +54,20 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
-def line(text: str) -> None:
-    """A line, or several, on stdout."""
-    if speaks():
-        click.echo(text)
-
-
 def next_line(text: str) -> None:
     """The last line of a command names the next one."""
-    if speaks():
-        click.echo(f"next: {text}")
+    show(f"next: {text}")
 
 
-def percent(fraction: float | None) -> str:
-    """0.8996 -> 89.96 %."""
-    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+def shown(path: object) -> str:
+    """A path, or words that hold one, on one line, whatever bytes its name has."""
+    return str(click.format_filename(str(path))).replace("\n", "\\n")
 
 
-def overlaps(values: Sequence[float] | None) -> str:
-    """One number a stage."""
-    return "-" if values is None else " / ".join(f"{value:.4f}" for value in values) or "no stage"
-
-
-def shown(path: str) -> str:
-    """A path on one line, whatever bytes its name has."""
-    return str(click.format_filename(path)).replace("\n", "\\n")
+def writable_file(path: Path, option: str) -> None:
+    """Make sure of a file to write before the work. Raises UsageError."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: give {option} a file in a folder that exists")
 
 
 def made_folder(out: Path, option: str = "--out") -> Path:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.specs import Prediction
 from gft_edge.bundle.store import read_bundle
 from gft_edge.cli.options import (
     PATH,
@@ -17,7 +15,7 @@ from gft_edge.cli.options import (
     json_option,
     threads_option,
 )
-from gft_edge.cli.output import print_json, progress, say, shown
+from gft_edge.cli.output import print_json, progress, say, show, shown
 from gft_edge.errors import ImageError
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Classifier
@@ -29,7 +27,8 @@ MANY = 20
 @click.command("predict")
 @click.argument("bundle", type=PATH)
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True,
+              help="Number of labels to print for each image.")  # fmt: skip
 @backend_option
 @threads_option
 @cache_option
@@ -46,34 +45,32 @@ def command(
     """Classify images: files, folders (searched through) and globs.
 
     An image that cannot be read is reported and the rest goes on; the exit code is then 1.
+
+    gft-edge predict bundles/grocery photo.jpg --top-k 3
     """
     opened = read_bundle(bundle)
-    target = backend_for(backend or opened.manifest.target).TARGET
-    folder = cache_folder(cache_dir, target)
+    folder = cache_folder(cache_dir, backend_for(backend or opened.manifest.target).TARGET)
     with Classifier.load(opened, backend, threads, cache_dir=folder) as classifier:
         images = list(expanded(paths))
         failed = 0
         with progress() as report:
             for number, path in enumerate(images, start=1):
                 try:
-                    _show(path, classifier.predict(path, top_k), as_json)
+                    predictions = classifier.predict(path, top_k)
                 except ImageError as error:
                     failed += 1
                     if as_json:
                         print_json({"path": path, "error": str(error)}, lines=True)
                     else:
-                        say(f"Error: {shown(str(error))}")
+                        say(f"Error: {shown(error)}")
+                else:
+                    if as_json:
+                        print_json({"path": path, "predictions": predictions}, lines=True)
+                    else:
+                        show(shown(path))
+                        show(*(f"  {100 * p.probability:6.2f} %  {p.label}" for p in predictions))
                 if len(images) >= MANY:
                     report("classify", number, len(images))
     if failed:
         say(f"{failed} of {len(images)} images could not be read")
         raise click.exceptions.Exit(1)
-
-
-def _show(path: str, predictions: list[Prediction], as_json: bool) -> None:
-    if as_json:
-        print_json({"path": path, "predictions": to_json(predictions)}, lines=True)
-        return
-    click.echo(shown(path))
-    for prediction in predictions:
-        click.echo(f"  {100 * prediction.probability:6.2f} %  {prediction.label}")

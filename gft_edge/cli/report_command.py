@@ -6,40 +6,61 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.store import write_whole
-from gft_edge.cli.options import PATH, data_option, device_options, json_option, split_option
-from gft_edge.cli.output import line, made_folder, print_json, progress, say, show, shown, speaks
-from gft_edge.cli.profile_tables import print_profile
-from gft_edge.cli.sources import images_of_run
+from gft_edge.cli.options import (
+    PATH,
+    data_option,
+    device_options,
+    json_option,
+    refuse_given,
+    split_option,
+)
+from gft_edge.cli.output import (
+    made_folder,
+    print_json,
+    progress,
+    say,
+    show,
+    shown,
+    speaks,
+    writable_file,
+)
 from gft_edge.datasets import splits_of
-from gft_edge.errors import GftEdgeError, MissingDependencyError, UsageError
+from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.fidelity.confusion import confusion_of
 from gft_edge.profiling.report_file import check_comparable, read_profile
 from gft_edge.reporting.drawing import check_installed, save
 from gft_edge.reporting.page import Page, html_of
 from gft_edge.reporting.profile_page import profile_page
-from gft_edge.reporting.profile_tables import across_table
-from gft_edge.reporting.run_page import Judged, confusion_tables, epochs_table, run_page
+from gft_edge.reporting.profile_tables import across_table, profile_blocks
+from gft_edge.reporting.run_page import RunResult, confusion_tables, epochs_table, run_page
 from gft_edge.reporting.table import Table
 
 # What a run is judged on where no split is named: the first that is here.
 SPLITS = ("test", "val", "train")
 
-Kind = Literal["profile", "benchmark", "curves", "run"]
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of the given files: for --json, for a terminal, and how their page is drawn."""
+
+    content: dict[str, Any]
+    blocks: Sequence[Table | str]
+    page: Callable[[], Page]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a report is made of: what --json prints, what a terminal shows, how its page is drawn."""
+class Kind:
+    """What can be reported: the file that its folder holds, a key that tells its JSON, its reader."""
 
-    content: dict[str, Any]
-    print: Callable[[], None]
-    page: Callable[[], Page]
+    name: str
+    file: str | None
+    key: str | None
+    read: Callable[[Sequence[Path], dict[str, Any]], Report]
 
 
 @click.command("report")
@@ -60,196 +81,155 @@ def command(
     or the folder of a run: its page has loss and accuracy, the gradients after train --log-gradients,
     and the confusion on --split, else on the first of test, val and train that is here. Several
     profiles, or several runs, are set side by side.
+
+    gft-edge report profile.json orin.json --html profile.html
     """
-    kinds = {path: kind_of(path) for path in paths}
-    kind = kinds[paths[0]]
-    _check(paths, kinds, options)
+    kind = _kind(paths)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("one of them is given twice: give it once")
+    if len(paths) > 1 and kind.name not in ("profile", "run"):
+        raise UsageError(f"{paths[1]}: only profiles and runs go side by side, give one")
+    if len(paths) > 1 or kind.name != "run":
+        refuse_given("data", "dataset", "coco_category", "split",
+                     why="says which images one run is judged on: leave it out")  # fmt: skip
+    files = [path / kind.file if kind.file and path.is_dir() else path for path in paths]
     if page_file is None and out is None and len(paths) == 1:
-        page_file = _beside(paths[0], kind)
-    _check_outputs(page_file, out)
-    found = _READERS[kind](paths, options)
-    written = _written(found, page_file, out) if speaks() else []
+        page_file = files[0].with_suffix(".html") if kind.file else paths[0] / "report.html"
+    # Made sure of before the work.
+    if page_file is not None or out is not None:
+        check_installed()
+    if page_file is not None:
+        writable_file(page_file, "--html")
+    if out is not None:
+        made_folder(out)
+    report = kind.read(files, options)
+    written = _written(report, page_file, out) if speaks() else []
     if as_json:
-        content = {"kind": kind, "of": [str(path) for path in paths], **found.content}
-        print_json({**content, "written": [str(path) for path in written]})
+        content = {"kind": kind.name, "of": [str(path) for path in paths], **report.content}
+        print_json({**content, "written": written})
         return
-    found.print()
+    show(*report.blocks)
     if written:
-        line(f"written: {', '.join(shown(str(path)) for path in written)}")
+        show(f"written: {', '.join(written)}")
 
 
-# The file that a folder holds, and what tells the content of a JSON file.
-_FILES: dict[Kind, str] = {
-    "benchmark": "benchmark.json", "curves": "curves.json", "profile": "profile.json",
-}  # fmt: skip
-_KEYS: dict[Kind, str] = {"benchmark": "best", "curves": "fractions"}
+def _kind(paths: Sequence[Path]) -> Kind:
+    """What all the files and folders hold. Raises UsageError where it is not one."""
+    found = [_kind_of(path) for path in paths]
+    for path, kind in zip(paths, found, strict=True):
+        if kind != found[0]:
+            raise UsageError(
+                f"{paths[0]} is a {found[0].name} and {path} a {kind.name}: report them one by one"
+            )
+    return found[0]
 
 
-def kind_of(path: Path) -> Kind:
-    """What a file or a folder holds. A file that cannot be told is a profile, which says more."""
+def _kind_of(path: Path) -> Kind:
+    """A file that cannot be told is taken for a profile, which then says more."""
+    *others, profile, run = KINDS
     if path.is_dir():
-        return next((kind for kind, name in _FILES.items() if (path / name).is_file()), "run")
+        return next((kind for kind in (*others, profile) if (path / str(kind.file)).is_file()), run)
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return "profile"
+        return profile
     keys = content if isinstance(content, dict) else {}
-    return next((kind for kind, key in _KEYS.items() if key in keys), "profile")
+    return next((kind for kind in others if kind.key in keys), profile)
 
 
-def _file(path: Path, kind: Kind) -> Path:
-    return path / _FILES[kind] if path.is_dir() else path
-
-
-def _beside(path: Path, kind: Kind) -> Path:
-    return path / "report.html" if kind == "run" else _file(path, kind).with_suffix(".html")
-
-
-def _check(paths: Sequence[Path], kinds: dict[Path, Kind], options: dict[str, Any]) -> None:
-    first = paths[0]
-    for path in paths:
-        if kinds[path] != kinds[first]:
-            raise UsageError(
-                f"{first} is a {kinds[first]} and {path} a {kinds[path]}: report them one by one"
-            )
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("one of them is given twice: give it once")
-    if len(paths) > 1 and kinds[first] not in ("profile", "run"):
-        raise UsageError(f"{paths[1]}: only profiles and runs go side by side, give one")
-    for name in ("data", "dataset", "coco_category", "split"):
-        if options[name] is not None and (kinds[first] != "run" or len(paths) > 1):
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} says which images one run is judged on: leave it out")
-
-
-def _check_outputs(page_file: Path | None, out: Path | None) -> None:
-    """Made sure of before the work."""
-    if page_file is not None or out is not None:
-        check_installed()
-    if page_file is not None and (page_file.is_dir() or not page_file.absolute().parent.is_dir()):
-        raise UsageError(
-            f"{page_file} cannot be written: give --html a file in a folder that exists"
-        )
-    if out is not None:
-        made_folder(out)
-
-
-def _written(found: Shown, page_file: Path | None, out: Path | None) -> list[Path]:
+def _written(report: Report, page_file: Path | None, out: Path | None) -> list[str]:
     if page_file is None and out is None:
         return []
-    page = found.page()
+    page = report.page()
     written = []
     if page_file is not None:
         write_whole(page_file, html_of(page).encode())
-        written.append(page_file)
+        written.append(str(page_file))
     if out is not None:
         for name, chart in page.charts().items():
             save(chart.figure, out / f"{name}.png")
-            written.append(out / f"{name}.png")
+            written.append(str(out / f"{name}.png"))
     return written
 
 
-def _profiles(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
-    profiles = {shown(str(path)): read_profile(_file(path, "profile")) for path in paths}
+def _profiles(files: Sequence[Path], options: dict[str, Any]) -> Report:
+    profiles = {shown(file): read_profile(file) for file in files}
     check_comparable(profiles)
     across = across_table(profiles)
-
-    def show_all() -> None:
-        for name, profile in profiles.items():
-            print_profile(profile, name)
-        if len(profiles) > 1:
-            show(across)
-
+    blocks = [block for name, one in profiles.items() for block in profile_blocks(one, name)]
     content = {"rows": across.records(), "stable": all(one.stable for one in profiles.values())}
-    return Shown(content, show_all, lambda: profile_page(profiles))
+    beside = [across] if len(profiles) > 1 else []
+    return Report(content, [*blocks, *beside], lambda: profile_page(profiles))
 
 
-def _benchmark(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
+def _benchmark(files: Sequence[Path], options: dict[str, Any]) -> Report:
     from gft_edge.studies.benchmark_page import benchmark_page, read_results
 
-    benchmark, profile = read_results(_file(paths[0], "benchmark"))
+    benchmark, profile = read_results(files[0])
     page = benchmark_page(benchmark, profile)
-    return Shown({"best": to_json(benchmark.best)}, lambda: _show_table(page, "best"), lambda: page)
+    return Report({"best": benchmark.best}, _tables(page, "best"), lambda: page)
 
 
-def _curves(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
+def _curves(files: Sequence[Path], options: dict[str, Any]) -> Report:
     from gft_edge.explanation.curves_page import curves_page, read_curves
 
-    name, report = read_curves(_file(paths[0], "curves"))
+    name, report = read_curves(files[0])
     page = curves_page(shown(name), report)
-    return Shown({"explained": name}, lambda: _show_table(page), lambda: page)
+    return Report({"explained": name}, _tables(page), lambda: page)
 
 
-def _runs(paths: Sequence[Path], options: dict[str, Any]) -> Shown:
-    try:
-        from gft_edge.training.gradients import GRADIENTS_FILE, read_norms
-        from gft_edge.training.history import read_history
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export") from error
-    histories = {shown(str(run)): read_history(run) for run in paths}
+def _tables(page: Page, *without: str) -> list[Table]:
+    """The first table of the page, with fewer columns."""
+    blocks = [block for section in page.sections for block in section.blocks]
+    return [block.without(*without) for block in blocks if isinstance(block, Table)][:1]
+
+
+def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Report:
+    from gft_edge.training.gradients import GRADIENTS_FILE, read_norms
+    from gft_edge.training.history import read_history
+
+    histories = {shown(run): read_history(run) for run in runs}
     for name, history in histories.items():
         for gap in history.gaps():
             say(f"{name}: {gap}: left out of the curves")
-    content: dict[str, Any] = {"histories": to_json(histories)}
-    norms: dict[int, dict[str, float]] = {}
-    judged = None
-    if len(paths) == 1:
-        file = paths[0] / GRADIENTS_FILE
-        norms = read_norms(file) if file.is_file() else {}
-        if not norms:
-            say("no gradient norms: gft-edge train --log-gradients keeps them")
-        judged = _judged(paths[0], options)
-        content |= {"gradients": norms or None, "confusion": judged and _confusion(judged)}
     columns = {name: history.by_column() for name, history in histories.items()}
+    content: dict[str, Any] = {"histories": histories}
+    if len(runs) > 1:
+        return Report(content, [epochs_table(columns)], lambda: run_page(columns))
+    file = runs[0] / GRADIENTS_FILE
+    norms = read_norms(file) if file.is_file() else {}
+    if not norms:
+        say("no gradient norms: gft-edge train --log-gradients keeps them")
+    result = _evaluated(runs[0], options)
+    content |= {"gradients": norms or None, "confusion": result and result.record()}
+    tables = [epochs_table(columns), *(confusion_tables(result) if result else [])]
+    return Report(content, tables, lambda: run_page(columns, norms, result))
 
-    def show_all() -> None:
-        for table in [epochs_table(columns), *(confusion_tables(judged) if judged else [])]:
-            show(table)
 
-    return Shown(content, show_all, lambda: run_page(columns, norms, judged))
-
-
-def _judged(run: Path, options: dict[str, Any]) -> Judged | None:
+def _evaluated(run: Path, options: dict[str, Any]) -> RunResult | None:
     """None, with a remark, where images that nobody asked for cannot be had."""
     from gft_edge.studies.evaluation import evaluate_run
 
-    given = (options["data"], options["dataset"], options["coco_category"])
-    split = options["split"]
+    given, split = options["given"], options["split"]
+    how = {name: options[name] for name in ("device", "workers")}
     try:
-        source = images_of_run(run, *given)
+        source = given.of_run(run)
         here = splits_of(source)
-        split = split or next((name for name in SPLITS if name in here), SPLITS[0])
+        chosen = split or next((name for name in SPLITS if name in here), SPLITS[0])
         with progress() as report:
-            found = evaluate_run(
-                run, source, split, progress=report, say=say, device=options["device"],
-                workers=options["workers"],
-            )  # fmt: skip
+            found = evaluate_run(run, source, chosen, progress=report, say=say, **how)
     except GftEdgeError as error:
-        if options["split"] is not None or any(given):
+        if split is not None or given.any():
             raise
         say(f"no confusion matrix: {error}")
         return None
     confusion = confusion_of(found.logits, found.targets, found.spec.labels)
-    return Judged(split, found.metrics.images, found.metrics.top1, confusion)
+    return RunResult(chosen, found.metrics.images, found.metrics.top1, confusion)
 
 
-def _confusion(judged: Judged) -> dict[str, Any]:
-    return {
-        "split": judged.split,
-        "images": judged.images,
-        "top1": judged.top1,
-        "hardest": to_json(judged.confusion.hardest()),
-        "pairs": to_json(judged.confusion.pairs()),
-    }
-
-
-_READERS: dict[Kind, Callable[[Sequence[Path], dict[str, Any]], Shown]] = {
-    "profile": _profiles, "benchmark": _benchmark, "curves": _curves, "run": _runs,
-}  # fmt: skip
-
-
-def _show_table(page: Page, *without: str) -> None:
-    """The first table of the page, with fewer columns."""
-    blocks = [block for section in page.sections for block in section.blocks]
-    for table in [block for block in blocks if isinstance(block, Table)][:1]:
-        show(table.without(*without))
+KINDS = (
+    Kind("benchmark", "benchmark.json", "best", _benchmark),
+    Kind("curves", "curves.json", "fractions", _curves),
+    Kind("profile", "profile.json", None, _profiles),
+    Kind("run", None, None, _runs),
+)

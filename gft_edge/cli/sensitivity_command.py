@@ -6,23 +6,14 @@ from pathlib import Path
 
 import click
 
-from gft_edge.bundle.images import CocoCategory
-from gft_edge.bundle.json_form import to_json
-from gft_edge.cli.options import PATH, data_option, json_option, split_option
-from gft_edge.cli.output import (
-    next_line,
-    overlaps,
-    percent,
-    print_json,
-    print_table,
-    progress,
-    say,
-)
-from gft_edge.cli.sources import source_of_run
+from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.options import PATH, data_option, json_option, seed_option, split_option
+from gft_edge.cli.output import next_line, print_json, progress, say, show, writable_file
 from gft_edge.datasets import read_split
-from gft_edge.errors import MissingDependencyError, UsageError
+from gft_edge.errors import UsageError
 from gft_edge.reporting.drawing import check_installed, save
 from gft_edge.reporting.run_charts import sensitivity_chart
+from gft_edge.reporting.table import Table, per_stage, percent
 
 
 @click.command("sensitivity")
@@ -30,71 +21,63 @@ from gft_edge.reporting.run_charts import sensitivity_chart
 @data_option
 @split_option("train")
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True,
-              help="Images that each layer is measured on.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the drawing of the images.")
-@click.option("--out", type=PATH, help="Picture (PNG) of the ranking to write.")
+              help="Number of images that each layer is measured on.")  # fmt: skip
+@seed_option
+@click.option("--out", type=PATH, metavar="FILE", help="File for a chart of the ranking, .png.")
 @json_option
 def command(
     run: Path,
-    data: Path | None,
-    dataset: str | None,
-    coco_category: CocoCategory | None,
+    given: GivenImages,
     split: str | None,
     images: int,
     seed: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """What each layer of a run costs in INT8, alone: accuracy, cosine, kept patches.
+    """Rank the layers of a run by what each alone costs in INT8: accuracy, cosine, kept patches.
 
     Measured in PyTorch on the network as an INT8 export smooths it, most damage per work first. The
     last line is the --keep-high-precision that an export would need.
+
+    gft-edge sensitivity runs/grocery --out sensitivity.png
     """
-    try:
-        from gft_edge.calibration.suggestion import suggest_high_precision
-        from gft_edge.model.checkpoint import load_run
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export") from error
+    from gft_edge.calibration.suggestion import suggest_high_precision
+    from gft_edge.model.checkpoint import load_run
+
     if out is not None:
         check_installed()
-    if out is not None and out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out} is no .png file")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: no such folder {out.parent}")
+        if out.suffix.lower() != ".png":
+            raise UsageError(f"--out {out} is no .png file")
+        writable_file(out, "--out")
     spec, model = load_run(run)
-    source = source_of_run(run, data, dataset, coco_category)
+    source = given.of_run(run)
     split = split or "train"
     available = read_split(source, split, spec.labels)
     with progress() as report:
         found = suggest_high_precision(model, spec, available, images, seed, report, say)
-    suggested, verdict = found.keep_high_precision, found.with_it
     if out is not None:
         layers = [(row.layer, row.score_noise, row.cosine_drop) for row in found.layers]
-        save(sensitivity_chart(layers, suggested).figure, out)
+        save(sensitivity_chart(layers, found.keep_high_precision).figure, out)
     if as_json:
-        print_json(to_json(found))
+        print_json(found)
         return
-    print_table(
-        f"{run}: each layer alone in INT8, on {found.images} images of {split}",
-        ("layer", "work", "accuracy", "cosine lost", "overlap lost", "score noise"),
-        [
-            (row.layer, f"{row.macs:.1%}", percent(-row.accuracy_drop), f"{row.cosine_drop:.5f}",
-             overlaps(row.overlap_loss), " / ".join(f"{n:.1e}" for n in row.score_noise) or "-")
-            for row in found.layers
-        ],
-    )  # fmt: skip
+    rows = [
+        (row.layer, f"{row.macs:.1%}", percent(-row.accuracy_drop), f"{row.cosine_drop:.5f}",
+         per_stage(row.overlap_loss), " / ".join(f"{n:.1e}" for n in row.score_noise) or None)
+        for row in found.layers
+    ]  # fmt: skip
+    title = f"{run}: each layer alone in INT8, on {found.images} images of {split}"
+    heads = ("layer", "work", "accuracy", "cosine lost", "overlap lost", "score noise")
+    show(Table(title, heads, rows))
     if out is not None:
         say(f"{out} shows it")
-    if verdict is not None:
-        say(
-            f"with the layers below in high precision: kept patches {overlaps(verdict.kept_overlap)}"
-        )
-    if verdict is None:
+    export = f"gft-edge export {run} --target tensorrt --precision"
+    if found.with_it is None:
         say("not even one layer in INT8 holds the bounds on these images")
-        next_line(f"gft-edge export {run} --target tensorrt --precision fp16 --out BUNDLE")
+        next_line(f"{export} fp16 --out BUNDLE")
         return
-    keep = f" --keep-high-precision {','.join(suggested)}" if suggested else ""
-    next_line(
-        f"gft-edge export {run} --target tensorrt --precision int8 --calibration-data {source.folder} "
-        f"--out BUNDLE{keep}"
-    )
+    kept = per_stage(found.with_it.kept_overlap)
+    say(f"with the layers below in high precision: kept patches {kept}")
+    layers_kept = ",".join(found.keep_high_precision)
+    keep = f" --keep-high-precision {layers_kept}" if layers_kept else ""
+    next_line(f"{export} int8 --calibration-data {source.folder} --out BUNDLE{keep}")

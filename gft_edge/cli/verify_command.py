@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gft_edge.bundle.images import CocoCategory
-from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import read_manifest
+from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
-from gft_edge.cli.output import (
-    advance,
-    made_folder,
-    overlaps,
-    percent,
-    print_json,
-    print_table,
-    progress,
-    say,
-    shown,
-)
+from gft_edge.cli.output import advance, made_folder, print_json, progress, say, show, shown
 from gft_edge.cli.references import open_reference
-from gft_edge.cli.sources import given_source
 from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
 from gft_edge.fidelity.verify import VerifyReport, verify
 from gft_edge.reporting.comparison_sheet import comparison_sheet
+from gft_edge.reporting.table import Table, per_stage, percent
 
 PICTURE = "compare.png"
 LISTED = 20
@@ -42,30 +30,21 @@ LISTED = 20
 @click.argument("bundle", type=PATH)
 @data_option
 @split_option()
-@click.option(
-    "--reference",
-    type=PATH,
-    help="Run (needs torch) or bundle of the same network to compare with.",
-)
-@click.option(
-    "--pictures",
-    type=PATH,
-    metavar="DIR",
-    help=f"With --reference: write {PICTURE} to DIR, the patches that each kept.",
-)
+@click.option("--reference", type=PATH,
+              help="Run (needs torch) or bundle of the same network to compare with.")  # fmt: skip
+@click.option("--pictures", type=PATH, metavar="DIR",
+              help=f"With --reference: folder for {PICTURE}, the patches that each kept.")  # fmt: skip
 @backend_option
 @json_option
 def command(
     bundle: Path,
-    data: Path | None,
-    dataset: str | None,
-    coco_category: CocoCategory | None,
+    given: GivenImages,
     split: str | None,
     reference: Path | None,
     pictures: Path | None,
     backend: str | None,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Check a bundle on this machine: hashes, structure, golden outputs.
 
     With --data also its accuracy; with --reference how far it is from another artifact of the same
@@ -76,7 +55,7 @@ def command(
     manifest = read_manifest(bundle)
     if pictures is not None:
         _check_picture(reference, manifest.model)
-    source = given_source(data, dataset, coco_category)
+    source = given.source()
     images = None
     if source is not None:
         images = read_split(source, split or reporting_split(source), manifest.model.labels)
@@ -93,12 +72,16 @@ def command(
         picture = folder / PICTURE
         comparison_sheet(drawn[0], manifest.model).save(picture)
     if as_json:
-        content = {f.name: to_json(getattr(result, f.name)) for f in dataclasses.fields(result)}
+        content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         print_json({**content, "picture": None if picture is None else str(picture)})
     else:
-        _print(bundle, result)
+        show(_checks(bundle, result), *_disagreements(result))
+        for failure in result.failures:
+            say(f"Error: {failure}")
+        for reason in result.skipped:
+            say(f"skipped: {reason}")
         if picture is not None:
-            click.echo(f"picture: {picture}")
+            show(f"picture: {picture}")
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
 
@@ -113,11 +96,11 @@ def _check_picture(reference: Path | None, model: ModelSpec) -> None:
         )
 
 
-def _print(bundle: Path, result: Any) -> None:
-    rows = [("verdict", result.verdict)]
+def _checks(bundle: Path, result: Any) -> Table:
+    rows: list[tuple[str, str]] = [("verdict", result.verdict)]
     if result.golden is not None:
         rows.append(("golden top-1 agreement", percent(result.golden.top1_agreement)))
-        rows.append(("golden kept patches", overlaps(result.golden.kept_overlap)))
+        rows.append(("golden kept patches", per_stage(result.golden.kept_overlap)))
     if result.top1 is not None:
         rows.append(("images", str(result.images)))
         rows.append(("top-1", percent(result.top1)))
@@ -125,40 +108,33 @@ def _print(bundle: Path, result: Any) -> None:
         rows += [
             ("reference top-1", percent(result.reference_top1)),
             ("top-1 agreement", percent(result.top1_agreement)),
-            ("kept patches", overlaps(result.kept_overlap)),
+            ("kept patches", per_stage(result.kept_overlap)),
             ("cosine", f"{result.cosine:.6f}"),
             ("max abs", f"{result.max_abs:.1e}"),
         ]
     if result.kept_overlap:
-        near = _counts(result.lost_near_border) or "not known: only a run ranks its patches"
-        rows.append(("patches lost an image", _counts(result.patches_lost)))
-        rows.append(("of these near the border", near))
-    print_table(str(bundle), ("check", "result"), rows)
-    if result.disagreements is not None:
-        _print_disagreements(result)
-    for failure in result.failures:
-        say(f"Error: {failure}")
-    for reason in result.skipped:
-        say(f"skipped: {reason}")
+        lost, near = (
+            " / ".join(f"{value:.2f}" for value in values)
+            for values in (result.patches_lost, result.lost_near_border)
+        )
+        rows.append(("patches lost an image", lost))
+        rows.append(("of these near the border", near or "not known: only a run ranks its patches"))
+    return Table(str(bundle), ("check", "result"), rows)
 
 
-def _print_disagreements(result: VerifyReport) -> None:
-    differing = result.disagreements or ()
+def _disagreements(result: VerifyReport) -> list[Table | str]:
+    """What the two artifacts classify differently; nothing where there is one alone."""
+    differing = result.disagreements
+    if differing is None:
+        return []
     if not differing:
-        click.echo("A (the reference) and B (the bundle) give every image the same label")
-        return
-    print_table(
-        f"A (the reference) and B (the bundle) disagree on {len(differing)} of {result.images} images",
-        ("image", "true label", "A", "B", "kept patches, last stage"),
-        [
-            (shown(row.path), row.label, row.reference, row.candidate,
-             overlaps(row.kept_overlap[-1:]))
-            for row in differing[:LISTED]
-        ],
-    )  # fmt: skip
-    if len(differing) > LISTED:
-        click.echo(f"and {len(differing) - LISTED} more: --json lists all")
-
-
-def _counts(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)
+        return ["A (the reference) and B (the bundle) give every image the same label"]
+    rows = [
+        (shown(row.path), row.label, row.reference, row.candidate, per_stage(row.kept_overlap[-1:]))
+        for row in differing[:LISTED]
+    ]
+    title = f"A (the reference) and B (the bundle) disagree on {len(differing)} of {result.images} images"
+    more = len(differing) - LISTED
+    notes = [f"and {more} more: --json lists all"] if more > 0 else []
+    heads = ("image", "true label", "A", "B", "kept patches, last stage")
+    return [Table(title, heads, rows, notes)]

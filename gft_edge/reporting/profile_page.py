@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gft_edge.nvidia.nvml import GpuState
 from gft_edge.profiling.conditions import Conditions, other_load
-from gft_edge.profiling.machine import Machine, summary
+from gft_edge.profiling.machine import summary
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import MOST_SPREAD, MOST_VARIATION, WINDOWS, samples_needed
 from gft_edge.profiling.verdict import named_boundaries, verdicts
@@ -23,6 +23,7 @@ from gft_edge.reporting.profile_tables import (
     cost_table,
     latency_table,
     layer_tables,
+    machine_table,
     named,
     parts_table,
     subject_table,
@@ -122,7 +123,7 @@ def _machine(profile: Profile) -> list[Block]:
     before, after = profile.before, profile.after
     said = [(what, text(before), text(after)) for what, text in _CONDITIONS]
     blocks: list[Block] = [
-        Table("", ("what", "value"), _fingerprint(profile.machine)),
+        machine_table("", profile.machine),
         Table("Before and after", ("condition", "before", "after"),
               [row for row in said if row[1:] != ("-", "-")]),
     ]  # fmt: skip
@@ -137,20 +138,6 @@ def _machine(profile: Profile) -> list[Block]:
             )
         )
     return blocks
-
-
-def _fingerprint(machine: Machine) -> list[tuple[str, str]]:
-    return [
-        ("board", machine.board or "-"),
-        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
-        ("instruction sets", ", ".join(machine.instruction_sets) or "-"),
-        ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-        ("GPU", ", ".join(machine.gpus) or "none"),
-        ("NVIDIA driver", machine.driver or "-"),
-        ("Jetson Linux", machine.l4t or "-"),
-        ("system", machine.system),
-        ("Python", machine.python),
-    ]
 
 
 def _range(values: Sequence[float], unit: str) -> str:

@@ -1,4 +1,4 @@
-"""A profile as tables, for the terminal and for its page."""
+"""A profile and its machine as tables, for the terminal and for a page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from gft_edge.profiling.layers import Breakdown
-from gft_edge.profiling.machine import summary
+from gft_edge.profiling.machine import Machine, summary
 from gft_edge.profiling.report import Boundary, Profile, Report
-from gft_edge.profiling.verdict import energy_text, named_boundaries, why_unstable
+from gft_edge.profiling.verdict import energy_text, named_boundaries, verdicts, why_unstable
 from gft_edge.reporting.latency_charts import PART_NAMES
 from gft_edge.reporting.table import Cell, Table
 
@@ -37,6 +37,41 @@ def named(profiles: Mapping[str, Profile]) -> dict[str, list[Named]]:
         baseline = " (baseline)" if report.role == "baseline" else ""
         found[file].append((f"{name}{again}{baseline}", report))
     return found
+
+
+def profile_blocks(profile: Profile, file: str = "") -> list[Table | str]:
+    """Everything that a terminal shows of a profile; `file` is where it came from.
+
+    The conditions of its machine and the settings stand on its page.
+    """
+    settings, inputs = profile.settings, profile.inputs
+    threads = "all" if settings.threads is None else settings.threads
+    reports = named({file: profile})[file]
+    parts = parts_table(reports)
+    return [
+        f"{file or 'profile'}: {summary(profile.machine)}; {settings.hint}, batch "
+        f"{settings.batch}, {threads} threads; {inputs.count} {inputs.kind}",
+        latency_table(profile, reports, "Latency in ms a call").without("max", "calls"),
+        *([] if parts is None else [parts]),
+        cost_table(reports).without("energy from"),
+        *(table for _, one in reports if one.layers for table in layer_tables(one.layers)),
+        *verdicts(profile),
+    ]
+
+
+def machine_table(title: str, machine: Machine) -> Table:
+    """What a machine is, by what it says of itself."""
+    rows = [
+        ("board", machine.board),
+        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
+        ("instruction sets", " ".join(machine.instruction_sets) or "none of interest"),
+        ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
+        ("GPU", "; ".join(machine.gpus) or "none seen by NVML or CUDA"),
+        ("NVIDIA driver", machine.driver),
+        ("Jetson Linux", machine.l4t),
+        ("system", f"{machine.system}, Python {machine.python}"),
+    ]
+    return Table(title, ("what", "value"), rows)
 
 
 def latency_table(profile: Profile, reports: Sequence[Named], title: str) -> Table:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from gft_edge.bundle.json_form import to_json
 from gft_edge.fidelity.confusion import Confusion
 from gft_edge.reporting.page import Block, Charts, Page, Section
 from gft_edge.reporting.run_charts import (
@@ -21,7 +23,7 @@ LISTED = 10
 
 
 @dataclass(frozen=True)
-class Judged:
+class RunResult:
     """What a run was evaluated to: `top1` of 1 on so many images of a split."""
 
     split: str
@@ -33,24 +35,30 @@ class Judged:
         """The heading of its charts."""
         return f"{self.split}: {self.top1:.2%} of {self.images} images"
 
+    def record(self) -> dict[str, Any]:
+        """The result as JSON, with the hardest classes and the pairs that are confused most."""
+        hardest, pairs = self.confusion.hardest(), self.confusion.pairs()
+        said = {"split": self.split, "images": self.images, "top1": self.top1}
+        return {**said, "hardest": to_json(hardest), "pairs": to_json(pairs)}
+
 
 def run_page(
     runs: Mapping[str, Columns],
-    norms: Mapping[int, Mapping[str, float]],
-    judged: Judged | None,
+    norms: Mapping[int, Mapping[str, float]] | None = None,
+    result: RunResult | None = None,
 ) -> Page:
     """Runs by name with their epochs; gradients and the confusion are of the only run, if any."""
     sections = [Section("Loss and accuracy", [Charts([curves_chart(runs)]), epochs_table(runs)])]
     if norms:
         sections.append(Section("Gradients", [Charts([gradients_chart(norms)])]))
-    if judged is not None:
-        confusion, title = judged.confusion, judged.title()
+    if result is not None:
+        confusion, title = result.confusion, result.title()
         charts = [
             confusion_chart(title, confusion),
             hardest_chart(title, confusion.hardest(), confusion.pairs()),
         ]
         # Each alone: they are too wide for two in a row.
-        blocks: list[Block] = [*(Charts([chart]) for chart in charts), *confusion_tables(judged)]
+        blocks: list[Block] = [*(Charts([chart]) for chart in charts), *confusion_tables(result)]
         sections.append(Section("Confusion", blocks))
     return Page(", ".join(runs), sections)
 
@@ -69,12 +77,12 @@ def epochs_table(runs: Mapping[str, Columns]) -> Table:
     return Table("Epochs", heads, rows)
 
 
-def confusion_tables(judged: Judged) -> list[Table]:
+def confusion_tables(result: RunResult) -> list[Table]:
     """The classes of lowest recall, and the pairs that are confused most."""
-    hardest, pairs = judged.confusion.hardest(), judged.confusion.pairs()
+    hardest, pairs = result.confusion.hardest(), result.confusion.pairs()
     tables = [
         Table(
-            f"Hardest classes on {judged.title()}",
+            f"Hardest classes on {result.title()}",
             ("class", "recall %", "precision %", "images"),
             [
                 (r.label, f"{100 * r.recall:.2f}",

@@ -215,3 +215,13 @@ def _dashed(text: str) -> str:
 
 def _line(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def percent(fraction: float | None) -> str:
+    """0.8996 -> 89.96 %."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def per_stage(values: Sequence[float] | None) -> str:
+    """One number a stage, such as the overlap of the kept patches."""
+    return "-" if values is None else " / ".join(f"{value:.4f}" for value in values) or "no stage"

@@ -20,7 +20,7 @@ from gft_edge.reporting.latency_charts import distribution_chart, split_chart, t
 from gft_edge.reporting.page import Bullets, Charts, Page, Section, Verdict, html_of
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
 from gft_edge.reporting.profile_page import latency_charts, layer_sections, parts_blocks
-from gft_edge.reporting.run_page import Judged, run_page
+from gft_edge.reporting.run_page import RunResult, run_page
 from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.runtime.classifier import Timing
 from tests.reporting.pages import page_of, points
@@ -167,7 +167,7 @@ def a_run_page() -> Page:
     targets = np.repeat(np.arange(4), 6)
     logits = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     confusion = confusion_of(logits, targets, ("apple", "brown bread", "café", "dill"))
-    return run_page({"runs/gft": columns}, norms, Judged("test", 24, 0.25, confusion))
+    return run_page({"runs/gft": columns}, norms, RunResult("test", 24, 0.25, confusion))
 
 
 def extremes() -> list[Chart]:
