@@ -6,21 +6,22 @@ import dataclasses
 import json
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
+from gft_edge.bundle.store import read_manifest, write_manifest
 from gft_edge.cli import main
 from gft_edge.fidelity.verify import verify
+from tests.support.bundles import sign
+from tests.support.cli import refused, run, run_json
 from tests.support.paths import ROOT
 
 EVALUATE_KEYS = {
@@ -34,39 +35,20 @@ VERIFY_KEYS = {
 }  # fmt: skip
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def run_json(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
-    result = run(*arguments, "--json")
-    assert result.exit_code == exit_code, result.stderr
-    content: dict[str, Any] = json.loads(result.stdout)
-    return content
-
-
-def assert_refused(result: Result, exit_code: int, *words: str) -> None:
-    """One line that starts with Error:, holds `words`, and nothing on stdout."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stdout == ""
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1, result.stderr
-    for word in words:
-        assert word in errors[0]
-    assert "Traceback" not in result.stderr
-
-
-def test_every_command_has_help_and_stands_in_the_readme() -> None:
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
+    listed = run("--help").stdout
     assert {"train", "export", "predict"} <= set(main.commands)
     for name, command in main.commands.items():
         assert f"`gft-edge {name}" in readme, f"{name} is not in the README"
         assert run(name, "--help").exit_code == 0
         first = command.get_short_help_str(40).removesuffix("...")
-        assert first in run("--help").stdout, f"gft-edge --help says something else of {name}"
+        assert first in listed, f"gft-edge --help says something else of {name}"
+        example = shlex.split(str(command.help).rpartition("\n\n")[2])
+        assert example[:2] == ["gft-edge", name]
+        command.make_context(name, example[2:]).close()
         for parameter in command.params:
-            if isinstance(parameter, click.Option) and not parameter.hidden:
-                assert parameter.name
+            assert not isinstance(parameter, click.Option) or parameter.hidden or parameter.help
 
 
 def test_evaluate_gives_one_object_for_a_run_and_a_bundle_and_they_agree(
@@ -117,7 +99,7 @@ def test_verify_of_an_altered_bundle_prints_a_failed_verdict(
     content = run_json("verify", bundle, exit_code=1)
     assert content["verdict"] == "fail"
     assert "sha256 differs" in content["failures"][0]
-    assert_refused(run("predict", bundle, "x.jpg"), 2, "sha256 differs")
+    refused(run("predict", bundle, "x.jpg"), "model.onnx", "sha256")
 
 
 def test_verify_fails_a_graph_of_another_structure(
@@ -131,10 +113,7 @@ def test_verify_fails_a_graph_of_another_structure(
     next(n for n in model.graph.node if n.output[0] == "logits").output[0] = "logits_"
     model.graph.node.append(node)
     onnx.save(model, path)
-    manifest = read_manifest(bundle)
-    files = {**manifest.files, "model.onnx": sha256_of(path)}
-    artifact = dataclasses.replace(manifest.artifact, sha256=sha256_of(path))
-    write_manifest(bundle, dataclasses.replace(manifest, files=files, artifact=artifact))
+    sign(bundle, "model.onnx")
     content = run_json("verify", bundle, exit_code=1)
     assert content["failures"] == ["graph structure: the graph holds 2 Cast nodes, expected 1"]
     # The library is as strong as the command.
@@ -203,8 +182,8 @@ def test_a_cache_folder_for_an_engine_without_one_is_refused(
 ) -> None:
     bundle = micro_bundles["onnx"]
     result = run("predict", bundle, "x.jpg", "--cache-dir", tmp_path)
-    assert_refused(result, 2, "cache_dir is OpenVINO's: leave it out for onnx")
-    assert_refused(run("predict", bundle, "x.jpg", "--cache-dir", ""), 2, "--cache-dir is empty")
+    refused(result, "cache_dir", "onnx")
+    refused(run("predict", bundle, "x.jpg", "--cache-dir", ""), "--cache-dir")
 
 
 def test_json_stays_on_stdout_while_a_terminal_shows_progress(
@@ -267,15 +246,12 @@ def test_inspect_opens_a_run_a_bundle_and_an_onnx_file(
         assert run("inspect", what).exit_code == 0
 
 
-def test_doctor_names_engines_and_install_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_machine_and_its_engines() -> None:
     content = run_json("doctor")
     assert content["engines"]["onnx"]["version"].startswith("onnxruntime ")
     assert content["engines"]["openvino"]["missing"] is None
     assert content["machine"]["cores"] >= 1
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    missing = run_json("doctor")["engines"]["openvino"]["missing"]
-    assert missing == "OpenVINO is not installed here: pip install 'gft-edge[openvino]'"
-    assert "pip install 'gft-edge[openvino]'" in run("doctor").stdout
+    assert content["engines"]["onnx"]["version"] in run("doctor").stdout
 
 
 @pytest.fixture
@@ -288,15 +264,14 @@ def tiny_data(micro_data: Path, tmp_path: Path) -> Path:
 
 def test_training_data_that_cannot_be_used_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
-    assert_refused(run("train", *out), 2, "give --data FOLDER")
-    assert_refused(run("train", "--data", tiny_data), 2, "give --out RUN")
-    absent = tmp_path / "absent"
-    assert_refused(run("train", "--data", absent, *out), 2, str(absent), "no such data folder")
+    refused(run("train", *out), "--data")
+    refused(run("train", "--data", tiny_data), "--out", "--resume")
+    refused(run("train", "--data", tmp_path / "absent", *out), str(tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
-    assert_refused(run("train", "--data", tmp_path / "empty", *out), 2, "has no train/ folder")
+    refused(run("train", "--data", tmp_path / "empty", *out), "train/")
     for name in ("apple", "café", "dill"):
         shutil.rmtree(tiny_data / "train" / name)
-    assert_refused(run("train", "--data", tiny_data, *out), 2, "1 class folders", "at least two")
+    refused(run("train", "--data", tiny_data, *out), "1 class")
     assert not (tmp_path / "run").exists()
 
 
@@ -304,56 +279,43 @@ def test_a_resumed_run_takes_new_places_and_nothing_that_decides_the_result(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     resumed = ("train", "--resume", tmp_path / "run")
-    assert_refused(run(*resumed, "--lr", "1", "--epochs", 2), 2, "--epochs, --lr cannot change")
-    assert_refused(run(*resumed), 2, "is no run")
+    refused(run(*resumed, "--lr", "1", "--epochs", 2, "--ema", "0.9"), "--ema, --epochs, --lr")
+    refused(run(*resumed), str(tmp_path / "run"))
     given = ("train", "--data", tiny_data, "--out", tmp_path / "run", "--device", "cuda")
     if not torch.cuda.is_available():
-        assert_refused(run(*given), 2, "--device cuda: PyTorch sees no GPU here")
+        refused(run(*given), "--device cuda")
         assert not (tmp_path / "run").exists()
 
 
-def test_networks_that_cannot_be_built_are_refused(tiny_data: Path, tmp_path: Path) -> None:
-    given = ("train", "--data", tiny_data, "--out", tmp_path / "run")
-    cases = {
-        ("--model", "gft_huge"): ["gft_huge", "gft_tiny"],
-        ("--model", "swin_tiny_patch4_window7_224", "--stages", "2:10"): [
-            "not a VisionTransformer"
-        ],
-        ("--model", "resnet18", "--score", "class"): ["resnet18 has no stages: leave --score out"],
-        ("--stages", "13:100"): ["stage 1 (13:100) is out of range", "0 to 12"],
-        ("--stages", "8:400"): ["keeps 400", "196 are left"],
-        ("--stages", "8:100,9:120"): ["keeps 120", "100 are left"],
-        ("--stages", "9:100,8:50"): ["positions must not descend"],
-        ("--gala", "block", "--stages", "11:49"): ["0 to 10 in block mode"],
-        ("--stages", "eight"): ["(eight) is not POSITION:KEEP"],
-        ("--stages", "8:1,9:1"): ["one patch left to choose from"],
-        ("--image-size", "230"): ["230 is not a multiple of the patch size 16", "224 or 240"],
-        ("--weights", tmp_path / "absent.safetensors"): ["no such weights file"],
-    }
-    for options, words in cases.items():
-        assert_refused(run(*given, *options), 2, *words)
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_a_teacher_cannot_give_is_refused(tiny_data: Path, tmp_path: Path) -> None:
-    given = ("train", "--data", tiny_data, "--out", tmp_path / "run", "--model", "gft_tiny")
-    cases = {
-        ("--distillation-temperature", "3"): ["--distillation-temperature is for a training with"],
-        ("--distillation", "0.3"): [
-            "--distillation is for a training with a teacher: give --teacher"
-        ],
-        ("--feature-distillation", "1"): [
-            "--feature-distillation is for a training with a teacher"
-        ],
-        ("--teacher", tmp_path): ["is no run"],
-        ("--teacher", "timm:deit_tinny"): ["timm has no model 'deit_tinny'"],
-        ("--ema", "1"): ["--ema is 1: give a decay of 0 (off) to below 1"],
-    }
-    for options, words in cases.items():
-        assert_refused(run(*given, *options), 2, *words)
-    assert not (tmp_path / "run").exists()
-    resumed = ("train", "--resume", tmp_path / "run")
-    assert_refused(run(*resumed, "--ema", "0.9"), 2, "--ema cannot change in a resumed run")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--model gft_huge", ["gft_huge", "gft_tiny"]),
+        ("--model swin_tiny_patch4_window7_224 --stages 2:10", ["VisionTransformer"]),
+        ("--model resnet18 --score class", ["resnet18", "--score"]),
+        ("--stages 13:100", ["stage 1 (13:100)", "0 to 12"]),
+        ("--stages 8:400", ["keeps 400", "196"]),
+        ("--stages 8:100,9:120", ["keeps 120", "100"]),
+        ("--stages 9:100,8:50", ["positions"]),
+        ("--gala block --stages 11:49", ["0 to 10"]),
+        ("--stages eight", ["(eight)"]),
+        ("--stages 8:1,9:1", ["one patch left"]),
+        ("--image-size 230", ["230", "16", "224 or 240"]),
+        ("--weights absent.safetensors", ["absent.safetensors"]),
+        ("--distillation-temperature 3", ["--distillation-temperature", "--teacher"]),
+        ("--distillation 0.3", ["--distillation ", "--teacher"]),
+        ("--feature-distillation 1", ["--feature-distillation", "--teacher"]),
+        ("--teacher tests", ["tests", "no run"]),
+        ("--teacher timm:deit_tinny", ["deit_tinny"]),
+        ("--ema 1", ["--ema is 1"]),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    options: str, words: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    refused(run("train", "--data", tiny_data, "--out", out, *options.split()), *words)
+    assert not out.exists()
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data: Path, tmp_path: Path) -> None:
@@ -362,65 +324,54 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data: Path, tmp_path:
         "train", "--data", tiny_data, "--model", "gft_tiny", "--epochs", 1,
         "--out", tmp_path / "file" / "run",
     )  # fmt: skip
-    assert_refused(result, 1, "file", "Not a directory")
+    refused(result, "file", exit_code=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--target coreml", ["'coreml'", "onnx, openvino, tensorrt"]),
+        ("--target onnx --int8", ["--calibration-data"]),
+        ("--target onnx --precision bf16", ["onnx", "fp32, fp16, int8"]),
+        ("--target trt --precision bf16", ["tensorrt", "fp32, fp16"]),
+        ("--target trt --precision auto", ["tensorrt"]),
+        ("--target onnx --opset 9", ["--opset", "9", "18 to 20"]),
+        ("--target onnx --batch 0", ["--batch", "0"]),
+        ("--target onnx --compress-weights", ["--target openvino"]),
+        ("--target onnx --split train", ["train/", "test"]),
+    ],
+)
 def test_exports_that_cannot_be_done_are_refused(
-    micro_run: Path, micro_data: Path, tmp_path: Path
+    options: str, words: list[str], micro_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:
-    out = ("--out", tmp_path / "bundle")
-    given = ("export", micro_run, *out, "--data", micro_data)
-    cases = {
-        ("--target", "coreml"): ["no target 'coreml'", "onnx, openvino, tensorrt"],
-        ("--target", "onnx", "--int8"): ["needs --calibration-data FOLDER"],
-        ("--target", "onnx", "--precision", "bf16"): ["not available for onnx", "fp32, fp16, int8"],
-        ("--target", "trt", "--precision", "bf16"): ["not available for tensorrt", "fp32, fp16"],
-        ("--target", "trt", "--precision", "auto"): ["tensorrt has no engine on this machine"],
-        ("--target", "onnx", "--opset", "9"): ["--opset 9 is not from 18 to 20"],
-        ("--target", "onnx", "--batch", "0"): ["--batch is 0"],
-        ("--target", "onnx", "--compress-weights"): ["--target openvino"],
-        ("--target", "onnx", "--split", "train"): ["has no train/ folder", "test"],
-    }
-    for options, words in cases.items():
-        assert_refused(run(*given, *options), 2, *words)
-    no_run = run("export", tmp_path, "--target", "onnx", *out)
-    assert_refused(no_run, 2, "is no run")
-    assert not (tmp_path / "bundle").exists()
+    out = tmp_path / "bundle"
+    given = ("export", micro_run, "--out", out, "--data", micro_data)
+    refused(run(*given, *options.split()), *words)
+    assert not out.exists()
 
 
 def test_references_that_do_not_fit_are_refused(
     micro_run: Path, micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
 ) -> None:
     bundle, other = micro_bundles["onnx"], tmp_path / "other"
-    assert_refused(run("verify", bundle, "--reference", micro_run), 2, "give --data")
-    assert_refused(run("verify", tmp_path), 2, "is no bundle")
+    refused(run("verify", bundle, "--reference", micro_run), "--data")
+    refused(run("verify", tmp_path), str(tmp_path))
+    refused(run("export", tmp_path, "--target", "onnx", "--out", other), str(tmp_path))
     given = ("verify", bundle, "--data", micro_data, "--reference")
-    assert_refused(run(*given, other), 2, f"{other}: no such folder, give a run or a bundle")
-    assert_refused(run(*given, tmp_path), 2, f"{tmp_path} is neither a run (no model.json) nor")
+    refused(run(*given, other), str(other))
+    refused(run(*given, tmp_path), str(tmp_path), "model.json", "manifest.json")
     shutil.copytree(micro_run, other)
     spec = json.loads((other / "model.json").read_text())
     spec["labels"][0] = "pear"
     (other / "model.json").write_text(json.dumps(spec))
-    assert_refused(run(*given, other), 2, f"{other} has other labels than {bundle}: give the run")
+    refused(run(*given, other), f"{other} has other labels than {bundle}")
     shutil.rmtree(other)
     shutil.copytree(bundle, other)
     manifest = read_manifest(other)
     model = dataclasses.replace(manifest.model, patch_grid=(4, 16))
     write_manifest(other, dataclasses.replace(manifest, model=model))
-    assert_refused(run(*given, other), 2, f"{other} has other patch_grid than {bundle}")
+    refused(run(*given, other), f"{other} has other patch_grid than {bundle}")
 
 
 def test_a_bundle_needs_images_to_be_evaluated_on(micro_bundles: dict[str, Path]) -> None:
-    assert_refused(run("evaluate", micro_bundles["onnx"]), 2, "give --data FOLDER")
-
-
-def test_help_does_not_import_an_engine_or_torch() -> None:
-    code = (
-        "import sys; from gft_edge.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'onnx', 'openvino', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    refused(run("evaluate", micro_bundles["onnx"]), "--data")
