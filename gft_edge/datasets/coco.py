@@ -10,17 +10,17 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gft_edge.bundle.images import CocoCategory, DataSource
-from gft_edge.datasets import (
-    Listing,
-    Split,
+from gft_edge.datasets import Split, not_here
+from gft_edge.datasets.listing import (
+    Listed,
     first_difference,
     hold_out,
-    not_here,
     refuse_elsewhere,
     refuse_shared,
     refuse_unknown_split,
@@ -51,10 +51,9 @@ CHUNK_BYTES = 2**24
 
 @dataclass(frozen=True)
 class _Instances:
-    """An annotation file: each image that has an annotation, by id, and the category it has."""
+    """An annotation file: its annotated images by id, its categories' names, and its count of images."""
 
-    files: tuple[str, ...]
-    categories: tuple[str, ...]
+    listed: tuple[Listed, ...]
     names: tuple[str, ...]
     images: int
 
@@ -68,7 +67,7 @@ def locate(folder: Path) -> Path | None:
 
 
 def splits(source: DataSource) -> tuple[str, ...]:
-    """Those whose annotations are there."""
+    """The splits whose annotations are there."""
     root = locate(source.folder)
     return tuple(s for s in SPLITS if root is not None and _file(root, _official(s)).is_file())
 
@@ -91,14 +90,14 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     other = _file(root, "val2017")
     if year == "train2017" and other.is_file():
         _refuse_disagreement(file, found, other, _read(other, category, fetch))
-    listing = Listing(found.files, found.categories)
+    listed: Sequence[Listed] = found.listed
     if split in ("train", "val"):
-        rest, held = hold_out(listing, HELD_OUT_ONE_IN)
-        listing = held if split == "val" else rest
+        rest, held = hold_out(listed, HELD_OUT_ONE_IN, by_class=False)
+        listed = held if split == "val" else rest
     folder = next((f for f in (year, f"images/{year}") if (root / f).is_dir()), year)
-    placed = Listing(tuple(f"{folder}/{name}" for name in listing.names), listing.classes)
+    placed = [Listed(f"{folder}/{image.name}", image.label) for image in listed]
     result = split_of(split, root, placed, found.names, labels, fetch)
-    left_out = found.images - len(found.files)
+    left_out = found.images - len(found.listed)
     if not left_out:
         return result
     remark = f"{file.name}: {left_out} of {found.images} images have no annotation and are left out"
@@ -218,15 +217,12 @@ class _Reading:
                 f"{self.file}: none of its {len(self.images)} images has an annotation, so none has a "
                 "category: take the instances_*.json of annotations_trainval2017.zip"
             )
-        annotated = sorted(self.chosen)
-        files = tuple(self.images[image] for image in annotated)
-        refuse_shared([(self.file.name, files)])
-        return _Instances(
-            files,
-            tuple(categories[self.chosen[image][1]] for image in annotated),
-            tuple(categories.values()),
-            len(self.images),
+        listed = tuple(
+            Listed(self.images[image], categories[self.chosen[image][1]])
+            for image in sorted(self.chosen)
         )
+        refuse_shared({self.file.name: listed})
+        return _Instances(listed, tuple(categories.values()), len(self.images))
 
     def _categories(self, listed: list[Any]) -> dict[int, str]:
         """Category id -> name, by id."""
@@ -253,4 +249,4 @@ def _refuse_disagreement(file: Path, ours: _Instances, other: Path, theirs: _Ins
             f"{file.name} and {other.name} have other categories, first {here} and {there}: "
             "unpack annotations_trainval2017.zip again"
         )
-    refuse_shared([(file.name, ours.files), (other.name, theirs.files)])
+    refuse_shared({file.name: ours.listed, other.name: theirs.listed})

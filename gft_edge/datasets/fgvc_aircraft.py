@@ -9,11 +9,10 @@ import dataclasses
 from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.datasets import (
-    Listing,
-    Split,
+from gft_edge.datasets import Split, not_here
+from gft_edge.datasets.listing import (
+    Listed,
     class_names,
-    not_here,
     refuse_elsewhere,
     refuse_shared,
     refuse_unknown_split,
@@ -42,7 +41,7 @@ def locate(folder: Path) -> Path | None:
 
 
 def splits(source: DataSource) -> tuple[str, ...]:
-    """Those whose file is there."""
+    """The splits whose file is there."""
     root = locate(source.folder)
     return tuple(s for s in SPLITS if root is not None and _file(root, s).is_file())
 
@@ -58,12 +57,12 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         ]
         raise not_here(NAME, source, looked_for, fetch)
     classes = class_names(root / CLASSES_FILE, fetch)
-    listing = _listing(root, split, classes, fetch)
     # trainval is train and val: those it shares its images with.
     apart = ("trainval", "test") if split == "trainval" else ("train", "val", "test")
-    others = {s: _listing(root, s, classes, fetch) for s in apart if _file(root, s).is_file()}
-    refuse_shared([(_file(root, s).name, other.names) for s, other in others.items()])
-    result = split_of(split, root, listing, classes, labels, fetch)
+    files = [_file(root, s) for s in apart if s == split or _file(root, s).is_file()]
+    listed = {file.name: _listed(file, classes, fetch) for file in files}
+    refuse_shared(listed)
+    result = split_of(split, root, listed[_file(root, split).name], classes, labels, fetch)
     return dataclasses.replace(result, crop_bottom_px=BANNER_PX)
 
 
@@ -71,11 +70,9 @@ def _file(root: Path, split: str) -> Path:
     return root / f"images_variant_{split}.txt"
 
 
-def _listing(root: Path, split: str, classes: tuple[str, ...], fetch: str) -> Listing:
+def _listed(file: Path, classes: tuple[str, ...], fetch: str) -> list[Listed]:
     """Lines of IMAGE VARIANT; variants have spaces, images none."""
-    file = _file(root, split)
-    known = set(classes)
-    names, variants = [], []
+    known, listed = set(classes), []
     for number, line in text_lines(file, fetch):
         image, _, variant = line.partition(" ")
         variant = variant.strip()
@@ -87,6 +84,5 @@ def _listing(root: Path, split: str, classes: tuple[str, ...], fetch: str) -> Li
                 f"{CLASSES_FILE}"
             )
         refuse_elsewhere(image, file)
-        names.append(f"images/{image}.jpg")
-        variants.append(variant)
-    return Listing(tuple(names), tuple(variants))
+        listed.append(Listed(f"images/{image}.jpg", variant))
+    return listed

@@ -9,19 +9,17 @@ import json
 from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.datasets import (
-    Listing,
-    Split,
+from gft_edge.datasets import Split, not_here
+from gft_edge.datasets.listing import (
+    Listed,
     class_names,
     file_text,
     first_difference,
     hold_out,
-    not_here,
     refuse_elsewhere,
     refuse_shared,
     refuse_unknown_split,
     split_of,
-    text_lines,
 )
 from gft_edge.errors import DataError
 
@@ -42,18 +40,15 @@ FETCH = (
 def locate(folder: Path) -> Path | None:
     """The folder of images/ and meta/: `folder` or food-101/ in it."""
     for place in (folder, folder / "food-101"):
-        if any(file.is_file() for split in OFFICIAL for file in _files(place, split)):
+        if any(_file(place, split).is_file() for split in OFFICIAL):
             return place
     return None
 
 
 def splits(source: DataSource) -> tuple[str, ...]:
-    """Those whose files are there."""
+    """The splits whose files are there."""
     root = locate(source.folder)
-    if root is None:
-        return ()
-    here = {s for s in OFFICIAL if any(file.is_file() for file in _files(root, s))}
-    return tuple(s for s in SPLITS if _official(s) in here)
+    return tuple(s for s in SPLITS if root is not None and _file(root, _official(s)).is_file())
 
 
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
@@ -62,51 +57,29 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     root = locate(source.folder)
     fetch = FETCH.format(*[root or source.folder] * 2)
     if root is None:
-        looked_for = ["meta/train.json", "meta/train.txt", "food-101/meta/train.json"]
-        raise not_here(NAME, source, looked_for, fetch)
+        raise not_here(NAME, source, ["meta/train.json", "food-101/meta/train.json"], fetch)
+    classes = class_names(root / "meta" / "classes.txt", fetch)
     official = _official(split)
-    here = [s for s in OFFICIAL if s == official or any(f.is_file() for f in _files(root, s))]
-    listed = {s: _listing(root, s, fetch) for s in here}
-    classes = _classes(root, {s: dishes for s, (_, dishes) in listed.items()}, fetch)
-    refuse_shared([(_file(root, s).name, listing.names) for s, (listing, _) in listed.items()])
-    listing = listed[official][0]
+    here = [s for s in OFFICIAL if s == official or _file(root, s).is_file()]
+    listed = {_file(root, s).name: _listed(_file(root, s), classes, fetch) for s in here}
+    refuse_shared(listed)
+    images = listed[_file(root, official).name]
     if split in ("train", "val"):
-        rest, held = hold_out(listing, HELD_OUT_ONE_IN, listing.classes)
-        listing = held if split == "val" else rest
-    return split_of(split, root, listing, classes, labels, fetch)
+        rest, held = hold_out(images, HELD_OUT_ONE_IN, by_class=True)
+        images = held if split == "val" else rest
+    return split_of(split, root, images, classes, labels, fetch)
 
 
 def _official(split: str) -> str:
     return "test" if split == "test" else "train"
 
 
-def _files(root: Path, split: str) -> tuple[Path, Path]:
-    return root / "meta" / f"{split}.json", root / "meta" / f"{split}.txt"
-
-
 def _file(root: Path, split: str) -> Path:
-    """The JSON file where there is one; both say the same."""
-    in_json, in_text = _files(root, split)
-    return in_json if in_json.is_file() or not in_text.is_file() else in_text
+    return root / "meta" / f"{split}.json"
 
 
-def _listing(root: Path, split: str, fetch: str) -> tuple[Listing, tuple[str, ...]]:
-    """What a file lists, and the classes it names, in its order."""
-    file = _file(root, split)
-    if file.suffix == ".json":
-        return _listing_of_json(file, fetch)
-    names, classes = [], []
-    for number, line in text_lines(file, fetch):
-        dish, slash, image = line.partition("/")
-        if not slash or not dish or not image:
-            raise DataError(f"{file} line {number} is {line!r}: expected CLASS/IMAGE")
-        refuse_elsewhere(line, file)
-        names.append(f"images/{line}.jpg")
-        classes.append(dish)
-    return Listing(tuple(names), tuple(classes)), tuple(dict.fromkeys(classes))
-
-
-def _listing_of_json(file: Path, fetch: str) -> tuple[Listing, tuple[str, ...]]:
+def _listed(file: Path, classes: tuple[str, ...], fetch: str) -> list[Listed]:
+    """An object of CLASS: [CLASS/IMAGE, ...], whose classes are those of classes.txt."""
     expected = "expected an object of CLASS: [CLASS/IMAGE, ...]"
     try:
         content = json.loads(file_text(file, fetch))
@@ -114,7 +87,7 @@ def _listing_of_json(file: Path, fetch: str) -> tuple[Listing, tuple[str, ...]]:
         raise DataError(f"{file} is no JSON ({error}): unpack the data set's own again") from None
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}: {expected}")
-    names, classes = [], []
+    listed = []
     for dish, images in content.items():
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise DataError(f"{file}: {dish!r} has no list of images: {expected}")
@@ -122,24 +95,11 @@ def _listing_of_json(file: Path, fetch: str) -> tuple[Listing, tuple[str, ...]]:
             if image.rpartition("/")[0] != dish:
                 raise DataError(f"{file} lists {image!r} under {dish!r}: {expected}")
             refuse_elsewhere(image, file)
-            names.append(f"images/{image}.jpg")
-            classes.append(dish)
-    return Listing(tuple(names), tuple(classes)), tuple(content)
-
-
-def _classes(root: Path, named: dict[str, tuple[str, ...]], fetch: str) -> tuple[str, ...]:
-    """The classes in order, the same in every file that names them."""
-    file = root / "meta" / "classes.txt"
-    first = next(iter(named))
-    if file.is_file():
-        classes, where = class_names(file, fetch), file.name
-    else:
-        classes, where = tuple(sorted(named[first])), _file(root, first).name
-    for split, dishes in named.items():
-        if set(dishes) != set(classes):
-            here, there = first_difference(sorted(classes), sorted(dishes))
-            raise DataError(
-                f"{root / 'meta'}: {where} and {_file(root, split).name} name other classes, first "
-                f"{here} and {there}: unpack the data set's own files again"
-            )
-    return classes
+            listed.append(Listed(f"images/{image}.jpg", dish))
+    if set(content) != set(classes):
+        here, there = first_difference(sorted(classes), sorted(content))
+        raise DataError(
+            f"{file.parent}: classes.txt and {file.name} name other classes, first {here} and {there}: "
+            "unpack the data set's own files again"
+        )
+    return listed

@@ -19,7 +19,7 @@ def locate(folder: Path) -> Path | None:
 
 
 def splits(source: DataSource) -> tuple[str, ...]:
-    """Those of train, val and test that have a folder. Any other folder can be read as one, too."""
+    """The splits of train, val and test that have a folder. Any other folder can be read as one, too."""
     return tuple(split for split in SPLITS if (source.folder / split).is_dir())
 
 

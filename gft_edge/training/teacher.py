@@ -12,7 +12,7 @@ import torch
 
 from gft_edge.bundle.specs import ModelSpec, Say
 from gft_edge.bundle.store import sha256_of
-from gft_edge.datasets import first_difference
+from gft_edge.datasets.listing import first_difference
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT

@@ -91,13 +91,10 @@ def test_a_damaged_list_of_food_is_refused(
     )
 
 
-def test_a_list_of_food_without_classes_or_files_is_refused(food: Path) -> None:
-    meta = food / "food-101" / "meta"
-    (meta / "train.json").unlink()
-    edit(meta / "train.txt", lambda text: text.replace("ceviche/", "", 1))
-    refused(food, "food-101", "train", "train.txt line 41", "'c100'")
-    (meta / "train.txt").unlink()
-    refused(food, "food-101", "train", "train.json", "food-101.tar.gz")
+@pytest.mark.parametrize("name", ["train.json", "classes.txt"])
+def test_a_list_of_food_that_is_missing_is_refused(food: Path, name: str) -> None:
+    (food / "food-101" / "meta" / name).unlink()
+    refused(food, "food-101", "train", name, "food-101.tar.gz")
 
 
 def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -72,16 +72,6 @@ def test_coco_takes_the_largest_box_or_the_first_annotation(coco: Path) -> None:
     assert read_split(source(coco, "coco"), "train").remarks == ()
 
 
-def test_text_lists_of_food_say_what_json_says(food: Path) -> None:
-    of_json = [listed(read_split(source(food, "food-101"), s)) for s in ("train", "val", "test")]
-    for split in ("train", "test"):
-        (food / "food-101" / "meta" / f"{split}.json").unlink()
-    (food / "food-101" / "meta" / "classes.txt").unlink()
-    assert of_json == [
-        listed(read_split(source(food, "food-101"), s)) for s in ("train", "val", "test")
-    ]
-
-
 @pytest.mark.parametrize(("name", "count"), [("food-101", 6), ("coco", 2)])
 def test_a_val_split_is_held_out_of_train(request: Any, name: str, count: int) -> None:
     folder: Path = request.getfixturevalue(name.partition("-")[0])

@@ -51,14 +51,11 @@ def make_aircraft(folder: Path) -> Path:
 def make_food(folder: Path) -> Path:
     """The folder that food-101.tar.gz was unpacked in, with twenty images to train on a dish."""
     root = folder / "food" / "food-101"
-    listed = {"train": range(100, 120), "test": range(300, 304)}
-    for split, numbers in listed.items():
+    for split, numbers in {"train": range(100, 120), "test": range(300, 304)}.items():
         images = {dish: [f"{dish}/{dish[0]}{n}" for n in numbers] for dish in DISHES}
         write(root / "meta" / f"{split}.json", json.dumps(images))
-        lines = [f"{image}\n" for dish in DISHES for image in images[dish]]
-        write(root / "meta" / f"{split}.txt", "".join(lines))
-        for line in lines:
-            write(root / "images" / f"{line.strip()}.jpg")
+        for image in (each for listed in images.values() for each in listed):
+            write(root / "images" / f"{image}.jpg")
     write(root / "meta" / "classes.txt", "".join(f"{dish}\n" for dish in DISHES))
     write(root / "meta" / "labels.txt", "Apple pie\nBeef carpaccio\nCeviche\n")
     return folder / "food"
