@@ -223,7 +223,7 @@ def _evaluated(run: Path, options: dict[str, Any]) -> RunResult | None:
             raise
         say(f"no confusion matrix: {error}")
         return None
-    confusion = confusion_of(found.logits, found.targets, found.spec.labels)
+    confusion = confusion_of(found.logits, found.targets, found.case.spec.labels)
     return RunResult(chosen, found.metrics.images, found.metrics.top1, confusion)
 
 

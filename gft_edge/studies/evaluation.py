@@ -4,58 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import sha256_of, write_whole
 from gft_edge.datasets import Split, read_split, split_digest
-from gft_edge.errors import BundleError, DataError, SpecError
+from gft_edge.errors import BundleError, DataError
 from gft_edge.fidelity.metrics import Metrics, classification_metrics
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.network import Network
 from gft_edge.studies.drawn_images import limited
+from gft_edge.studies.memory import Memory
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import EVALUATION_BATCH, network_logits, quiet, silent
 from gft_edge.training.processes import accelerator_on
 from gft_edge.training.run_folder import check_run
 
 FOLDER = "evaluation"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """evaluation/SPLIT.json of a run: what was evaluated, and what came out.
+    """What evaluation/SPLIT.json of a run remembers.
 
-    The digests are of the weights, of model.json and of the split (datasets.split_digest);
     `logits_sha256` is of the file beside it, SPLIT.npz with `logits` (images, classes) float32 and
     `targets` (images,) int64 in the split's order. `device` is where the logits were computed; what
     another device kept is used all the same.
     """
 
-    schema_version: int
-    split: str
-    weights_sha256: str
-    model_sha256: str
-    split_digest: str
-    logits_sha256: str
     metrics: Metrics
+    logits_sha256: str
     device: str
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run and the split to evaluate it on, with what says whether a kept evaluation is of these."""
+    """A run and the split to evaluate it on, by sha256 of the weights and datasets.split_digest."""
 
     run: Path
     spec: ModelSpec
@@ -63,26 +56,24 @@ class Case:
     weights_sha256: str
     split_digest: str
 
+    def decides(self, spec: ModelSpec) -> dict[str, Any]:
+        """All that decides an evaluation at `spec`: the same weights keep other patches under another."""
+        return {"weights": self.weights_sha256, "model": spec, "images": self.split_digest}
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run on a split. `reused` where it was kept from an earlier time."""
+    """A case's metrics and logits (images,classes). `reused` where they were kept from an earlier time."""
 
-    spec: ModelSpec
-    split: Split
-    record: Record
+    case: Case
+    metrics: Metrics
     logits: npt.NDArray[np.float32]
     reused: bool
 
     @property
-    def metrics(self) -> Metrics:
-        """Fractions of 1."""
-        return self.record.metrics
-
-    @property
     def targets(self) -> npt.NDArray[np.int64]:
         """(images,) class indices."""
-        return targets_of(self.split)
+        return targets_of(self.case.split)
 
 
 def run_split(source: DataSource, split: str, labels: tuple[str, ...]) -> Split:
@@ -149,43 +140,37 @@ def evaluate_case(
     Raises CheckpointError, DataError, UsageError without the GPU that was asked for, and FailedError
     for logits that are not finite.
     """
-    run, spec, images, split = case.run, case.spec, case.split, case.split.name
-    asked = {
-        "schema_version": SCHEMA_VERSION,
-        "split": split,
-        "weights_sha256": case.weights_sha256,
-        "model_sha256": spec_digest(spec),
-        "split_digest": case.split_digest,
-    }
+    run, images, split = case.run, case.split, case.split.name
+    memory, decides = Memory(run / FOLDER), case.decides(case.spec)
     # On several machines each has a disk of its own: who found nothing would wait for the others.
     if not fresh and not launched_together():
-        kept = _kept(run, split, asked, (len(images.paths), len(spec.labels)))
-        if kept is not None:
+        record = memory.recall(split, Record, decides)
+        logits = None if record is None else _kept_logits(case, record)
+        if record is not None and logits is not None:
             say(f"{run} on {split}: as evaluated before, weights and images are the same")
-            return Evaluation(spec, images, *kept, reused=True)
+            return Evaluation(case, record.metrics, logits, reused=True)
     if model is None:
         _, model = load_run(run)
     accelerator = accelerator_on(chosen_device(device))
     # Of a single batch all is decoded before the processes have started.
     workers = workers if len(images.paths) > EVALUATION_BATCH else 0
     logits = network_logits(
-        model.to(accelerator.device), spec, images, workers, progress, accelerator
+        model.to(accelerator.device), case.spec, images, workers, progress, accelerator
     )
-    metrics = classification_metrics(logits, targets_of(images))
-    content = io.BytesIO()
-    np.savez(content, logits=logits, targets=targets_of(images))
-    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
-    record = Record(**asked, logits_sha256=sha256, metrics=metrics, device=accelerator.device.type)  # type: ignore[arg-type]
+    found = Evaluation(
+        case, classification_metrics(logits, targets_of(images)), logits, reused=False
+    )
     if not accelerator.is_main_process:
-        return Evaluation(spec, images, record, logits, reused=False)
+        return found
+    content = io.BytesIO()
+    np.savez(content, logits=logits, targets=found.targets)
+    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
     try:
-        (run / FOLDER).mkdir(exist_ok=True)
-        write_whole(_logits_file(run, split), content.getvalue())
-        text = json.dumps(to_json(record), indent=2) + "\n"
-        write_whole(_record_file(run, split), text.encode())
+        memory.keep(split, Record(found.metrics, sha256, accelerator.device.type), decides)
+        write_whole(_logits_file(case), content.getvalue())
     except (BundleError, OSError) as error:
         say(f"the evaluation of {run} is not kept: {error}")
-    return Evaluation(spec, images, record, logits, reused=False)
+    return found
 
 
 def launched_together() -> bool:
@@ -200,33 +185,18 @@ def chosen_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def spec_digest(spec: ModelSpec) -> str:
-    """The sha256 of everything in model.json: the same weights keep other patches under another one."""
-    return hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()
-
-
-def _kept(
-    run: Path, split: str, asked: dict[str, object], shape: tuple[int, int]
-) -> tuple[Record, npt.NDArray[np.float32]] | None:
-    """The record and its logits, None where there is none, or one of anything else than `asked`."""
+def _kept_logits(case: Case, record: Record) -> npt.NDArray[np.float32] | None:
+    """The logits of a record; None where there are none, or others."""
     try:
-        path = _record_file(run, split)
-        record = from_json(Record, json.loads(path.read_bytes()), path.name)
-        if any(getattr(record, name) != value for name, value in asked.items()):
-            return None
-        content = _logits_file(run, split).read_bytes()
+        content = _logits_file(case).read_bytes()
         if hashlib.sha256(content).hexdigest() != record.logits_sha256:
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            logits = file["logits"]
-    except (OSError, ValueError, KeyError, RecursionError, SpecError, zipfile.BadZipFile):
+            logits: npt.NDArray[np.float32] = file["logits"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    return (record, logits) if logits.shape == shape else None
+    return logits
 
 
-def _record_file(run: Path, split: str) -> Path:
-    return run / FOLDER / f"{split}.json"
-
-
-def _logits_file(run: Path, split: str) -> Path:
-    return run / FOLDER / f"{split}.npz"
+def _logits_file(case: Case) -> Path:
+    return case.run / FOLDER / f"{case.split.name}.npz"

@@ -15,7 +15,7 @@ from gft_edge.errors import FailedError, UsageError
 from gft_edge.model.cost import cost_of
 from gft_edge.model.network import Network
 from gft_edge.model.schedule import at_stages, dense_stages, stages_from_keep
-from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case, spec_digest
+from gft_edge.studies.evaluation import Case, chosen_device, evaluate_case
 from gft_edge.studies.memory import Memory
 from gft_edge.studies.variants import AtCounts, Estimate, KeepCounts, Rests
 from gft_edge.training.data import targets_of
@@ -124,11 +124,7 @@ def _predicted(
     """(images,) classes at other counts than the trained ones, and whether they were remembered."""
     spec, network = at_stages(trained.spec, model, counts.stages)
     name = f"{trained.split.name}-{counts.name.replace(',', '-')}"
-    decides = {
-        "weights": trained.weights_sha256,
-        "model": spec_digest(spec),
-        "images": trained.split_digest,
-    }
+    decides = trained.decides(spec)
     known = memory.recall(name, tuple[int, ...], decides)
     if known is not None:
         return np.asarray(known), True

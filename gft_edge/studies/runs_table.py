@@ -24,7 +24,6 @@ from gft_edge.studies.evaluation import (
     evaluate_case,
     launched_together,
     run_split,
-    spec_digest,
 )
 from gft_edge.studies.run_latencies import Latency, MeasuredOn, assign, measure
 from gft_edge.training.logits import quiet, silent
@@ -187,8 +186,7 @@ def type_of(model: nn.Module) -> str:
 def _check_comparable(a: _Subject, b: _Subject) -> None:
     if a.folder.resolve() == b.folder.resolve():
         raise UsageError(f"{b.folder} is given twice: a run is one row")
-    same = spec_digest(a.spec) == spec_digest(b.spec)
-    if same and a.weights_sha256 == b.weights_sha256:
+    if a.spec == b.spec and a.weights_sha256 == b.weights_sha256:
         raise UsageError(
             f"{b.folder} has the weights of {a.folder}: a run is one row, give it once"
         )

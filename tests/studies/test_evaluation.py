@@ -35,7 +35,7 @@ def test_an_evaluation_is_kept_until_weights_network_or_images_change(
     with np.load(gft / "evaluation" / "test.npz") as kept:
         assert kept["logits"].shape == (12, 4)
         assert kept["targets"].tolist() == [n // 3 for n in range(12)]
-    record = json.loads((gft / "evaluation" / "test.json").read_text())
+    record = json.loads((gft / "evaluation" / "test.json").read_text())["result"]
     assert {"split": "test", **record["metrics"]} == run_json("evaluate", gft)
     run("evaluate", gft, "--fresh")
     assert calls == 2
@@ -85,9 +85,9 @@ def test_an_evaluation_says_its_device_and_serves_another(
     # A batch is decoded sooner than a process starts.
     assert given == [(here, 0)]
     file = gft / "evaluation" / "test.json"
-    record = json.loads(file.read_text())
-    assert record["device"] == here
-    file.write_text(json.dumps({**record, "device": "cuda"}))
+    text = file.read_text()
+    assert f'"device": "{here}"' in text
+    file.write_text(text.replace(f'"{here}"', '"cuda"'))
     assert "as evaluated before" in run("evaluate", gft, "--device", "cpu").stderr
     more = tmp_path / "more"
     for number in range(3):

@@ -143,7 +143,7 @@ def test_a_network_is_what_it_does_and_neither_its_stem_nor_its_pooling(
     assert type_of(torch.nn.Linear(2, 2)) == "MLP"
 
 
-def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path) -> None:
+def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path, micro_data: Path) -> None:
     content = run_json("evaluate", gft, dense)
     # Both are of one backbone: the run's folder tells them apart.
     names = [row["model"] for row in content["rows"]]
@@ -156,6 +156,7 @@ def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path) -> None
     assert first["parameters"] == cost_of(load_run(gft)[1]).parameters
     assert first["gflops"] < second["gflops"]
     assert content["measured"] is None
+    assert content["data"] == micro_data.name
     for form in ("markdown", "latex", "csv"):
         result = run("evaluate", gft, dense, "--format", form)
         assert result.exit_code == 0
@@ -183,22 +184,22 @@ def test_a_table_opens_a_run_once_that_keeps_its_evaluation(
     assert sorted(calls) == [*["load_run"] * 2, *["sha256_of"] * 2, *["split_digest"] * 2]
 
 
-def test_what_a_split_lacks_is_said(
+def test_a_table_is_of_its_data_set_and_says_what_a_split_lacks(
     gft: Path, dense: Path, micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "coco"
     (root / "val2017").mkdir(parents=True)
-    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
-    content["categories"] = [{"id": n, "name": name} for n, name in enumerate(MICRO_LABELS)]
+    listed: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    listed["categories"] = [{"id": n, "name": name} for n, name in enumerate(MICRO_LABELS)]
     for number in range(5):
         shutil.copy(micro_data / "test" / "dill" / "0.png", root / "val2017" / f"{number}.jpg")
-        content["images"].append({"id": number, "file_name": f"{number}.jpg"})
+        listed["images"].append({"id": number, "file_name": f"{number}.jpg"})
     for number in range(4):
-        content["annotations"].append(
+        listed["annotations"].append(
             {"id": number, "image_id": number, "category_id": number, "bbox": [0, 0, 9, 9]}
         )
     (root / "annotations").mkdir()
-    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(listed))
     for command, *subjects in (
         ("evaluate", gft),
         ("evaluate", micro_bundles["onnx"]),
@@ -208,26 +209,8 @@ def test_what_a_split_lacks_is_said(
         result = run(command, *subjects, "--data", root, "--dataset", "coco")
         assert result.exit_code == 0, result.stderr
         assert result.stderr.count("1 of 5 images have no annotation and are left out") == 1
-
-
-def test_a_table_is_of_its_data_set_wherever_that_was_unpacked(
-    gft: Path, micro_data: Path, tmp_path: Path
-) -> None:
-    # food-101.tar.gz has a folder in it; its classes are here the micro run's.
-    root = tmp_path / "downloads" / "food-101"
-    shutil.copytree(micro_data / "test", root / "images")
-    for image in root.glob("images/*/*.png"):
-        image.rename(image.with_suffix(".jpg"))
-    labels = sorted(path.name for path in (root / "images").iterdir())
-    images = [f"{label}/{number}\n" for label in labels for number in range(3)]
-    (root / "meta").mkdir()
-    (root / "meta" / "classes.txt").write_text("".join(f"{label}\n" for label in labels))
-    (root / "meta" / "test.txt").write_text("".join(images))
-    content = run_json(
-        "evaluate", gft, "--average", "weighted", "--data", root.parent, "--dataset", "food-101"
-    )
-    assert (content["data"], content["images"]) == ("food-101", 12)
-    assert run_json("evaluate", gft, "--average", "weighted")["data"] == micro_data.name
+    content = run_json("evaluate", gft, dense, "--data", root, "--dataset", "coco")
+    assert (content["data"], content["images"]) == ("coco", 4)
 
 
 def test_a_table_is_written_as_its_file_is_called(gft: Path, dense: Path, tmp_path: Path) -> None:
