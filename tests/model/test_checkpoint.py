@@ -22,8 +22,8 @@ from tests.support.networks import small_spec as transfg_spec
 from tests.support.refusals import refusal_of
 
 
-def small_spec(stages: str = "1:20,2:15,4:10", depth: int = 4, size: int = 48) -> ModelSpec:
-    return micro_spec(("a", "b", "c"), stages, size, depth=depth)
+def small_spec(stages: str = "1:20,2:15,4:10", depth: int = 4) -> ModelSpec:
+    return micro_spec(("a", "b", "c"), stages, 48, depth=depth)
 
 
 def donor(depth: int = 4) -> GFT:
@@ -31,10 +31,8 @@ def donor(depth: int = 4) -> GFT:
     return build_gft(small_spec("none", depth))
 
 
-def save_donor(path: Path, depth: int = 4, classes: int | None = None) -> dict[str, torch.Tensor]:
+def save_donor(path: Path, depth: int = 4) -> dict[str, torch.Tensor]:
     state = dict(donor(depth).backbone.state_dict())
-    if classes is not None:
-        state["head.weight"], state["head.bias"] = torch.ones(classes, 48), torch.ones(classes)
     safetensors.torch.save_file(state, path)
     return state
 
@@ -57,39 +55,6 @@ def test_a_shallower_network_takes_its_layers_from_the_blocks_it_leaves_out(tmp_
     load_backbone(model, spec, tmp_path / "w.safetensors")
     for layer, block in zip(model.layers, (4, 5), strict=True):
         assert torch.equal(layer.attn.qkv.weight, state[f"blocks.{block}.attn.qkv.weight"])
-
-
-def test_a_fresh_gft_without_selection_equals_its_pretrained_backbone(tmp_path: Path) -> None:
-    save_donor(tmp_path / "w.safetensors")
-    spec = small_spec("1:36,2:36,3:36")
-    model = build_gft(spec).eval()
-    load_backbone(model, spec, tmp_path / "w.safetensors")
-    images = torch.randn(2, 3, 48, 48)
-    torch.testing.assert_close(model(images), donor().eval()(images))
-
-
-def test_another_class_count_leaves_the_head_fresh(tmp_path: Path) -> None:
-    save_donor(tmp_path / "w.safetensors", classes=1000)
-    spec = small_spec()
-    fresh = load_backbone(build_gft(spec), spec, tmp_path / "w.safetensors")
-    assert sorted(fresh) == ["head.bias", "head.weight"]
-
-
-def test_position_embeddings_are_resampled_to_another_image_size(tmp_path: Path) -> None:
-    save_donor(tmp_path / "w.safetensors")
-    spec = small_spec("none", size=64)
-    model = build_gft(spec)
-    load_backbone(model, spec, tmp_path / "w.safetensors")
-    assert model.backbone.pos_embed.shape == (1, 65, 48)
-    assert torch.equal(model.backbone.cls_token, donor().backbone.cls_token)
-
-
-def test_a_pytorch_state_dict_is_read_too(tmp_path: Path) -> None:
-    torch.save({"state_dict": donor().backbone.state_dict()}, tmp_path / "w.pt")
-    spec = small_spec("none")
-    model = build_gft(spec)
-    load_backbone(model, spec, tmp_path / "w.pt")
-    assert torch.equal(model.backbone.cls_token, donor().backbone.cls_token)
 
 
 def refused(path: Path, *words: str) -> None:

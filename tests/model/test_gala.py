@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gft_edge.model import gala
-from gft_edge.runtime.outputs import grid_positions
 
 BATCH, HEADS, PATCHES, WIDTH = 3, 4, 25, 8
 SCALE = WIDTH**-0.5
@@ -24,12 +22,6 @@ def paper_scores(q: Tensor, k: Tensor, kernel: Tensor) -> Tensor:
     return gala.gradient_scores(gala.mean_attention_scores(q, k, SCALE), kernel)
 
 
-def test_linear_time_means_equal_the_means_of_the_full_score_matrix() -> None:
-    q, k = queries_and_keys()
-    full = (SCALE * q @ k.transpose(-1, -2)).mean(dim=-1)
-    torch.testing.assert_close(gala.mean_attention_scores(q, k, SCALE), full, atol=1e-6, rtol=0)
-
-
 def test_means_of_softmaxed_attention_would_all_be_equal() -> None:
     q, k = queries_and_keys()
     means = (SCALE * q @ k.transpose(-1, -2)).softmax(dim=-1).mean(dim=-1)
@@ -40,10 +32,7 @@ def test_means_of_softmaxed_attention_would_all_be_equal() -> None:
 def test_gradient_is_one_sided_at_the_ends_and_central_between() -> None:
     values = torch.tensor([[1.0, 4.0, 9.0, 16.0]])
     assert gala.token_gradient(values).tolist() == [[3.0, 4.0, 6.0, 7.0]]
-
-
-def test_gradient_of_two_tokens_is_their_difference() -> None:
-    assert gala.token_gradient(torch.tensor([[1.0, 4.0]])).tolist() == [[3.0, 3.0]]
+    assert gala.token_gradient(values[:, :2]).tolist() == [[3.0, 3.0]]
 
 
 def test_smoothing_is_a_convolution_with_repeated_ends() -> None:
@@ -156,8 +145,3 @@ def test_kept_patches_follow_the_prefix_tokens_of_their_own_image() -> None:
     result = gala.keep_patches(tokens, kept, prefix=2)
     assert torch.equal(result[0], tokens[0, [0, 1, 2, 5]])
     assert torch.equal(result[1], tokens[1, [0, 1, 3, 4]])
-
-
-def test_grid_positions_follow_a_patch_through_all_stages() -> None:
-    kept = [np.array([[1, 4, 6, 9]]), np.array([[0, 2, 3]]), np.array([[1]])]
-    assert [p.tolist() for p in grid_positions(kept)] == [[[1, 4, 6, 9]], [[1, 6, 9]], [[6]]]

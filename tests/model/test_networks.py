@@ -16,8 +16,6 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gft_edge.bundle.json_form import from_json, to_json
-from gft_edge.bundle.specs import ModelSpec
 from gft_edge.calibration.layers import layer_macs, quantizable_layers
 from gft_edge.errors import CheckpointError, SpecError
 from gft_edge.export.onnx_from_torch import FromPixels, folds_normalisation
@@ -64,7 +62,15 @@ def test_a_plain_vit_without_stages_is_the_vit_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
+        ("gft_tiny", {"image_size_px": 100}, ("100", "16", "96 or 112")),
+        ("gft_huge", {}, ("gft_huge", "gft_base_edge", "transfg", "timm")),
+        ("gft_huge", {"stages": "8:75%"}, ("'gft_huge'",)),
+        *(
+            ("gft_tiny", {"temperature": value}, (f"--temperature is {value:g}:",))
+            for value in (0.0, -1.0, float("nan"), float("inf"))
+        ),
         ("resnet81", {}, ("'resnet81'", "resnet18")),
+        ("hf-hub:timm/resnet18", {}, ("hf-hub:timm/resnet18", "hub")),
         ("xyzzy", {}, ("xyzzy", "timm.list_models()")),
         ("resnet18", {"stages": "8:50%"}, ("--stages 8:50%", "ResNet")),
         ("transfg", {"stages": "8:50%"}, ("--stages 8:50%", "TransFG")),
@@ -95,13 +101,6 @@ def test_a_model_without_a_classifier_is_refused(monkeypatch: pytest.MonkeyPatch
         lambda name, **given: real(name, **{**given, "num_classes": 0}),
     )
     refusal_of(SpecError, partial(spec_from_name, "resnet18", MICRO_LABELS), "resnet18")
-
-
-def test_the_family_stands_in_what_is_written() -> None:
-    gft, other = spec_from_name("gft_tiny", MICRO_LABELS), small_spec("test_resnet")
-    for spec, family in ((gft, "gft"), (other, "timm")):
-        assert to_json(spec)["family"] == family
-        assert from_json(ModelSpec, to_json(spec), "model.json") == spec
 
 
 def test_heads_that_config_json_states_are_compared_for_any_vit(tmp_path: Path) -> None:

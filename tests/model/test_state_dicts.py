@@ -154,14 +154,21 @@ def test_a_checkpoint_without_a_classifier_leaves_the_head_fresh(tmp_path: Path)
     assert torch.equal(loaded.backbone.norm.weight, model.backbone.norm.weight)
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    ("key", "wrapper"),
+    [
+        ("state_dict", "module."),
+        ("model", "_orig_mod."),
+        ("model_state_dict", "_orig_mod.module."),
+    ],
+)
 def test_a_wrapped_networks_state_dict_is_read_as_the_networks(
-    tmp_path: Path, wrapper: str
+    tmp_path: Path, key: str, wrapper: str
 ) -> None:
     spec = small_spec()
     model = network(spec)
     state = {f"{wrapper}{name}": t for name, t in model.backbone.state_dict().items()}
-    torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "w.pt")
+    torch.save({key: state, "epoch": 3}, tmp_path / "w.pt")
     assert_same_logits(model, spec, tmp_path / "w.pt")
 
 

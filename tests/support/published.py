@@ -56,10 +56,12 @@ class Stage(nn.Module):
 class PublishedGFT(nn.Module):
     """The published network, restated: its class token skips the stages."""
 
-    def __init__(self, width: int, heads: int, depth: int, classes: int):
+    def __init__(
+        self, width: int, heads: int, depth: int, classes: int, patch: int = PATCH, size: int = SIZE
+    ):
         super().__init__()
         self.base_model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=SIZE, patch_size=PATCH, embed_dim=width,
+            "vit_tiny_patch16_224", img_size=size, patch_size=patch, embed_dim=width,
             num_heads=heads, depth=depth, num_classes=1000,
         )  # fmt: skip
         self.hierarchical_blocks = nn.ModuleList(Stage(width, heads, keep) for keep in KEEP)
