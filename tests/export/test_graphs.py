@@ -21,6 +21,7 @@ from gft_edge.errors import PipelineError
 from gft_edge.export.fp16 import half
 from gft_edge.export.onnx_from_torch import fold_normalisation, onnx_from_torch
 from gft_edge.fidelity.structure import check_structure, expected_casts
+from tests.support.bundles import keep_the_worst
 from tests.support.networks import (
     micro_spec,
     wide_network,
@@ -124,12 +125,6 @@ def test_folding_the_normalisation_is_exact() -> None:
     expected = projection((pixels / 255 - mean) / std)
     fold_normalisation(projection, spec)
     torch.testing.assert_close(projection(pixels), expected, atol=2e-5, rtol=1e-5)
-
-
-def keep_the_worst(model: onnx.ModelProto) -> None:
-    """Turn the first TopK around, as a faulty optimiser would: the graph stays valid."""
-    node = next(n for n in model.graph.node if n.op_type == "TopK")
-    next(a for a in node.attribute if a.name == "largest").i = 0
 
 
 def test_keeping_other_patches_changes_what_the_exported_graph_answers(

@@ -262,8 +262,6 @@ def test_unfit_weights_are_named_before_anything_is_written(
     [
         ("trt", "--precision auto", ("tensorrt", "fp32, fp16, int8")),
         ("onnx", "--half --opset 18", ("--precision fp16", "--opset 20")),
-        ("onnx", "--int8", ("--precision int8", "--calibration-data")),
-        ("onnx", "--max-drop -1", ("--max-drop is -1",)),
         ("onnx", "--int8 --calibration-data nowhere", ("nowhere",)),
         ("onnx", "--int8 --calibration-data DATA --subset-size 31", ("--subset-size 31", "32")),
         ("onnx", "--int8 --calibration-data DATA/test", ("test split",)),

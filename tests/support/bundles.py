@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
+
+if TYPE_CHECKING:
+    import onnx
 
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
@@ -39,3 +42,9 @@ def alter_head(graph: Path, change: Change, *suffixes: str) -> None:
         altered = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(altered, tensor.name))
     onnx.save(model, graph)
+
+
+def keep_the_worst(model: onnx.ModelProto) -> None:
+    """Turn the first TopK around, as a faulty optimiser would: the graph stays valid."""
+    node = next(n for n in model.graph.node if n.op_type == "TopK")
+    next(a for a in node.attribute if a.name == "largest").i = 0
