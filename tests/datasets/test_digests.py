@@ -16,7 +16,6 @@ from gft_edge.datasets import digests, read_split, split_digest
 from gft_edge.datasets.digests import file_digests
 from gft_edge.errors import DataError
 from gft_edge.runtime.user_cache import user_cache
-from tests.support.pictures import write_coloured
 
 
 @pytest.fixture
@@ -122,9 +121,3 @@ def test_an_image_that_goes_away_meanwhile_is_named(data: Path) -> None:
     split.paths[2].unlink()
     with pytest.raises(DataError, match=split.paths[2].name):
         split_digest(split)
-
-
-def test_a_new_folder_of_pictures_is_read_from_its_own_root(tmp_path: Path, data: Path) -> None:
-    """Two copies have one digest wherever they lie."""
-    write_coloured(tmp_path / "elsewhere")
-    assert digest(tmp_path / "elsewhere") == digest(data)

@@ -22,7 +22,7 @@ from gft_edge.reporting.table import latex, markdown, to_csv
 from gft_edge.studies import runs_table_forms as forms
 from gft_edge.studies.run_latencies import Latency, MeasuredOn
 from gft_edge.studies.runs_table import Row, RunsTable, type_of
-from tests.support.cli import refusal, run, run_json
+from tests.support.cli import refusal, refused, run, run_json
 from tests.support.networks import micro_spec
 from tests.support.pictures import MICRO_LABELS
 from tests.support.runs import trained_on
@@ -242,8 +242,7 @@ def test_runs_that_make_no_table_are_refused(
     spec["labels"][1] = "rye bread"
     (copied / "model.json").write_text(json.dumps(spec))
     shutil.copy(dense / "model.safetensors", copied)
-    for words in (f"{gft} and {copied}", "'brown bread'", "'rye bread'"):
-        assert words in line(copied)
+    refused(run("evaluate", gft, copied), f"{gft} and {copied}", "'brown bread'", "'rye bread'")
     two = micro_spec(("a", "b"), stages="none", depth=1)
     (tmp_path / "other").mkdir()
     save_network(tmp_path / "other", build_gft(two), two)
@@ -256,9 +255,7 @@ def test_runs_of_other_images_or_of_none_are_refused(
     fewer = Path(shutil.copytree(micro_data, tmp_path / "fewer"))
     (fewer / "test" / "dill" / "0.png").unlink()
     trained_on(dense, fewer)
-    line = refusal("evaluate", gft, dense)
-    for words in (f"12 below {micro_data}", f"11 below {fewer}", "--data"):
-        assert words in line
+    refused(run("evaluate", gft, dense), f"12 below {micro_data}", f"11 below {fewer}", "--data")
     assert run("evaluate", gft, dense, "--data", micro_data).exit_code == 0
 
     trained_on(dense, tmp_path / "elsewhere")
@@ -280,24 +277,18 @@ def test_runs_that_see_one_folder_differently_are_told_how_to_agree(
     both = f"{gft} and {dense}"
     read_as(gft, dataset="coco", coco_category="largest")
     read_as(dense, dataset="coco", coco_category="first")
-    line = refusal("evaluate", gft, dense)
-    assert both in line
-    assert "--coco-category largest or first" in line
+    refused(run("evaluate", gft, dense), both, "--coco-category largest or first")
     # Then they agree: what is missing is COCO itself.
     agreed = refusal("evaluate", gft, dense, "--coco-category", "first")
     assert f"{micro_data} holds no coco" in agreed
     read_as(dense, dataset="food-101")
-    line = refusal("evaluate", gft, dense)
-    for words in (both, "coco and food-101", "--dataset"):
-        assert words in line
+    refused(run("evaluate", gft, dense), both, "coco and food-101", "--dataset")
     for folder in (gft, dense):
         read_as(folder)
     spec = json.loads((dense / "model.json").read_text())
     spec["labels"].reverse()
     (dense / "model.json").write_text(json.dumps(spec))
-    line = refusal("evaluate", gft, dense)
-    for words in (both, "class 0", "'apple'", "'dill'"):
-        assert words in line
+    refused(run("evaluate", gft, dense), both, "class 0", "'apple'", "'dill'")
 
 
 def test_bundles_become_columns_of_the_runs_they_come_from(
@@ -327,7 +318,6 @@ def test_bundles_of_no_run_or_of_one_twice_are_refused(
     assert json.loads(without.stdout)["measured"] is None
     assert str(bundle) in refusal("evaluate", dense, "--bundles", bundle)
     again = Path(shutil.copytree(bundle, tmp_path / "again"))
-    line = refusal("evaluate", gft, "--bundles", bundle.parent, "--bundles", again)
-    assert f"{again} and {bundle}" in line
-    assert str(gft) in line
+    twice = run("evaluate", gft, "--bundles", bundle.parent, "--bundles", again)
+    refused(twice, f"{again} and {bundle}", str(gft))
     assert f"{dense} holds no bundle" in refusal("evaluate", gft, "--bundles", dense)

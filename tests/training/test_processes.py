@@ -193,7 +193,7 @@ def test_of_several_processes_the_first_alone_writes(
     refused(run("evaluate", *given, "--bundles", copy), "--bundles")
 
 
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+def test_a_batch_is_no_larger_than_the_data_and_refused_where_it_cannot_be_shared() -> None:
     for asked, images, processes, words in (
         (30, 500, 4, ("--batch-size 28 or 32",)),
         (3, 500, 4, ("--batch-size 4",)),
@@ -202,9 +202,6 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     ):
         accelerator: Any = SimpleNamespace(num_processes=processes)
         refusal_of(UsageError, partial(shared_batch_size, asked, images, accelerator), *words)
-
-
-def test_a_batch_is_no_larger_than_the_data() -> None:
-    accelerator: Any = SimpleNamespace(num_processes=2)
+    accelerator = SimpleNamespace(num_processes=2)
     assert shared_batch_size(32, 500, accelerator) == 32
     assert shared_batch_size(32, 8, accelerator) == 8

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from gft_edge.bundle.locks import locked
 from gft_edge.errors import (
     CheckpointError,
     DataError,
+    LockedError,
     MissingDependencyError,
     TrainingError,
     UsageError,
@@ -234,6 +236,26 @@ def test_a_folder_that_holds_a_run_is_not_trained_over(one_epoch: Path, coloured
     work = partial(train, one_epoch, coloured_spec(), settings, None)
     refusal_of(UsageError, work, "--resume", "--out")
     refusal_of(CheckpointError, partial(resume, one_epoch), str(one_epoch))
+
+
+def test_a_folder_that_is_being_written_is_neither_trained_into_nor_resumed(
+    one_epoch: Path, coloured: Path, tmp_path: Path
+) -> None:
+    with locked(one_epoch):
+        refusal_of(LockedError, partial(resume, one_epoch), str(one_epoch))
+    new, settings = tmp_path / "new", config(coloured, ONE_EPOCH)
+    new.mkdir()
+    work = partial(train, new, coloured_spec(), settings, None)
+    with locked(new):
+        refusal_of(LockedError, work, str(new))
+    assert [path.name for path in new.iterdir()] == [".lock"]
+
+    def step(*_: object) -> None:
+        with locked(new):
+            pass
+
+    # A training holds its own.
+    refusal_of(LockedError, partial(work, step), str(new))
 
 
 def test_resuming_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
