@@ -106,11 +106,6 @@ def test_a_wrong_field_is_named_with_its_file(change: dict[str, Any], words: str
     refusal_of(SpecError, lambda: from_json(ModelSpec, data, "model.json"), "model.json", words)
 
 
-def test_an_absent_parent_is_none() -> None:
-    data = {**to_json(MANIFEST.artifact), "parent_sha256": None}
-    assert from_json(Artifact, data, "a").parent_sha256 is None
-
-
 def test_the_input_is_nhwc_for_pixels_and_nchw_for_floats() -> None:
     assert InputSpec("uint8", 2).shape(64) == (2, 64, 64, 3)
     assert InputSpec("float32", 2).shape(64) == (2, 3, 64, 64)
