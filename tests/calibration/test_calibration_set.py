@@ -130,10 +130,6 @@ def test_a_calibration_folder_of_other_classes_or_nowhere_is_refused(data: Path)
     refusal_of(DataError, lambda: read_calibration_folder(data, ("ash", "café au lait")), "birch")
 
 
-def test_smooth_pictures_are_fit() -> None:
-    refuse_unfit_pixels(smooth_pixels(FEWEST_IMAGES, SIZE_PX), names(FEWEST_IMAGES))
-
-
 def test_photographs_are_fit(grocery: Path) -> None:
     split = read_split(grocery, "val")
     paths = split.paths[:: max(1, len(split.paths) // 40)][:40]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gft_edge.calibration.int8_onnx import quantize_onnx, weighted_nodes
+from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.layers import quantizable_layers
 from tests.calibration.graphs import (
     EMBEDDING,
@@ -25,11 +25,6 @@ from tests.calibration.graphs import (
 @pytest.fixture(scope="session")
 def all_int8(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return quantized(exported, tmp_path_factory.mktemp("int8"))
-
-
-def test_every_layer_of_the_network_is_a_node_of_the_graph(exported: Exported) -> None:
-    found = weighted_nodes(onnx.load(exported.path))
-    assert set(found) - {"backbone.head"} == set(quantizable_layers(exported.model))
 
 
 def test_the_asked_layers_are_quantized_and_no_other(

@@ -27,8 +27,8 @@ from gft_edge.training.logits import network_logits
 from gft_edge.training.loop import train
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig
+from tests.support.cli import refusal, run_json
 from tests.support.cli import run as command
-from tests.support.cli import run_json
 from tests.support.networks import export_run, noise, seeded, small_spec
 from tests.support.pictures import MICRO_LABELS
 
@@ -71,10 +71,14 @@ def test_a_bundle_answers_as_pytorch_does(bundle: Path, run: Path, micro_picture
 
 def test_the_commands_take_such_a_bundle(bundle: Path, run: Path, micro_pictures: Path) -> None:
     data = ("--data", micro_pictures)
-    compared = run_json("verify", bundle, *data, "--reference", run)
+    verify = ("verify", bundle, *data, "--reference", run)
+    assert "near the border" not in command(*verify).stdout
+    assert "--pictures" in refusal(*verify, "--pictures", run.parent / "pictures")
+    compared = run_json(*verify)
     assert compared["verdict"] == "pass"
     assert compared["top1_agreement"] == 1
-    assert compared["kept_overlap"] == []
+    for figure in ("kept_overlap", "patches_lost", "lost_near_border"):
+        assert compared[figure] == []
     assert run_json("evaluate", run, *data)["top1"] == run_json("evaluate", bundle, *data)["top1"]
     shown = command("inspect", bundle).stdout
     parts = "transfg" in str(run)

@@ -106,11 +106,6 @@ def test_every_file_of_the_pack_is_in_the_manifest(bundle: Path) -> None:
     assert not re.search(r"@[A-Z]+@", script), "nothing of the template is left"
 
 
-def test_a_target_without_trtexec_gets_no_script(micro_bundles: dict[str, Path]) -> None:
-    for folder in micro_bundles.values():
-        assert [path.name for path in (folder / "golden").iterdir()] == ["golden.npz"]
-
-
 @pytest.mark.parametrize("major", [10, 11])
 @pytest.mark.parametrize("name", ["padded", pytest.param("single", marks=pytest.mark.slow)])
 def test_an_engine_of_the_bundle_s_graph_passes(
