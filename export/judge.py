@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
 from gft_edge.model.network import Network
 from gft_edge.model.reference import pixels_of, selection_reaches_logits, torch_outputs
-from gft_edge.runtime.backends import OpenRequest, Session, backend_for, ort
+from gft_edge.runtime.backends import backend_for, ort
 from gft_edge.runtime.classifier import open_request, session_outputs
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels
@@ -76,10 +76,8 @@ class Steps:
             yield
         except PipelineError as error:
             raise PipelineError(str(error), step=name, finished=self._finished) from error
-        except GftEdgeError:
-            raise
         # An OSError is the folder's (disk full, read-only), not the step's: `replacing` words it.
-        except (OSError, MemoryError):
+        except (GftEdgeError, OSError, MemoryError):
             raise
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -107,45 +105,41 @@ class Judge:
         """The names of the tensors that hold the kept patches, one a stage."""
         return kept_names(self.spec)
 
-    def on_onnx_runtime(self, step: str, graph: onnx.ModelProto, tolerance: Tolerance) -> Made:
-        """Measure a graph that is in memory on ONNX Runtime."""
-        session = ort.open_graph(graph.SerializeToString(), self._request("f32"))
-        return self._measured(step, session, graph, tolerance)
-
-    def on_engine(
-        self, step: str, target: str, runtime_precision: str, path: Path, tolerance: Tolerance
+    def measured(
+        self,
+        step: str,
+        graph: onnx.ModelProto | Path,
+        tolerance: Tolerance,
+        target: str = "onnx",
+        precision: str = "f32",
     ) -> Made:
-        """Measure a file on `target`'s engine."""
-        session = backend_for(target).open_session(path, self._request(runtime_precision))
-        return self._measured(step, session, path, tolerance)
+        """Measure a graph on `target`'s engine, one that is in memory on ONNX Runtime."""
+        outputs = self.outputs(step, graph, self.pixels, target, precision)
+        report = compare(step, self.reference, outputs, tolerance, self.images.targets)
+        return Made(graph, outputs, report)
 
-    def openvino_outputs(self, step: str, path: Path, pixels: npt.NDArray[np.uint8]) -> Outputs:
-        """Return what OpenVINO's IR gives for other images than these."""
-        session = backend_for("openvino").open_session(path, self._request("f32"))
-        return self._outputs(step, session, pixels)
+    def outputs(
+        self,
+        step: str,
+        graph: onnx.ModelProto | Path,
+        pixels: npt.NDArray[np.uint8],
+        target: str,
+        precision: str = "f32",
+    ) -> Outputs:
+        """Return what a graph gives for uint8 (images,S,S,3)."""
+        given = self.request.input
+        asked = open_request(self.spec, given, precision, self.kept_names)
+        if isinstance(graph, Path):
+            session = backend_for(target).open_session(graph, asked)
+        else:
+            session = ort.open_graph(graph.SerializeToString(), asked)
+        advance = self.steps.counter(f"verify {step}", len(pixels))
+        with closing(session):
+            return session_outputs(session, pixels, given, self.spec.preprocessing, advance)
 
     def accuracy(self, outputs: Outputs) -> float:
         """Return the share of the images that outputs classify rightly."""
         return float((outputs.logits.argmax(axis=1) == np.asarray(self.images.targets)).mean())
-
-    def _request(self, runtime_precision: str) -> OpenRequest:
-        return open_request(self.spec, self.request.input, runtime_precision, self.kept_names)
-
-    def _measured(
-        self, step: str, session: Session, graph: onnx.ModelProto | Path, tolerance: Tolerance
-    ) -> Made:
-        outputs = self._outputs(step, session, self.pixels)
-        report = compare(step, self.reference, outputs, tolerance, self.images.targets)
-        return Made(graph, outputs, report)
-
-    def _outputs(self, step: str, session: Session, pixels: npt.NDArray[np.uint8]) -> Outputs:
-        advance = self.steps.counter(f"verify {step}", len(pixels))
-        try:
-            return session_outputs(
-                session, pixels, self.request.input, self.spec.preprocessing, advance
-            )
-        finally:
-            session.close()
 
 
 def judge_by(

@@ -187,7 +187,7 @@ def _int8_onnx(
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
         graph = quantize_onnx(base, peaks, layers, pixel_layer)
-        return judge.on_onnx_runtime("int8", graph, held_to)
+        return judge.measured("int8", graph, held_to)
 
     made, quantization = quantized(judge, ranking, calibration, strength, build)
     assert isinstance(made.graph, onnx.ModelProto)
@@ -215,7 +215,7 @@ def _int8_openvino(
     def outputs_at(strength: float | None) -> Outputs:
         asked = [row.layer for row in ranking if row.layer not in calibration.keep_high_precision]
         quantize(asked, strength, MEASURED_IMAGES)
-        return judge.openvino_outputs("smooth-quant", low, pixels[:MEASURED_IMAGES])
+        return judge.outputs("smooth-quant", low, pixels[:MEASURED_IMAGES], "openvino")
 
     strength = strength_in_openvino(
         judge, network, pixels[:MEASURED_IMAGES], calibration, outputs_at
@@ -223,7 +223,7 @@ def _int8_openvino(
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
         quantize(layers, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
-        return judge.on_engine("int8", "openvino", "f32", low, held_to)
+        return judge.measured("int8", low, held_to, "openvino")
 
     made, quantization = quantized(judge, ranking, calibration, strength, build)
     return (
@@ -251,7 +251,7 @@ def _onnx(
         typed = half(network) if precision == "fp16" else network
         graph = onnx_from_torch(typed, judge.spec, request.input, request.opset, centred)
         check_structure(graph, judge.spec, casts)
-        made = passed(judge.on_onnx_runtime("onnx_from_torch", graph, tolerance))
+        made = passed(judge.measured("onnx_from_torch", graph, tolerance))
     trail = trail.then("exported.onnx", "onnx", precision, _sha256(graph), made.report)
     if not request.simplify:
         return graph, trail
@@ -264,7 +264,7 @@ def _onnx(
     with judge.steps("simplify"):
         graph = simplify(graph)
         check_structure(graph, judge.spec, casts)
-        made = passed(judge.on_onnx_runtime("simplify", graph, tolerance))
+        made = passed(judge.measured("simplify", graph, tolerance))
     return graph, trail.then("simplified.onnx", "onnx", precision, _sha256(graph), made.report)
 
 
@@ -302,7 +302,7 @@ def _built(judge: Judge, graph: Path, folder: Path, trail: Trail) -> tuple[Artif
         runs_in = backend.runtime_precision(request.precision)
         path = folder / artifact.path
         shipped = passed(
-            judge.on_engine(name, request.verified_on, runs_in, path, request.tolerance)
+            judge.measured(name, path, request.tolerance, request.verified_on, runs_in)
         )
     files = trail.files
     if artifact.sha256 == compiled.sha256:

@@ -103,15 +103,10 @@ def read_manifest(folder: Path) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
         raise BundleError(f"{path} has no schema_version: it is no gft-edge manifest")
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        mend = "upgrade gft-edge" if version > SCHEMA_VERSION else "export the run again"
         raise BundleError(
-            f"{path} has schema version {version}, this gft-edge reads {SCHEMA_VERSION}: "
-            "upgrade gft-edge"
-        )
-    if version < SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version}, this gft-edge reads {SCHEMA_VERSION}: "
-            "export the run again"
+            f"{path} has schema version {version}, this gft-edge reads {SCHEMA_VERSION}: {mend}"
         )
     try:
         manifest = from_json(Manifest, data, MANIFEST_FILE)
