@@ -89,7 +89,7 @@ def command(
     """
     from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
     from gft_edge.studies.benchmark_table import benchmark_table, notes
-    from gft_edge.studies.results import RESULT_FILES
+    from gft_edge.studies.memory import RESULT_FILES
 
     if options["keep"] and options["points"]:
         raise UsageError("--keep names the keep counts and --grid makes them: give one of the two")

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.explanation.occlusion import mean_colour
 from gft_edge.explanation.subject import Pixels, Subject, log_probabilities
-from gft_edge.explanation.view import Positions, explanations, importance_order
+from gft_edge.explanation.view import Positions, explanation, importance_order
 from gft_edge.runtime.classifier import Advance
 
 InsertFrom = Literal["blur", "mean"]
@@ -145,7 +145,8 @@ def probability_curve(
     place[order] = np.arange(len(order))
     counts = _counts(len(order), points)
     changed = (place[None] < counts[:, None]).reshape(-1, rows, columns)
-    mask = _enlarged(changed, len(first) // rows)
+    side_px = len(first) // rows
+    mask = changed.repeat(side_px, axis=1).repeat(side_px, axis=2)
     images = np.where(mask[..., None], last[None], first[None])
     log_p = log_probabilities(subject.logits(images))
     return np.asarray(np.exp(log_p[:, target]))
@@ -180,8 +181,7 @@ def blurred(image: Pixels, model: ModelSpec) -> Pixels:
 
 def _order_of(subject: Subject, image: Pixels) -> Positions:
     count = subject.model.patch_count
-    (explained,) = explanations(subject.see(image[None]), count)
-    return importance_order(explained.stages, count)
+    return importance_order(explanation(subject.see(image[None]), count).stages, count)
 
 
 def _result(
@@ -211,11 +211,6 @@ def _result(
 
 def _counts(patches: int, points: int) -> npt.NDArray[np.int64]:
     return np.rint(np.linspace(0, patches, points + 1)).astype(np.int64)
-
-
-def _enlarged(cells: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
-    """(n,rows,columns) -> (n,rows*side,columns*side)."""
-    return cells.repeat(side, axis=1).repeat(side, axis=2)
 
 
 def _t_quantile(freedom: int) -> float:

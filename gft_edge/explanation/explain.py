@@ -15,12 +15,13 @@ from gft_edge.bundle.store import write_whole
 from gft_edge.datasets import Split
 from gft_edge.errors import ImageError, UsageError
 from gft_edge.explanation.deletion import DeletionReport, InsertFrom, deletion_report
-from gft_edge.explanation.occlusion import occlude
-from gft_edge.explanation.record import footnotes, record_of
+from gft_edge.explanation.occlusion import Occlusion, cells_named, cover_grid, occlude
 from gft_edge.explanation.sheet import explanation_sheet
-from gft_edge.explanation.subject import BundleSubject, Pixels, Subject
-from gft_edge.explanation.view import explanations
+from gft_edge.explanation.subject import BundleSubject, Pixels, Subject, log_probabilities
+from gft_edge.explanation.view import Explanation, Positions, explanation
 from gft_edge.runtime.classifier import Advance, load_pixels
+
+PREDICTIONS = 5
 
 
 def explain_images(
@@ -37,16 +38,79 @@ def explain_images(
         except ImageError as error:
             yield {"path": path, "error": str(error)}
             continue
-        (explained,) = explanations(subject.see(pixels[None]), subject.model.patch_count)
+        explained = explanation(subject.see(pixels[None]), subject.model.patch_count)
         covered = occlude(subject, pixels, cover) if cover else None
         name = f"{place:0{len(str(len(paths)))}d}-{Path(path).stem}.png"
-        notes = footnotes(subject, explained, covered)
+        notes = _footnotes(subject, explained, covered)
         title = Path(path).name.encode("utf-8", "replace").decode()
         sheet = explanation_sheet(title, pixels, explained, subject.model, covered, notes)
         content = io.BytesIO()
         sheet.save(content, "PNG")
         write_whole(out / name, content.getvalue())
-        yield {"path": path, "picture": name, **record_of(explained, covered, subject.model)}
+        yield {"path": path, "picture": name, **_record(explained, covered, subject.model)}
+
+
+def _footnotes(subject: Subject, explained: Explanation, covered: Occlusion | None) -> list[str]:
+    """The lines below an image's picture."""
+    notes = [f"Computed by {subject.runs}."]
+    notes += [f"Not available: {reason}." for reason in subject.unavailable]
+    if explained.difference > 0:
+        notes.append(
+            "Scores and kept patches come from a run with more outputs, whose logits differ from the "
+            f"deployed one's by up to {explained.difference:.1e}."
+        )
+    if covered is not None:
+        side, (rows, columns) = covered.block_patches, cover_grid(subject.model)
+        grid = "" if subject.model.family == "gft" else f" of {rows} x {columns}"
+        cells = f"{cells_named(subject.model)}{grid}"
+        notes.append(
+            f"Last row: {side} x {side} {cells} at a time covered with the mean colour, "
+            f"{covered.inferences} inferences, {covered.seconds:.1f} s; red speaks for the class."
+        )
+    return notes
+
+
+def _record(explained: Explanation, covered: Occlusion | None, model: ModelSpec) -> dict[str, Any]:
+    """An image's explanation as JSON."""
+    columns = model.patch_grid[1]
+
+    def places(positions: Positions) -> Any:
+        """Row and column of each patch."""
+        return np.stack(np.divmod(positions, columns), axis=1).tolist()
+
+    probabilities = np.exp(log_probabilities(explained.logits))
+    best = np.argsort(-probabilities, kind="stable")[:PREDICTIONS]
+    return {
+        "predictions": [
+            {"label": model.labels[i], "index": int(i), "probability": float(probabilities[i])}
+            for i in best
+        ],
+        "logits_difference": explained.difference,
+        "stages": [
+            {
+                "present": places(stage.present),
+                "importance": None if stage.importance is None else stage.importance.tolist(),
+                "attention": None if stage.attention is None else stage.attention.tolist(),
+                "kept": places(stage.kept),
+            }
+            for stage in explained.stages
+        ],
+        "occlusion": None if covered is None else {
+            "classes": [
+                {
+                    "label": model.labels[index],
+                    "log_probability": log_p,
+                    "drop": drop.tolist(),
+                }
+                for index, log_p, drop in zip(
+                    covered.classes, covered.log_p, covered.drops, strict=True
+                )
+            ],
+            "cover_patches": covered.block_patches,
+            "inferences": covered.inferences,
+            "seconds": covered.seconds,
+        },
+    }  # fmt: skip
 
 
 def check_ranking(subject: Subject) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -38,27 +39,22 @@ class Explanation:
     difference: float
 
 
-def explanations(seen: Seen, patch_count: int) -> list[Explanation]:
-    """What was seen, image by image."""
-    positions = grid_positions(seen.kept)
-    everything = np.tile(np.arange(patch_count), (len(seen.logits), 1))
-    before = (everything, *positions[:-1]) if positions else ()
-    return [
-        Explanation(
-            seen.logits[image],
-            tuple(
-                StageView(
-                    present[image],
-                    kept[image],
-                    seen.importance[number][image] if seen.importance else None,
-                    seen.attention[number][image] if seen.attention else None,
-                )
-                for number, (present, kept) in enumerate(zip(before, positions, strict=True))
-            ),
-            float(seen.difference[image]),
-        )
-        for image in range(len(seen.logits))
-    ]
+def explanation(seen: Seen, patch_count: int) -> Explanation:
+    """What was seen of one image, the first."""
+    places = [np.arange(patch_count), *(kept[0] for kept in grid_positions(seen.kept))]
+    return Explanation(
+        seen.logits[0],
+        tuple(
+            StageView(
+                present,
+                kept,
+                seen.importance[number][0] if seen.importance else None,
+                seen.attention[number][0] if seen.attention else None,
+            )
+            for number, (present, kept) in enumerate(pairwise(places))
+        ),
+        float(seen.difference[0]),
+    )
 
 
 def on_grid(positions: Positions, values: npt.ArrayLike, patch_count: int) -> Floats:

@@ -28,15 +28,8 @@ from gft_edge.studies.drawn_images import calibration_images, verification_image
 from gft_edge.studies.evaluation import Case, launched_together, open_case
 from gft_edge.studies.grid import grid
 from gft_edge.studies.keep_counts import evaluated_at, keep_counts
-from gft_edge.studies.memory import claimed
-from gft_edge.studies.results import (
-    CSV_FILE,
-    JSON_FILE,
-    RESULT_FILES,
-    SCHEMA_VERSION,
-    Benchmark,
-    best_rows,
-)
+from gft_edge.studies.memory import CSV_FILE, JSON_FILE, claimed
+from gft_edge.studies.results import SCHEMA_VERSION, Benchmark, best_rows
 from gft_edge.studies.study import Study, exported, judged, measured_together, reference_at
 from gft_edge.studies.variants import PYTORCH, KeepCounts, Variant, with_front
 
@@ -98,7 +91,7 @@ def benchmark(
     if request.by_counts:
         counts = keep_counts(case.spec, model, request.keep, request.points or 0)
     variants, calibrated_on, verified_on = _variants(request, case.spec.labels, counts, say)
-    with claimed(request.out, case.weights_sha256, RESULT_FILES, request.fresh) as memory:
+    with claimed(request.out, case.weights_sha256, request.fresh) as memory:
         at_counts = evaluated_at(
             counts, case, model, memory, request.fresh, request.device, request.workers,
             progress, say,

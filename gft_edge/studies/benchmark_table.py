@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.samples import samples_needed
@@ -196,37 +197,29 @@ def csv_table(benchmark: Benchmark) -> Table:
 
 
 def _line(row: Variant, benchmark: Benchmark, stages: int) -> dict[str, Value]:
-    counts, missed = row.at_counts, row.accuracy.missed if row.accuracy else ()
-    overlap = row.accuracy.kept_overlap if row.accuracy else ()
+    counts, accuracy = row.at_counts, row.accuracy
+    overlap = accuracy.kept_overlap if accuracy else ()
     difference = counts.difference if counts else None
     return {
-        "target": row.target,
-        "precision": row.precision,
-        "keep": row.keep.name if row.keep else None,
-        "role": row.keep.role if row.keep else None,
-        "status": row.status,
-        "reason": row.reason,
+        **_named(row, "target", "precision"),
+        **_named(row.keep, "name", "role", name="keep"),
+        **_named(row, "status", "reason"),
         "best": "; ".join(best.goal for best in benchmark.best if best.row == row.name),
-        "front": row.front,
-        "bundle": row.bundle,
-        "digest": row.digest,
-        "files_mb": row.files_mb,
-        "build_s": row.build_s,
+        **_named(row, "front", "bundle", "digest", "files_mb", "build_s"),
         "images": None if row.top1 is None else benchmark.images,
         "top1": row.top1,
-        "top1_drop": row.accuracy.top1_drop if row.accuracy else None,
-        "top1_agreement": row.accuracy.top1_agreement if row.accuracy else None,
-        **{
-            f"kept_overlap_{n + 1}": overlap[n] if n < len(overlap) else None for n in range(stages)
-        },
-        "bounds_missed": "; ".join(missed) or None,
-        "gflops": counts.gflops if counts else None,
-        "pytorch_top1": counts.top1 if counts else None,
-        "difference": difference.mean if difference else None,
-        "difference_low": difference.low if difference else None,
-        "difference_high": difference.high if difference else None,
-        "gained": counts.gained if counts else None,
-        "lost": counts.lost if counts else None,
-        **{field.name: getattr(row.measured, field.name, None) for field in fields(Measured)},
+        **_named(accuracy, "top1_drop", "top1_agreement"),
+        **{f"kept_overlap_{n}": each for n, each in zip_longest(range(1, stages + 1), overlap)},
+        "bounds_missed": "; ".join(accuracy.missed if accuracy else ()) or None,
+        **_named(counts, "gflops", "top1", top1="pytorch_top1"),
+        **_named(difference, "mean", "low", "high",
+                 mean="difference", low="difference_low", high="difference_high"),
+        **_named(counts, "gained", "lost"),
+        **_named(row.measured, *(field.name for field in fields(Measured))),
         "machine": summary(benchmark.machine),
-    }
+    }  # fmt: skip
+
+
+def _named(found: object, *names: str, **columns: str) -> dict[str, Value]:
+    """Fields under the names of their columns, where they have others; None of what there is not."""
+    return {columns.get(name, name): getattr(found, name, None) for name in names}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from gft_edge.errors import UsageError
-from gft_edge.runtime.backends import ALIASES, Backend, backends
+from gft_edge.runtime.backends import Backend, backend_for, backends
 from gft_edge.studies.variants import KeepCounts, Variant
 
 
@@ -22,11 +21,11 @@ def grid(
     does not exist, for names without a combination, and where nothing asked for can run here.
     """
     here = backends()
-    chosen = [_target(name, here) for name in targets] if targets is not None else list(here)
+    chosen = list(here) if targets is None else [backend_for(name).TARGET for name in targets]
     known = list(dict.fromkeys(p for backend in here.values() for p in backend.PRECISIONS))
     for name in precisions or ():
         if name not in known:
-            raise UsageError(f"there is no precision {name!r}{_meant(name, known)}")
+            raise UsageError(f"there is no precision {name!r}: choose from {', '.join(known)}")
     pairs = [
         (target, precision)
         for target in dict.fromkeys(chosen)
@@ -48,19 +47,6 @@ def grid(
         for (target, precision), reason in absent.items()
         for variant in [Variant(target, precision, keep)]
     )
-
-
-def _target(name: str, here: dict[str, Backend]) -> str:
-    target = ALIASES.get(name, name)
-    if target not in here:
-        raise UsageError(f"there is no target {name!r}{_meant(name, list(here))}")
-    return target
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    listed = f"choose from {', '.join(known)}"
-    return f", did you mean {near[0]}? {listed}" if near else f": {listed}"
 
 
 def _absent(backend: Backend, precision: str, uncalibrated: str | None) -> str | None:

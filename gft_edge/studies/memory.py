@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from gft_edge.errors import SpecError, UsageError
 T = TypeVar("T")
 
 MARKER_FILE = ".gft-edge-benchmark"
-BUNDLES, MEMORY, PROFILE_FILE = "bundles", "memory", "profile.json"
+BUNDLES, MEMORY = "bundles", "memory"
+CSV_FILE, JSON_FILE, PROFILE_FILE = "benchmark.csv", "benchmark.json", "profile.json"
+RESULT_FILES = (CSV_FILE, JSON_FILE, PROFILE_FILE)
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,18 @@ def _digest(decides: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def claimed(out: Path, weights_sha256: str, files: Sequence[str], fresh: bool) -> Iterator[Memory]:
+def claimed(out: Path, weights_sha256: str, fresh: bool) -> Iterator[Memory]:
     """Hold `out` as the folder of a study of these weights, new or gone on in, and give its memory.
 
-    With `fresh` what a study left there goes, `files` included. Raises UsageError where it holds
-    anything else, or the study of other weights; LockedError where another process holds it.
+    With `fresh` what a study left there goes. Raises UsageError where it holds anything else, or the
+    study of other weights; LockedError where another process holds it.
     """
     marker = out / MARKER_FILE
     with claimed_folder(out, MARKER_FILE, "benchmark"):
         if fresh:
             for name in (BUNDLES, MEMORY):
                 shutil.rmtree(out / name, ignore_errors=True)
-            for name in files:
+            for name in RESULT_FILES:
                 (out / name).unlink(missing_ok=True)
         elif marker.exists() and marker.read_bytes() != weights_sha256.encode():
             raise UsageError(

@@ -9,12 +9,9 @@ from typing import Literal
 from gft_edge.profiling.machine import Machine
 from gft_edge.profiling.report import Profile
 from gft_edge.profiling.samples import paired_ratio
-from gft_edge.studies.memory import PROFILE_FILE
 from gft_edge.studies.variants import Variant
 
 SCHEMA_VERSION = 2
-CSV_FILE, JSON_FILE = "benchmark.csv", "benchmark.json"
-RESULT_FILES = (CSV_FILE, JSON_FILE, PROFILE_FILE)
 
 Goal = Literal["fastest", "most accurate", "smallest", "least energy", "least memory"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,35 +44,25 @@ class Recipe:
     ema: float = 0.0
 
 
+# What each number may be. Ranges as command lines check them let NaN through.
+_SOUND: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(
+        ("lr", "weight_decay", "warmup", "layer_decay", "label_smoothing", "clip_grad"),
+        (math.isfinite, "a number"),
+    ),
+    "distillation": (lambda x: 0 <= x <= 1, "a share of the loss, 0 to 1"),
+    "distillation_temperature": (lambda x: 0 < x < math.inf, "a number above 0, such as 2"),
+    "feature_distillation": (lambda x: 0 <= x < math.inf, "a weight of 0 (off) or more, such as 1"),
+    "ema": (lambda x: 0 <= x < 1, "a decay of 0 (off) to below 1, such as 0.999"),
+}
+
+
 def check_recipe(recipe: Recipe, has_teacher: bool) -> None:
     """Raise UsageError naming the option that has no such value, or nothing to act on."""
-    values = {
-        "--distillation": (
-            recipe.distillation,
-            0 <= recipe.distillation <= 1,
-            "a share of the loss, 0 to 1",
-        ),
-        "--distillation-temperature": (
-            recipe.distillation_temperature,
-            0 < recipe.distillation_temperature < math.inf,
-            "a number above 0, such as 2",
-        ),
-        "--feature-distillation": (
-            recipe.feature_distillation,
-            0 <= recipe.feature_distillation < math.inf,
-            "a weight of 0 (off) or more, such as 1",
-        ),
-        "--ema": (recipe.ema, 0 <= recipe.ema < 1, "a decay of 0 (off) to below 1, such as 0.999"),
-    }
-    # Ranges as command lines check them let NaN through.
-    for name in ("lr", "weight_decay", "warmup", "layer_decay", "label_smoothing", "clip_grad"):
-        if not math.isfinite(getattr(recipe, name)):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is {getattr(recipe, name)}: give a number"
-            )
-    for option, (value, sound, expected) in values.items():
-        if not sound:
-            raise UsageError(f"{option} is {value:g}: give {expected}")
+    for name, (is_sound, expected) in _SOUND.items():
+        value = getattr(recipe, name)
+        if not is_sound(value):
+            raise UsageError(f"--{name.replace('_', '-')} is {value:g}: give {expected}")
     if recipe.feature_distillation and not has_teacher:
         raise UsageError(
             f"--feature-distillation {recipe.feature_distillation:g} compares tokens with a teacher's: "

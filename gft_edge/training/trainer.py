@@ -96,14 +96,15 @@ class Trainer:
             warmup_prefix=False,
             t_in_epochs=False,
         )
-        if config.log_gradients and accelerator.distributed_type is DistributedType.FSDP:
-            raise UsageError(
-                "--log-gradients needs whole gradients on each process: leave it out under FSDP"
-            )
-        if self.recipe.ema and accelerator.distributed_type is DistributedType.FSDP:
-            raise UsageError(
-                "--ema averages whole weights on each process: leave it out under FSDP"
-            )
+        if accelerator.distributed_type is DistributedType.FSDP:
+            for option, asked in (
+                ("--log-gradients", config.log_gradients),
+                ("--ema", self.recipe.ema),
+            ):
+                if asked:
+                    raise UsageError(
+                        f"{option} needs whole weights on each process: leave it out under FSDP"
+                    )
         teacher = None
         if config.teacher is not None:
             teacher = load_teacher(config.teacher, spec, model, self.recipe)

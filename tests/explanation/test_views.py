@@ -28,7 +28,7 @@ from gft_edge.explanation.subject import Floats, Pixels, Seen, log_probabilities
 from gft_edge.explanation.view import (
     StageView,
     composite,
-    explanations,
+    explanation,
     importance_order,
     on_grid,
     scaled,
@@ -70,7 +70,7 @@ def test_a_stages_patches_are_positions_on_the_whole_grid() -> None:
         (),
         np.zeros(1, np.float32),
     )
-    ((first, second),) = (explained.stages for explained in explanations(seen, 6))
+    first, second = explanation(seen, 6).stages
     assert first.present.tolist() == [0, 1, 2, 3, 4, 5]
     assert second.present.tolist() == [0, 2, 3, 5]
     assert second.kept.tolist() == [3, 5]
@@ -288,7 +288,7 @@ def test_kept_patches_alone_are_drawn_where_an_engine_tells_no_more(
 ) -> None:
     pixels = bright_pixels()
     seen = dataclasses.replace(Window(window_model, (9, 18)).see(pixels), importance=())
-    (explained,) = explanations(seen, window_model.patch_count)
+    explained = explanation(seen, window_model.patch_count)
     assert explained.stages[0].importance is None
     drawn = explanation_sheet("x", pixels[0], explained, window_model, None, ("importance",))
     assert drawn.height > len(explained.stages) * PANEL_PX

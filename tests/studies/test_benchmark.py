@@ -17,8 +17,8 @@ from gft_edge.profiling.report_file import read_profile
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
 from gft_edge.studies.benchmark_table import benchmark_table
-from gft_edge.studies.memory import MARKER_FILE
-from gft_edge.studies.results import RESULT_FILES, Benchmark
+from gft_edge.studies.memory import MARKER_FILE, RESULT_FILES
+from gft_edge.studies.results import Benchmark
 from tests.support.cli import refusal, refused, run, run_json
 from tests.support.studies import MISSED, Shortcut
 
@@ -267,9 +267,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("--targets", "openvin"), ("'openvin'", "mean openvino?")),
+        (("--targets", "openvin"), ("'openvin'", "onnx, openvino")),
         (("--targets", "coreml"), ("'coreml'", "onnx, openvino")),
-        (("--precisions", "fp61"), ("'fp61'", "mean fp16?")),
+        (("--precisions", "fp61"), ("'fp61'", "fp16")),
         (("--targets", "onnx", "--precisions", "bf16"), ("--precisions bf16", "onnx")),
         (("--precisions", ""), ("--precisions",)),
         (("--split", "dev"), ("dev/", "test")),

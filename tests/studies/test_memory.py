@@ -8,22 +8,21 @@ import pytest
 
 from gft_edge.errors import LockedError
 from gft_edge.studies.memory import MARKER_FILE, Memory, claimed
-from gft_edge.studies.results import RESULT_FILES
 from gft_edge.studies.variants import Accuracy, Variant
 
 
 def test_a_folder_is_held_by_one_study_at_a_time_and_cleared_by_fresh(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
+    with claimed(out, "1", fresh=False) as memory:
         memory.keep("a", Accuracy(1, 1, 0, 1, (), (), ()), {"of": 1})
-        with pytest.raises(LockedError), claimed(out, "1", RESULT_FILES, fresh=True):
+        with pytest.raises(LockedError), claimed(out, "1", fresh=True):
             pass
     (out / "bundles" / ".onnx-fp32.partial-x").mkdir()
     (out / "benchmark.csv").touch()
-    with claimed(out, "1", RESULT_FILES, fresh=False) as memory:
+    with claimed(out, "1", fresh=False) as memory:
         assert list((out / "bundles").iterdir()) == []
         assert memory.recall("a", Accuracy, {"of": 1}) is not None
-    with claimed(out, "2", RESULT_FILES, fresh=True) as memory:
+    with claimed(out, "2", fresh=True) as memory:
         assert memory.recall("a", Accuracy, {"of": 1}) is None
         assert sorted(path.name for path in out.iterdir()) == [MARKER_FILE, ".lock", "bundles"]
 
