@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from gft_edge.bundle.specs import counter
 from gft_edge.bundle.store import is_bundle, write_whole
 from gft_edge.cli.options import (
     PATH,
@@ -22,7 +23,6 @@ from gft_edge.cli.options import (
     threads_option,
 )
 from gft_edge.cli.output import (
-    advance,
     next_line,
     print_json,
     progress,
@@ -100,7 +100,7 @@ def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> No
             images = read_split(source, split, classifier.labels)
             for remark in images.remarks:
                 say(remark)
-            count = advance(report, f"evaluate on {split}", len(images.paths))
+            count = counter(report, f"evaluate on {split}", len(images.paths))
             outputs, _ = split_outputs(classifier, images, count)
     targets = np.asarray(images.targets, dtype=np.int64)
     _print(folder, split, classification_metrics(outputs.logits, targets), as_json)

@@ -14,7 +14,7 @@ import click
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import json_text, to_json
 from gft_edge.bundle.scores import SCORES
-from gft_edge.bundle.specs import Score
+from gft_edge.bundle.specs import Score, counter
 from gft_edge.bundle.store import read_bundle, write_whole
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import (
@@ -27,7 +27,6 @@ from gft_edge.cli.options import (
     threads_option,
 )
 from gft_edge.cli.output import (
-    advance,
     made_folder,
     next_line,
     print_json,
@@ -205,7 +204,7 @@ def _measure(
     pixels = drawn_pixels(split, subject.model, settings.pop("limit"), settings["seed"])
     made_folder(out)
     with progress() as bar:
-        count = advance(bar, f"delete and insert on {name}", len(pixels))
+        count = counter(bar, f"delete and insert on {name}", len(pixels))
         report, missing = measure_ranking(subject, pixels, advance=count, **settings)
     content = {
         "explained": str(of),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,15 +118,3 @@ def progress() -> Iterator[Progress]:
             bars.update(tasks[name], description=text, completed=done, total=total)
 
         yield report
-
-
-def advance(report: Progress, text: str, total: int) -> Callable[[int], None]:
-    """A counter for functions that say how many images they just did."""
-    done = 0
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        report(text, done, total)
-
-    return count

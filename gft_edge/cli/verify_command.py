@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle.specs import ModelSpec
+from gft_edge.bundle.specs import ModelSpec, counter
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
-from gft_edge.cli.output import advance, made_folder, print_json, progress, say, show, shown
+from gft_edge.cli.output import made_folder, print_json, progress, say, show, shown
 from gft_edge.cli.references import open_reference
 from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
@@ -65,7 +65,7 @@ def command(
         # Made sure of before the work, and not before it is known that there will be some.
         folder = made_folder(pictures, "--pictures") if pictures and images else None
         report = stack.enter_context(progress())
-        count = advance(report, f"verify on {images.name}", len(images.paths)) if images else None
+        count = counter(report, f"verify on {images.name}", len(images.paths)) if images else None
         result = verify(bundle, backend, images, expected, count, drawn.append)
     picture = None
     if folder is not None and drawn:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.images import ImageSet
-from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.specs import Progress, Say, counter
 from gft_edge.bundle.store import read_bundle, sha256_of, size_bytes
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, FailedError, GateError, GftEdgeError
@@ -222,13 +222,8 @@ def judged(study: Study, variant: Variant, reference: Reference, place: str) -> 
 def _accuracy(
     study: Study, variant: Variant, split: Split, reference: Reference, place: str
 ) -> Accuracy:
-    total, done = len(split.paths), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        study.progress(f"{place}: accuracy on {split.name}", done, total)
-
+    text = f"{place}: accuracy on {split.name}"
+    advance = counter(study.progress, text, len(split.paths))
     found = verify(study.bundle(variant), None, split, reference, advance)
     if found.top1 is None or found.reference_top1 is None or found.top1_agreement is None:
         raise FailedError("; ".join(found.failures))
