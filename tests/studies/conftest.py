@@ -1,4 +1,4 @@
-"""Two trained runs of one backbone: with its stages, and dense."""
+"""A benchmark to begin, and two trained runs of one backbone: with its stages, and dense."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import trained_on
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of a benchmark, which is not there yet."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def given(micro_run: Path, micro_data: Path, out: Path) -> tuple[object, ...]:
+    """The command that benchmarks the micro run into that folder."""
+    return ("benchmark", micro_run, "--data", micro_data, "--out", out)
 
 
 @pytest.fixture

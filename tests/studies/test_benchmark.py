@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
 from gft_edge.profiling.report_file import read_profile
 from gft_edge.runtime.backends import backend_for
-from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
 from gft_edge.studies.benchmark_table import benchmark_table
 from gft_edge.studies.memory import MARKER_FILE, RESULT_FILES
 from gft_edge.studies.results import Benchmark
@@ -24,6 +22,7 @@ from tests.support.studies import MISSED, Shortcut
 
 BOTH = ("--targets", "onnx,openvino", "--precisions", "fp32,fp16")
 ONE = ("--targets", "onnx", "--precisions", "fp32")
+Given = tuple[object, ...]
 
 
 @pytest.fixture(scope="session")
@@ -36,39 +35,6 @@ def row_of(content: dict[str, Any], target: str, precision: str) -> dict[str, An
     rows: list[dict[str, Any]] = content["rows"]
     (found,) = [row for row in rows if (row["target"], row["precision"]) == (target, precision)]
     return found
-
-
-@pytest.mark.slow
-def test_an_interrupted_benchmark_goes_on_where_it_was(
-    micro_run: Path, micro_data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-
-    def interrupt(text: str) -> None:
-        if text.startswith("openvino fp32"):
-            raise KeyboardInterrupt
-
-    request = BenchmarkRequest(micro_run, DataSource(micro_data), out, precisions=("fp32", "fp16"))
-    with pytest.raises(KeyboardInterrupt):
-        benchmark(request, say=interrupt)
-    exported_at = (out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns
-    result = run(
-        "benchmark", micro_run, "--data", micro_data, "--out", out, *BOTH,
-        "--duration", 0.1, "--warmup-ms", 10, "--min-samples", 12,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert "onnx fp32 (1 of 4): exported already" in result.stderr
-    assert "onnx fp16 (2 of 4): failed before, the same" in result.stderr
-    assert "openvino fp32 (3 of 4): exporting" in result.stderr
-    assert (out / "bundles/onnx-fp32/manifest.json").stat().st_mtime_ns == exported_at
-    content = json.loads((out / "benchmark.json").read_text())
-    for target in ("onnx", "openvino"):
-        row = row_of(content, target, "fp32")
-        assert row["digest"] == read_manifest(out / row["bundle"]).seal
-        assert row["build_s"] > 0
-        assert row["measured"]["engine_p50_ms"] > 0
-        assert row["measured"]["end_to_end_p99_ms"] is None
-    assert "logit cosine" in row_of(content, "onnx", "fp16")["reason"]
 
 
 def test_each_variant_is_done_or_says_why_not(content: dict[str, Any]) -> None:
@@ -150,10 +116,9 @@ def test_the_page_and_the_profile_have_every_bundle_measured(
 
 
 def test_what_is_remembered_is_neither_exported_nor_judged_nor_measured_again(
-    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+    given: Given, out: Path, shortcut: Shortcut
 ) -> None:
-    out = tmp_path / "out"
-    given = ("benchmark", micro_run, "--data", micro_data, "--out", out, *BOTH)
+    given = (*given, *BOTH)
     shortcut.stable = False
     first = run_json(*given)
     assert (first["stable"], first["causes"]) == (False, ["busy"])
@@ -185,77 +150,65 @@ def test_what_is_remembered_is_neither_exported_nor_judged_nor_measured_again(
 
 
 def test_a_bundle_whose_engine_dies_costs_the_others_nothing(
-    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+    given: Given, out: Path, shortcut: Shortcut
 ) -> None:
     shortcut.dies = "onnx-fp32"
-    given = ("benchmark", micro_run, "--data", micro_data, "--out", tmp_path / "out", *BOTH)
-    content = run_json(*given)
+    content = run_json(*given, *BOTH)
     assert shortcut.measured == [["onnx-fp32", "openvino-fp32"], ["openvino-fp32"]]
     row = row_of(content, "onnx", "fp32")
     assert row["status"] == "failed"
     assert "the process that measures it ended" in row["reason"]
     assert row_of(content, "openvino", "fp32")["measured"]["engine_p50_ms"] > 0
     # Nothing at all measured is a failure.
-    failed = run(*given, "--targets", "onnx")
-    assert failed.exit_code == 1
-    assert not (tmp_path / "out" / "profile.json").exists()
+    assert run(*given, *ONE).exit_code == 1
+    assert not (out / "profile.json").exists()
 
 
 def test_a_failure_of_the_disk_is_no_failure_of_a_variant(
-    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    given: Given, out: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gft_edge.studies.study.export", full)
-    out = tmp_path / "out"
-    given = ("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
-    assert "No space left" in refusal(*given, exit_code=1)
-    assert list((out).glob("memory/*")) == []
+    assert "No space left" in refusal(*given, *ONE, exit_code=1)
+    assert list(out.glob("memory/*")) == []
 
 
 def test_an_interrupt_says_how_to_go_on(
-    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    given: Given, out: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gft_edge.studies.study.profile", interrupted)
-    out = tmp_path / "out"
-    result = run("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
+    result = run(*given, *ONE)
     assert result.exit_code == 1
     assert f"is kept in {out}, the same command goes on" in result.stderr
     shortcut.use(monkeypatch)
-    again = run("benchmark", micro_run, "--data", micro_data, "--out", out, *ONE)
-    assert again.exit_code == 0
+    assert run(*given, *ONE).exit_code == 0
     assert shortcut.exported == ["onnx-fp32"]
 
 
 def test_other_images_are_judged_anew_and_other_weights_refused(
-    micro_run: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
+    given: Given, out: Path, micro_data: Path, tmp_path: Path, shortcut: Shortcut
 ) -> None:
-    out, fewer = tmp_path / "out", Path(shutil.copytree(micro_data, tmp_path / "fewer"))
-    given = ("benchmark", micro_run, "--data", fewer, "--out", out, *ONE)
+    fewer = Path(shutil.copytree(micro_data, tmp_path / "fewer"))
+    given = (*given, *ONE, "--data", fewer)
     assert run_json(*given)["images"] == 12
     next((fewer / "test" / "apple").iterdir()).unlink()
     content = run_json(*given)
     assert content["images"] == 11
-    assert content["rows"][0]["accuracy"]["top1"] * 11 == pytest.approx(
-        round(content["rows"][0]["accuracy"]["top1"] * 11)
-    )
+    right = 11 * content["rows"][0]["accuracy"]["top1"]
+    assert right == pytest.approx(round(right))
     assert shortcut.exported == ["onnx-fp32"] * 2
     (out / MARKER_FILE).write_text("0" * 64)
     assert "--fresh" in refusal(*given)
     assert run(*given, "--fresh").exit_code == 0
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(
-    micro_run: Path, micro_data: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(given: Given, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    given = ("benchmark", micro_run, "--data", micro_data, *ONE)
     for flags in ((), ("--fresh",)):
         line = refusal(*given, "--out", tmp_path, *flags)
         assert line.startswith(str(tmp_path))
@@ -281,17 +234,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(
         (("--calibration-data", "nowhere"), ("nowhere",)),
         (("--calibration-data", "x", "--precisions", "fp32"), ("--calibration-data",)),
         (("--no-latency",), ("--no-latency", "--keep", "--grid")),
+        (("--keep", "20,10"), ("--keep 20,10", "3 stages")),
+        (("--keep", "20,10,5", "--keep", "20,21,5"), ("2:21", "20")),
+        (("--keep", "65,10,5"), ("1:65", "64")),
+        (("--keep", "x,10,5"), ("'x'",)),
+        (("--keep", "20,10,5", "--grid", "4"), ("--keep", "--grid")),
+        (("--grid", "1"), ("--grid",)),
+        (("--keep", "20,10,5", "--targets", "coreml"), ("'coreml'",)),
+        (("--keep", "20,10,5", "--limit", 4), ("--limit", "--keep")),
+        (("--keep", "20,10,5", "--no-latency", "--targets", "onnx"), ("--targets",)),
+        (("--keep", "20,10,5", "--no-latency", "--duration", 1), ("--duration", "--no-latency")),
+        (("--keep", "20,10,5", "--no-latency", "--split", "val"), ("val/",)),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_before_any_work(
-    micro_run: Path,
-    micro_data: Path,
-    tmp_path: Path,
-    changes: tuple[object, ...],
-    words: tuple[str, ...],
+    given: Given, out: Path, changes: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
-    out = tmp_path / "out"
-    refused(run("benchmark", micro_run, "--data", micro_data, "--out", out, *changes), *words)
+    refused(run(*given, *changes), *words)
     assert not out.exists()
 
 
@@ -309,7 +268,7 @@ def test_what_is_no_run_is_refused(
 
 
 def test_processes_launched_together_do_not_benchmark(
-    micro_run: Path, micro_data: Path, monkeypatch: pytest.MonkeyPatch
+    given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "gft-edge benchmark" in refusal("benchmark", micro_run, "--data", micro_data)
+    assert "gft-edge benchmark" in refusal(*given)
