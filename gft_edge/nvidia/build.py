@@ -29,12 +29,13 @@ from gft_edge.nvidia.engines import (
     FOLDER,
     TIMING_CACHE_FILE,
     Host,
-    capabilities,
+    engine_of,
     fingerprint,
     host_of,
     misfit,
 )
-from gft_edge.nvidia.library import Library, installed, not_installed, out_of_memory, parse
+from gft_edge.nvidia.library import Library, builder_library, out_of_memory, parse
+from gft_edge.nvidia.system import available_bytes
 from gft_edge.nvidia.watch import watched
 
 # What a build takes of the host's memory: TensorRT itself, and copies of the graph's weights. By
@@ -136,22 +137,15 @@ def _recorded(
     if plan.timings is not None:
         timing_cache = f"{Path(path).parent}/{TIMING_CACHE_FILE}"
         write_whole(folder / timing_cache, plan.timings)
-    engine = Engine(
+    engine = engine_of(
+        library,
+        host,
+        settings,
         path=path,
         sha256=sha256_of(place),
         graph_sha256=bundle.manifest.artifact.sha256,
         outputs=outputs,
-        settings=settings,
         flags=plan.flags,
-        flavor=library.flavor,
-        version=library.version,
-        platform=host.platform,
-        gpu=host.gpu.name if host.gpu else None,
-        multiprocessors=host.gpu.multiprocessors if host.gpu else None,
-        compute_capabilities=capabilities(settings, library, host),
-        cuda=host.cuda,
-        driver=host.driver,
-        l4t=host.l4t,
         timing_cache=timing_cache,
         build_seconds=round(plan.seconds, 2),
     )
@@ -163,43 +157,27 @@ def builder_here(
     settings: EngineSettings, timing_cache: Path | None = None
 ) -> tuple[Library, Host]:
     """The library that builds by these settings on this machine. Raises UsageError with every reason."""
+    no_gpu = None
     try:
         host = host_of(open_cuda())
-        no_gpu = None
     # Whatever CUDA says, TensorRT-RTX needs no GPU.
     except GftEdgeError as error:
-        host = host_of(None)
-        no_gpu = str(error)
-    reasons = []
-    for library in installed(settings.flavor):
-        reason = unsupported(settings, library, host)
+        host, no_gpu = host_of(None), str(error)
+
+    def unfit(library: Library) -> str | None:
+        level = settings.hardware_compatibility
         if timing_cache is not None and not library.has("create_timing_cache"):
-            reason = "keeps no timing cache: leave --timing-cache out"
-        if reason is None and library.flavor == "tensorrt":
-            reason = no_gpu
-        if reason is None:
-            try:
-                library.builder(library.log())
-            except UsageError as error:
-                reason = str(error)
-        if reason is None:
-            return library, host
-        reasons.append(f"{library.name}: {reason}")
-    raise UsageError("; ".join(reasons) or not_installed(settings.flavor))
-
-
-def unsupported(settings: EngineSettings, library: Library, host: Host) -> str | None:
-    """Why a library cannot build by these settings on this machine, or None."""
-    if settings.version_compatible and not library.has("VERSION_COMPATIBLE"):
-        return "has no version-compatible engines: leave --version-compatible out"
-    level = settings.hardware_compatibility
-    if level != "none":
+            return "keeps no timing cache: leave --timing-cache out"
+        if settings.version_compatible and not library.has("VERSION_COMPATIBLE"):
+            return "has no version-compatible engines: leave --version-compatible out"
         # docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
-        if host.l4t:
+        if level != "none" and host.l4t:
             return "builds for the Jetson at hand alone: leave --hardware-compatibility-level out"
-        if not library.has(_COMPATIBILITY[level]):
+        if level != "none" and not library.has(_COMPATIBILITY[level]):
             return f"has no --hardware-compatibility-level {level}: leave it out"
-    return None
+        return no_gpu if library.flavor == "tensorrt" else None
+
+    return builder_library(settings.flavor, unfit), host
 
 
 def check_settings(settings: EngineSettings, timing_cache: Path | None = None) -> None:
@@ -322,7 +300,7 @@ def memory_bytes(graph_bytes: int) -> int:
 
 
 def _say_memory(graph_bytes: int, settings: EngineSettings, say: Say) -> None:
-    needed, free = memory_bytes(graph_bytes), _available_bytes()
+    needed, free = memory_bytes(graph_bytes), available_bytes()
     text = f"the build takes about {needed / 2**20:.0f} MiB of memory"
     if free is not None:
         text += f", {free / 2**20:.0f} MiB are free"
@@ -332,15 +310,6 @@ def _say_memory(graph_bytes: int, settings: EngineSettings, say: Say) -> None:
     gib = settings.workspace_gib
     bound = f" of up to {gib:g} GiB" if gib else ", which --workspace bounds"
     say(f"{text}; on a GPU also a workspace{bound}")
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
 
 
 def _failure(library: Library, reason: str) -> str:

@@ -66,6 +66,23 @@ def capabilities(settings: EngineSettings, library: Library, host: Host) -> tupl
     return (host.gpu.compute_capability,) if host.gpu else ()
 
 
+def engine_of(library: Library, host: Host, settings: EngineSettings, **recorded: Any) -> Engine:
+    """The record of an engine that a library builds on a host; `recorded` are its other fields."""
+    return Engine(
+        settings=settings,
+        flavor=library.flavor,
+        version=library.version,
+        platform=host.platform,
+        gpu=host.gpu.name if host.gpu else None,
+        multiprocessors=host.gpu.multiprocessors if host.gpu else None,
+        compute_capabilities=capabilities(settings, library, host),
+        cuda=host.cuda,
+        driver=host.driver,
+        l4t=host.l4t,
+        **recorded,
+    )
+
+
 def fingerprint(settings: EngineSettings, library: Library, host: Host) -> str:
     """The folder of the engines that are bound to the same library and hardware.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,18 @@ def installed(flavor: Flavor | None = None) -> list[Library]:
     return found
 
 
-def builder_library(flavor: Flavor | None = None) -> Library:
-    """The first installed library that can parse and build here. Raises UsageError why none can."""
+def builder_library(
+    flavor: Flavor | None = None, unfit: Callable[[Library], str | None] = lambda library: None
+) -> Library:
+    """The first installed library that can parse and build here; `unfit` says why one may not.
+
+    Raises UsageError why none can.
+    """
     reasons = []
     for library in installed(flavor):
         try:
+            if reason := unfit(library):
+                raise UsageError(f"{library.name}: {reason}")
             library.builder(library.log())
         except UsageError as error:
             reasons.append(str(error))

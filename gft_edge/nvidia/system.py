@@ -1,4 +1,4 @@
-"""What the system files of an NVIDIA machine say: Jetson Linux, and the driver."""
+"""What the system files of an NVIDIA machine say: Jetson Linux, the driver, and the memory left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def l4t() -> str | None:
 def driver() -> str | None:
     """The version of the kernel's NVIDIA module, 540.4.0, or None without one."""
     return _first_match("/proc/driver/nvidia/version", r"\s(\d+\.\d+(?:\.\d+)?)\s")
+
+
+def available_bytes() -> int | None:
+    """The memory that a program can have without swapping, or None where the system does not say."""
+    kib = _first_match("/proc/meminfo", r"MemAvailable:\s+(\d+) kB")
+    return int(kib) * 1024 if kib else None
 
 
 def _first_match(path: str, pattern: str) -> str | None:

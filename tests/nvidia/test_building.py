@@ -41,7 +41,7 @@ def assert_untouched(bundle: Path, before: dict[str, bytes]) -> None:
 def test_progress_never_falls_and_reaches_the_total_once(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_room, "_available_bytes", lambda: 100 * 2**20)
+    monkeypatch.setattr(build_room, "available_bytes", lambda: 100 * 2**20)
     seen: list[tuple[str, int, int]] = []
     said: list[str] = []
     build_engine(bundle, QUICK, progress=lambda *step: seen.append(step), say=said.append)

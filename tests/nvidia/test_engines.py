@@ -21,6 +21,7 @@ from gft_edge.nvidia.engines import (
     Host,
     capabilities,
     engine_for,
+    engine_of,
     fingerprint,
     host_of,
     misfit,
@@ -58,25 +59,11 @@ def engine(
     """What a build by that library on that host records."""
     made_by, settings = made_by or library(), settings or EngineSettings()
     name = "explain.engine" if len(outputs) > 1 else "model.engine"
-    return Engine(
-        path=f"engines/{fingerprint(settings, made_by, host)}/{name}",
-        sha256="b" * 64,
-        graph_sha256=graph_sha256,
-        outputs=outputs,
-        settings=settings,
-        flags=("STRONGLY_TYPED",),
-        flavor=made_by.flavor,
-        version=made_by.version,
-        platform=host.platform,
-        gpu=host.gpu.name if host.gpu else None,
-        multiprocessors=host.gpu.multiprocessors if host.gpu else None,
-        compute_capabilities=capabilities(settings, made_by, host),
-        cuda=host.cuda,
-        driver=host.driver,
-        l4t=host.l4t,
-        timing_cache=None,
-        build_seconds=1.0,
-    )
+    path = f"engines/{fingerprint(settings, made_by, host)}/{name}"
+    return engine_of(
+        made_by, host, settings, path=path, sha256="b" * 64, graph_sha256=graph_sha256,
+        outputs=outputs, flags=("STRONGLY_TYPED",), timing_cache=None, build_seconds=1.0,
+    )  # fmt: skip
 
 
 def on(host: Host, **gpu: Any) -> Host:

@@ -15,7 +15,8 @@ from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.store import Bundle, read_bundle, sha256_of, write_manifest
 from gft_edge.nvidia.build import with_engine
-from gft_edge.nvidia.engines import host_of
+from gft_edge.nvidia.engines import engine_of, host_of
+from gft_edge.nvidia.library import Library
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import open_request
 
@@ -50,8 +51,6 @@ def add_engine(
 ) -> Engine:
     """Record an engine of the machine, computing the bundle's graph unless told otherwise."""
     manifest = read_bundle(folder).manifest
-    host = host_of(machine.cudart.cuda())
-    assert host.gpu is not None
     kept = manifest.kept_outputs if explain else ()
     graph = (folder / manifest.artifact.path).read_bytes() + b"".join(map(graph_output, kept))
     settings = changes.get("settings", EngineSettings())
@@ -59,22 +58,15 @@ def add_engine(
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     portable = settings.version_compatible
     (folder / path).write_bytes(machine.plan_of(model or graph, portable) if plan is None else plan)
-    engine = Engine(
+    engine = engine_of(
+        Library(machine.module, "tensorrt"),
+        dataclasses.replace(host_of(machine.cudart.cuda()), driver=None, l4t=None),
+        settings,
         path=path,
         sha256=sha256_of(folder / path),
         graph_sha256=manifest.artifact.sha256,
         outputs=("logits", *kept),
-        settings=settings,
         flags=("STRONGLY_TYPED",),
-        flavor="tensorrt",
-        version=machine.module.__version__,
-        platform=host.platform,
-        gpu=host.gpu.name,
-        multiprocessors=host.gpu.multiprocessors,
-        compute_capabilities=(host.gpu.compute_capability,),
-        cuda=host.cuda,
-        driver=None,
-        l4t=None,
         timing_cache=None,
         build_seconds=1.0,
     )
