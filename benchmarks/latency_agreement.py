@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gft_edge.bundle.store import Bundle, read_bundle
-from gft_edge.profiling.latency import Series, Worker, open_bundle
+from gft_edge.profiling.latency import Series, Worker
 
 Way = Callable[[], float]
 
@@ -116,7 +116,7 @@ def _plain(stack: ExitStack, bundle: Bundle, seconds: float) -> Way:
 
 def _profile(stack: ExitStack, bundle: Bundle, seconds: float) -> Way:
     worker = stack.enter_context(Worker(str(bundle.folder)))
-    open_bundle(worker, bundle.folder)
+    worker.ask("open", bundle=str(bundle.folder))
 
     def median_ms() -> float:
         series = Series(worker, "engine")

@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gft_edge.errors import FailedError, GftEdgeError, UsageError
 from gft_edge.profiling.worker import SETTLE_S, At
-from gft_edge.runtime.backends import Hint
 
 # Long enough to hold many inferences of a small network, short against what the clocks do.
 TURN_S = 0.25
@@ -60,7 +58,7 @@ class Worker:
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its reply.
+        """Send a request and wait for its reply; `open` takes what LoadedBundle does.
 
         Raises UsageError or FailedError as the worker did, FailedError when it died.
         """
@@ -94,12 +92,7 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if kind is not None:
@@ -117,34 +110,6 @@ class Worker:
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"{self.name}: the process that measures it ended with {how}: {last}"
-
-
-def open_bundle(
-    worker: Worker,
-    bundle: Path,
-    backend: str | None = None,
-    threads: int | None = None,
-    cuda_graph: bool = False,
-    hint: Hint = "latency",
-    images: Sequence[Path] = (),
-    golden: Path | None = None,
-    on_gpu: bool = False,
-) -> dict[str, Any]:
-    """Have a worker load a bundle and what it is measured on: `images`, or the frames of `golden`.
-
-    Returns load_ms, first_ms, flags, inputs and, with `on_gpu`, device_bytes. Raises as Classifier.load.
-    """
-    return worker.ask(
-        "open",
-        bundle=str(bundle),
-        backend=backend,
-        threads=threads,
-        cuda_graph=cuda_graph,
-        hint=hint,
-        images=[str(path) for path in images],
-        golden=str(golden or bundle),
-        on_gpu=on_gpu,
-    )
 
 
 @dataclass

@@ -141,18 +141,22 @@ def breakdown_of(
     for layer, group in zip(timed.layers, groups, strict=True):
         members.setdefault(part_of(group, model), []).append(layer)
     members[OTHER] = members.pop(OTHER)
-    parts = tuple(_part(name, inside, total_ms) for name, inside in members.items() if inside)
-    top = sorted(
-        ((layer, name) for name, inside in members.items() for layer in inside if layer.mean_ms),
-        key=lambda pair: -pair[0].mean_ms,
-    )
+    parts, top = [], []
+    for name, inside in members.items():
+        part_ms = sum(layer.mean_ms for layer in inside)
+        taking = [layer for layer in inside if layer.mean_ms]
+        if inside:
+            parts.append(Part(name, part_ms, part_ms / total_ms, len(taking)))
+        for one in taking:
+            ms, share = one.mean_ms, one.mean_ms / total_ms
+            top.append(TopLayer(one.name, name, one.kind, one.kernel, one.precision, ms, share))
     pairs = zip(timed.samples_ms, plain_ms, strict=True)
     return Breakdown(
         target,
         engine,
         len(timed.samples_ms),
-        parts,
-        tuple(_top_layer(layer, name, total_ms) for layer, name in top[:TOP_LAYERS]),
+        tuple(parts),
+        tuple(sorted(top, key=lambda one: -one.mean_ms)[:TOP_LAYERS]),
         # Blocks of timm's own need not attend.
         attention_kernels(timed.layers, groups) if model.family != "timm" else (),
         statistics.mean(timed.samples_ms),
@@ -228,23 +232,6 @@ def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
             return "not fused", "one of its products runs apart, as MatMul"
         return "fused", f"one {layer.kind}, {layer.kernel}"
     return "unknown", "no layer of it names a softmax"
-
-
-def _part(name: str, layers: Sequence[LayerTime], total_ms: float) -> Part:
-    mean_ms = sum(layer.mean_ms for layer in layers)
-    return Part(name, mean_ms, mean_ms / total_ms, sum(layer.mean_ms > 0 for layer in layers))
-
-
-def _top_layer(layer: LayerTime, part: str, total_ms: float) -> TopLayer:
-    return TopLayer(
-        layer.name,
-        part,
-        layer.kind,
-        layer.kernel,
-        layer.precision,
-        layer.mean_ms,
-        layer.mean_ms / total_ms,
-    )
 
 
 def _batch(manifest: Manifest, pixels: npt.NDArray[np.uint8] | None) -> npt.NDArray[Any]:

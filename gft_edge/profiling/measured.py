@@ -10,10 +10,7 @@ from typing import Any
 from gft_edge.bundle.store import Bundle, size_bytes
 from gft_edge.errors import FailedError
 from gft_edge.profiling.energy import Energy, PowerMeter
-from gft_edge.profiling.latency import (
-    Series,
-    Worker,
-)
+from gft_edge.profiling.latency import Series, Worker
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.power import PowerSource
 from gft_edge.profiling.report import (
@@ -21,7 +18,6 @@ from gft_edge.profiling.report import (
     ENGINE,
     ENGINE_THROUGHPUT,
     Boundaries,
-    Boundary,
     Report,
     Role,
     Settings,
@@ -54,7 +50,7 @@ class BundleUnderTest:
 
     @property
     def series(self) -> tuple[Series, ...]:
-        """Those that are measured."""
+        """The series of the boundaries that are measured."""
         return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
 
 
@@ -110,49 +106,43 @@ def _boundaries(
 ) -> Boundaries:
     engine, end_to_end = subject.engine, subject.end_to_end
     in_flight = settings.hint == "throughput"
+    others = first.named() if first else {}
     at_engine = boundary_of(
         ENGINE_THROUGHPUT if in_flight else ENGINE,
         engine.samples_ms,
         settings.percentiles,
         settings.batch,
         1,
-        first.engine if first else None,
+        others.get("engine"),
         lost=engine.lost,
         turns_s=engine.elapsed_s if in_flight else None,
     )
     if end_to_end is None:
         return Boundaries(at_engine, None)
-    return Boundaries(
-        at_engine,
-        boundary_of(
-            END_TO_END,
-            end_to_end.samples_ms,
-            settings.percentiles,
-            settings.batch,
-            subject.opened["inputs"],
-            first.end_to_end if first else None,
-            _parts(end_to_end),
-            end_to_end.lost,
-        ),
+    calls = [parts for turn in end_to_end.turns for parts in turn]
+    whole = boundary_of(
+        END_TO_END,
+        end_to_end.samples_ms,
+        settings.percentiles,
+        settings.batch,
+        subject.opened["inputs"],
+        others.get("end to end"),
+        Timing(*(statistics.mean(part) for part in zip(*calls, strict=True))),
+        end_to_end.lost,
     )
+    return Boundaries(at_engine, whole)
 
 
 def interruptions(reports: Sequence[Report]) -> Iterator[str]:
     """Calls that something held up, where these are few: the others may well be steady."""
-    boundaries = [boundary for report in reports for boundary in report.boundaries.measured()]
-    held_up, calls = sum(map(_held_up, boundaries)), sum(len(b.samples_ms) for b in boundaries)
+    boundaries = [boundary for report in reports for boundary in report.boundaries.named().values()]
+    calls = sum(len(boundary.samples_ms) for boundary in boundaries)
+    held_up = 0
+    for boundary in boundaries:
+        median_ms = statistics.median(boundary.samples_ms)
+        held_up += sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
     if 0 < held_up <= FEW * calls:
         yield (
             f"{held_up} of {calls} calls took over {HELD_UP:g} times their median, as when another "
             "process or the hypervisor takes the core"
         )
-
-
-def _held_up(boundary: Boundary) -> int:
-    median_ms = statistics.median(boundary.samples_ms)
-    return sum(sample > HELD_UP * median_ms for sample in boundary.samples_ms)
-
-
-def _parts(series: Series) -> Timing:
-    calls = [parts for turn in series.turns for parts in turn]
-    return Timing(*(statistics.mean(part) for part in zip(*calls, strict=True)))

@@ -24,7 +24,6 @@ from gft_edge.profiling.latency import (
     Series,
     Worker,
     measure_in_turn,
-    open_bundle,
     warm_up,
 )
 from gft_edge.profiling.layers import Breakdown
@@ -199,17 +198,17 @@ def _loaded(
     for number, bundle in enumerate(bundles):
         progress("load", number, len(bundles))
         worker = stack.enter_context(Worker(str(bundle.folder)))
-        on_gpu = _target(bundle, settings.backend) == "tensorrt"
-        opened = open_bundle(
-            worker,
-            bundle.folder,
-            settings.backend,
-            settings.threads,
-            settings.cuda_graph and on_gpu,
-            settings.hint,
-            paths,
-            bundles[0].folder,
-            on_gpu,
+        on_gpu = backend_for(settings.backend or bundle.manifest.target).TARGET == "tensorrt"
+        opened = worker.ask(
+            "open",
+            bundle=str(bundle.folder),
+            backend=settings.backend,
+            threads=settings.threads,
+            cuda_graph=settings.cuda_graph and on_gpu,
+            hint=settings.hint,
+            images=[str(path) for path in paths],
+            golden=str(bundles[0].folder),
+            on_gpu=on_gpu,
         )
         engine = Series(worker, "engine")
         end_to_end = None if settings.hint == "throughput" else Series(worker, "end_to_end")
@@ -240,10 +239,6 @@ def _measure_apart(
         except GftEdgeError as error:
             say(f"layers are not timed: {error}")
     progress("layers", len(subjects), len(subjects))
-
-
-def _target(bundle: Bundle, backend: str | None) -> str:
-    return backend_for(backend or bundle.manifest.target).TARGET
 
 
 def _idle_power_w(sources: Mapping[bool, PowerSource | str]) -> dict[bool, float | None]:

@@ -127,9 +127,10 @@ class Boundaries:
     engine: Boundary
     end_to_end: Boundary | None
 
-    def measured(self) -> tuple[Boundary, ...]:
-        """Those there are."""
-        return (self.engine,) if self.end_to_end is None else (self.engine, self.end_to_end)
+    def named(self) -> dict[str, Boundary]:
+        """The boundaries that were measured, the engine's first."""
+        found = {"engine": self.engine, "end to end": self.end_to_end}
+        return {name: boundary for name, boundary in found.items() if boundary is not None}
 
 
 @dataclass(frozen=True)

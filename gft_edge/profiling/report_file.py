@@ -56,25 +56,23 @@ def _derived(profile: Profile, where: str) -> Profile:
     first = profile.reports[0].boundaries
     reports = []
     for number, report in enumerate(profile.reports):
-        given, others = report.boundaries, first if number else None
-        engine = _rebuilt(given.engine, others.engine if others else None, profile, where)
-        end_to_end = given.end_to_end and _rebuilt(
-            given.end_to_end, others.end_to_end if others else None, profile, where
-        )
-        reports.append(
-            dataclasses.replace(
-                report,
-                boundaries=Boundaries(engine, end_to_end),
-                ratio_to_first=engine.ratio_to_first,
-            )
-        )
+        others = first.named() if number else {}
+        rebuilt = {
+            name: _rebuilt(given, others.get(name), profile, where)
+            for name, given in report.boundaries.named().items()
+        }
+        boundaries = Boundaries(rebuilt["engine"], rebuilt.get("end to end"))
+        ratio = boundaries.engine.ratio_to_first
+        reports.append(dataclasses.replace(report, boundaries=boundaries, ratio_to_first=ratio))
     stable = is_stable(reports, profile.other_cores, profile.machine.cores)
     return dataclasses.replace(profile, reports=tuple(reports), stable=stable)
 
 
 def is_stable(reports: Sequence[Report], other_cores: float | None, cores: int) -> bool:
     """Whether every boundary of every bundle is, and the machine had next to nothing else to do."""
-    steady = all(boundary.stable for report in reports for boundary in report.boundaries.measured())
+    steady = all(
+        boundary.stable for report in reports for boundary in report.boundaries.named().values()
+    )
     return steady and (other_cores is None or other_cores <= MOST_OTHER_LOAD * cores)
 
 
@@ -124,6 +122,6 @@ def _inputs(profile: Profile) -> str:
 
 
 def _boundaries(profile: Profile) -> str:
-    reports = profile.reports
-    found = {b.what for r in reports for b in (r.boundaries.engine, r.boundaries.end_to_end) if b}
-    return "; ".join(sorted(found))
+    return "; ".join(
+        sorted({b.what for r in profile.reports for b in r.boundaries.named().values()})
+    )

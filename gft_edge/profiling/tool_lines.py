@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 
 class EndedError(Exception):
@@ -15,9 +15,9 @@ class EndedError(Exception):
 
 
 def lines_of(command: list[str], stop: threading.Event) -> Iterator[str]:
-    """What the program prints, as it prints it, until `stop`; it is killed at the end.
+    """Yield what the program prints, as it prints it, until `stop` is set; that kills it.
 
-    Raises EndedError when it ends by itself.
+    Raises EndedError when it ends by itself. `stop` is set when this ends, however it does.
     """
     try:
         process = subprocess.Popen(
@@ -32,40 +32,25 @@ def lines_of(command: list[str], stop: threading.Event) -> Iterator[str]:
         )
     except OSError as error:
         raise EndedError(f"it did not start: {error.strerror}") from error
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_pump, args=(process, lines), daemon=True)
-    reader.start()
+    threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
     last = "none"
-    try:
-        while not stop.is_set():
-            try:
-                line = lines.get(timeout=0.05)
-            except queue.Empty:
-                continue
-            if line is None:
+    with process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = line.strip()
+                yield last
+            if not stop.is_set():
                 raise EndedError(f"it ended; its last line: {last[:80]}")
-            last = line
-            yield line
-    finally:
-        _kill(process)
-        reader.join(timeout=2)
+        finally:
+            stop.set()
 
 
-def _pump(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            lines.put(line.strip())
-    lines.put(None)
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """With the children that it may have, which hold its output open."""
-    try:
+def _kill_when(stop: threading.Event, process: subprocess.Popen[str]) -> None:
+    """Kill it with the children that it may have, which hold its output open."""
+    stop.wait()
+    with suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    except OSError:
-        pass
-    process.wait()

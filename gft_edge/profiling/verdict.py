@@ -52,12 +52,6 @@ def energy_text(report: Report) -> str:
     return text if net is None else f"{text}, {net:.1f} over idle"
 
 
-def named_boundaries(report: Report) -> list[tuple[str, Boundary]]:
-    """Those that were measured, the engine's first."""
-    found = [("engine", report.boundaries.engine), ("end to end", report.boundaries.end_to_end)]
-    return [(name, boundary) for name, boundary in found if boundary is not None]
-
-
 def _pays(report: Report, baseline: Report, hint: Hint) -> str:
     """How many times as fast a bundle is as the dense network, in turns paired with it."""
     if (report.target, report.precision) != (baseline.target, baseline.precision):
@@ -66,11 +60,11 @@ def _pays(report: Report, baseline: Report, hint: Hint) -> str:
             f"{report.target} {report.precision}: their ratio says nothing of selection"
         )
     said = []
-    dense_boundaries = dict(named_boundaries(baseline))
-    for name, ours in named_boundaries(report):
-        if name not in dense_boundaries:
+    dense_boundaries = baseline.boundaries.named()
+    for name, ours in report.boundaries.named().items():
+        dense = dense_boundaries.get(name)
+        if dense is None:
             continue
-        dense = dense_boundaries[name]
         ratio, interval = paired_ratio(dense.pace(hint), ours.pace(hint))
         sure = interval is not None and not interval[0] <= 1 <= interval[1]
         if not sure or abs(ratio - 1) < WORTH_SAYING:

@@ -6,13 +6,14 @@ takes nothing with it. Requests and replies are JSON, a line each: `open`, `turn
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.profiling.layers import layer_profile
-from gft_edge.runtime.backends import Session
+from gft_edge.runtime.backends import Hint, Session
 from gft_edge.runtime.classifier import Classifier, ImageLike, static_batches
 from gft_edge.runtime.golden import read_golden
 
@@ -42,33 +43,49 @@ MOST_LOST = 100
 
 
 class LoadedBundle:
-    """A loaded bundle and the inputs it is measured on."""
+    """A loaded bundle and what it is measured on: `images`, or the golden frames of the bundle `golden`.
 
-    def __init__(self, request: Mapping[str, Any]):
+    `opened` is what is known once it is loaded: load_ms, first_ms, flags, `inputs` (after how many calls
+    the images come round again) and, with `on_gpu`, device_bytes. Raises as Classifier.load.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        backend: str | None = None,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        hint: Hint = "latency",
+        images: Sequence[str] = (),
+        golden: str | None = None,
+        on_gpu: bool = False,
+    ):
+        free = _free_device_bytes() if on_gpu else None
         started = time.perf_counter()
         self._classifier = Classifier.load(
-            request["bundle"],
-            request["backend"],
-            request["threads"],
-            cuda_graph=request["cuda_graph"],
-            hint=request["hint"],
+            bundle, backend, threads, cuda_graph=cuda_graph, hint=hint
         )
-        self._backend, self._threads = request["backend"], request["threads"]
-        self._in_flight = request["hint"] == "throughput"
-        self.load_ms = (time.perf_counter() - started) * 1000
+        load_ms = (time.perf_counter() - started) * 1000
+        self._backend, self._threads = backend, threads
+        self._in_flight = hint == "throughput"
         manifest = self._classifier.bundle.manifest
         self._batch = manifest.input.batch
-        self._images = _images(request["images"], request["golden"])
+        self._images: list[ImageLike] = [Path(path).read_bytes() for path in images]
+        if not images:
+            self._images = list(read_golden(read_bundle(golden or bundle))[0])
         size = max(len(self._images), self._batch)
         self._images = [self._images[n % len(self._images)] for n in range(size)]
         first = [self._classifier.prepare(image) for image in self._images[: self._batch]]
-        self._prepared = next(
-            batch
-            for batch, _ in static_batches(
-                np.stack(first), manifest.input, manifest.model.preprocessing
-            )
-        )
-        self.first_ms = self._engine(0)[0]
+        preprocessing = manifest.model.preprocessing
+        self._prepared, _ = next(static_batches(np.stack(first), manifest.input, preprocessing))
+        self.opened: dict[str, Any] = {
+            "load_ms": load_ms,
+            "first_ms": self._engine(0)[0],
+            "flags": self._classifier.session.flags(),
+            "inputs": len(self._images),
+        }
+        if free is not None:
+            self.opened["device_bytes"] = free - (_free_device_bytes() or free)
         self._counts = {"engine": 0, "end_to_end": 0}
 
     def turn(self, boundary: At, seconds: float, settle_s: float) -> dict[str, Any]:
@@ -83,20 +100,10 @@ class LoadedBundle:
         self._counts[boundary] += len(parts)
         return {"parts": parts, "lost": lost, "elapsed_s": sum(map(sum, parts)) / 1000}
 
-    def opened(self) -> dict[str, Any]:
-        """What is known once it is loaded. `inputs`: after how many calls the images come round again."""
-        return {
-            "load_ms": self.load_ms,
-            "first_ms": self.first_ms,
-            "flags": self._classifier.session.flags(),
-            "inputs": len(self._images),
-        }
-
     def layers(self) -> dict[str, Any]:
         """The JSON of a Breakdown, timed in sessions of their own. Raises as layer_profile."""
         breakdown = layer_profile(self._classifier.bundle, self._backend, self._threads)
-        content: dict[str, Any] = to_json(breakdown)
-        return content
+        return {"layers": to_json(breakdown)}
 
     def _engine(self, number: int) -> Sequence[float]:
         return (self._classifier.session.run_split(self._prepared)[1].compute_ms,)
@@ -104,14 +111,7 @@ class LoadedBundle:
     def _end_to_end(self, number: int) -> Sequence[float]:
         images = [self._images[(number + n) % len(self._images)] for n in range(self._batch)]
         timing = self._classifier.predict_timed(images)[1]
-        return (
-            timing.decode_ms,
-            timing.preprocess_ms,
-            timing.host_to_device_ms,
-            timing.compute_ms,
-            timing.device_to_host_ms,
-            timing.postprocess_ms,
-        )
+        return dataclasses.astuple(timing)
 
 
 def timed_turn(
@@ -171,13 +171,6 @@ def _repeat(
             return lost
 
 
-def _images(paths: Sequence[str], golden: str) -> list[ImageLike]:
-    """Encoded images, or else the golden frames of the bundle at `golden`."""
-    if paths:
-        return [Path(path).read_bytes() for path in paths]
-    return list(read_golden(read_bundle(golden))[0])
-
-
 def _free_device_bytes() -> int | None:
     """What the GPU has left; None without one."""
     try:
@@ -187,7 +180,7 @@ def _free_device_bytes() -> int | None:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process so far."""
+    """The most memory that this process has held so far."""
     # Not ru_maxrss, where there is better: it survives exec, so that a child begins with its parent's.
     with suppress(OSError), open("/proc/self/status") as status:
         for line in status:
@@ -207,26 +200,18 @@ def main() -> None:
         subject: LoadedBundle | None = None
         for line in sys.stdin:
             request = json.loads(line)
+            number, do = request.pop("id"), request.pop("do")
             try:
-                if request["do"] == "open":
-                    free = _free_device_bytes() if request["on_gpu"] else None
-                    subject = LoadedBundle(request)
-                    reply = subject.opened()
-                    if free is not None:
-                        reply["device_bytes"] = free - (_free_device_bytes() or free)
-                elif request["do"] == "turn":
-                    assert subject is not None
-                    reply = subject.turn(
-                        request["boundary"], request["seconds"], request["settle_s"]
-                    )
-                elif request["do"] == "layers":
-                    assert subject is not None
-                    reply = {"layers": subject.layers()}
-                else:
+                if do == "open":
+                    subject = LoadedBundle(**request)
+                    reply = subject.opened
+                elif do == "usage":
                     reply = {"peak_rss_bytes": _peak_rss_bytes(), "cpu_s": time.process_time()}
+                else:
+                    reply = getattr(subject, do)(**request)
             except (GftEdgeError, OSError) as error:
                 reply = {"error": str(error), "exit_code": getattr(error, "exit_code", 1)}
-            replies.write(json.dumps({**reply, "id": request["id"]}) + "\n")
+            replies.write(json.dumps({**reply, "id": number}) + "\n")
             replies.flush()
 
 

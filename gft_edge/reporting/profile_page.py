@@ -9,7 +9,7 @@ from gft_edge.profiling.conditions import Conditions, other_load
 from gft_edge.profiling.machine import summary
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import MOST_SPREAD, MOST_VARIATION, WINDOWS, samples_needed
-from gft_edge.profiling.verdict import named_boundaries, verdicts
+from gft_edge.profiling.verdict import verdicts
 from gft_edge.reporting.drawing import shortened
 from gft_edge.reporting.latency_charts import (
     breakdown_chart,
@@ -66,7 +66,7 @@ def latency_charts(reports: Mapping[str, Report], turn_by_turn: bool = False) ->
         found = {
             name: boundary
             for name, report in reports.items()
-            for boundary_name, boundary in named_boundaries(report)
+            for boundary_name, boundary in report.boundaries.named().items()
             if boundary_name == said
         }
         if found:
@@ -203,7 +203,7 @@ def _settings(profile: Profile) -> Table:
 
 def _how_to_read(profiles: Mapping[str, Profile]) -> list[str]:
     reports = [report for profile in profiles.values() for report in profile.reports]
-    whats = dict.fromkeys(b.what for report in reports for b in report.boundaries.measured())
+    whats = dict.fromkeys(b.what for report in reports for b in report.boundaries.named().values())
     percentiles = sorted({p for one in profiles.values() for p in one.settings.percentiles})
     needed = ", ".join(f"p{p:g} {samples_needed(p)}" for p in percentiles)
     return [

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from gft_edge.profiling.layers import Breakdown
 from gft_edge.profiling.machine import Machine, summary
 from gft_edge.profiling.report import Boundary, Profile, Report
-from gft_edge.profiling.verdict import energy_text, named_boundaries, verdicts, why_unstable
+from gft_edge.profiling.verdict import energy_text, verdicts, why_unstable
 from gft_edge.reporting.latency_charts import PART_NAMES
 from gft_edge.reporting.table import Cell, Table
 
@@ -82,7 +82,7 @@ def latency_table(profile: Profile, reports: Sequence[Named], title: str) -> Tab
     rows = [
         _latency_row(name, boundary_name, boundary, percentiles)
         for name, report in reports
-        for boundary_name, boundary in named_boundaries(report)
+        for boundary_name, boundary in report.boundaries.named().items()
     ]
     return Table(title, columns, rows)
 
@@ -121,7 +121,7 @@ def across_table(profiles: Mapping[str, Profile]) -> Table:
     first: dict[str, float] = {}
     for file, reports in named(profiles).items():
         for name, report in reports:
-            for boundary_name, boundary in named_boundaries(report):
+            for boundary_name, boundary in report.boundaries.named().items():
                 median_ms = boundary.p50_ms or boundary.mean_ms
                 first.setdefault(boundary_name, median_ms)
                 rows.append(

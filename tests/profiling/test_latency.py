@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gft_edge.errors import FailedError, UsageError
-from gft_edge.profiling.latency import (
-    Series,
-    Worker,
-    measure_in_turn,
-    open_bundle,
-    warm_up,
-)
+from gft_edge.profiling.latency import Series, Worker, measure_in_turn, warm_up
 from gft_edge.profiling.worker import MOST_LOST, timed_turn
 from tests.support.refusals import refusal_of
 
@@ -47,9 +42,13 @@ def test_a_clock_that_stands_still_ends_the_turn() -> None:
     assert lost == MOST_LOST + 1
 
 
+def opened_by(worker: Worker, bundle: Path) -> dict[str, Any]:
+    return worker.ask("open", bundle=str(bundle))
+
+
 def test_two_bundles_take_as_many_turns_each(micro_bundles: dict[str, Path]) -> None:
     with Worker("a") as a, Worker("b") as b:
-        opened = [open_bundle(a, micro_bundles["onnx"]), open_bundle(b, micro_bundles["openvino"])]
+        opened = [opened_by(a, micro_bundles["onnx"]), opened_by(b, micro_bundles["openvino"])]
         assert all(float(str(reply["load_ms"])) > 0 for reply in opened)
         series = [Series(a, "engine"), Series(b, "engine"), Series(a, "end_to_end")]
         turn_s = warm_up(series, 10, 0.2)
@@ -72,7 +71,7 @@ def test_an_interrupt_keeps_whole_rounds_and_a_usable_worker(
             raise KeyboardInterrupt
 
     with Worker("a") as worker:
-        open_bundle(worker, micro_bundles["onnx"])
+        opened_by(worker, micro_bundles["onnx"])
         series = [Series(worker, "engine"), Series(worker, "end_to_end")]
         assert not measure_in_turn(series, 600, 10**9, 0.01, interrupt)
         assert [len(one.turns) for one in series] == [3, 3]
@@ -86,7 +85,7 @@ def test_an_interrupt_keeps_whole_rounds_and_a_usable_worker(
 
 def test_what_a_worker_refuses_its_parent_raises(tmp_path: Path) -> None:
     with Worker("a") as worker:
-        refusal_of(UsageError, lambda: open_bundle(worker, tmp_path / "absent"), "a: ", "absent")
+        refusal_of(UsageError, lambda: opened_by(worker, tmp_path / "absent"), "a: ", "absent")
 
 
 def test_a_worker_that_died_is_named_and_not_taken_for_a_closed_pipe(
@@ -94,7 +93,7 @@ def test_a_worker_that_died_is_named_and_not_taken_for_a_closed_pipe(
 ) -> None:
     def measured() -> None:
         with Worker("bundles/a") as worker:
-            open_bundle(worker, micro_bundles["onnx"])
+            opened_by(worker, micro_bundles["onnx"])
             worker._process.kill()
             worker._process.wait()
             worker.ask("usage")
@@ -113,6 +112,6 @@ def test_a_worker_has_its_own_memory_and_imports_nothing_from_the_working_folder
     # As large as an export: the peak that a child inherits across exec.
     held = np.ones(600 * 2**20, np.uint8)
     with Worker("a") as worker:
-        assert open_bundle(worker, micro_bundles["onnx"])["flags"]
+        assert opened_by(worker, micro_bundles["onnx"])["flags"]
         peak = worker.ask("usage")["peak_rss_bytes"]
     assert 20 * 2**20 < peak < held.nbytes
