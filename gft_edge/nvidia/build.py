@@ -50,12 +50,11 @@ _COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPU
 
 @dataclass(frozen=True)
 class Built:
-    """An engine of the bundle in `folder`.
+    """An engine of a bundle.
 
     `made` is False where a fresh one was there already; `loads_here` whether this machine runs it.
     """
 
-    folder: Path
     engine: Engine
     made: bool
     loads_here: bool
@@ -114,7 +113,7 @@ def build_engine(
             # Last, as it may lie on another disk: the engine is recorded if this one is full.
             write_whole(timing_cache, plan.timings)
     graph = bundle.manifest.artifact.sha256
-    return Built(folder, engine, made, misfit(engine, graph, library, host) is None)
+    return Built(engine, made, misfit(engine, graph, library, host) is None)
 
 
 def _recorded(

@@ -55,6 +55,13 @@ class Cuda:
             raise self._error(name, inputs, code)
         return outputs
 
+    def give_back(self, name: str, handle: int) -> None:
+        """Destroy by cudaFree, cudaStreamDestroy and the like, after all work in flight.
+
+        Its code is dropped: a call that destroys can only report what went wrong before.
+        """
+        self._try(name, handle)
+
     def use_device(self) -> None:
         """Make the device the calling thread's: each thread has its own choice."""
         self.call("cudaSetDevice", 0)
@@ -74,39 +81,27 @@ class Cuda:
         return free, total
 
     def device_buffer(self, size: int) -> int:
-        """The address of uninitialised device memory, for free_device."""
+        """The address of uninitialised device memory, for cudaFree."""
         return self._made("cudaMalloc", size)
 
-    def free_device(self, address: int) -> None:
-        """Give device memory back, after all work in flight."""
-        self.call("cudaFree", address)
-
     def pinned_buffer(self, size: int, mapped: bool = False) -> int:
-        """The address of page-locked host memory, for free_pinned. The device sees it if mapped."""
+        """The address of page-locked host memory, for cudaFreeHost. The device sees it if mapped."""
         return self._made("cudaHostAlloc", size, _HOST_PORTABLE | (_HOST_MAPPED if mapped else 0))
 
     def device_address(self, host: int) -> int:
         """Where the device sees mapped host memory."""
         return self._made("cudaHostGetDevicePointer", host, 0)
 
-    def free_pinned(self, address: int) -> None:
-        """Give page-locked memory back."""
-        self.call("cudaFreeHost", address)
-
     def stream(self) -> int:
-        """A stream that does not wait for the default one, for destroy_stream."""
+        """A stream that does not wait for the default one, for cudaStreamDestroy."""
         return self._made("cudaStreamCreateWithFlags", _STREAM_NON_BLOCKING)
-
-    def destroy_stream(self, stream: int) -> None:
-        """Work still in it is done first."""
-        self.call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
         """Wait for all work in the stream. What went wrong in it is raised here."""
         self.call("cudaStreamSynchronize", stream)
 
     def event(self) -> int:
-        """A point in time to be recorded, for destroy_event."""
+        """A point in time to be recorded, for cudaEventDestroy."""
         return self._made("cudaEventCreate")
 
     def record(self, event: int, stream: int) -> None:
@@ -117,10 +112,6 @@ class Cuda:
         """Milliseconds between two recorded events, once their stream is synchronized."""
         (milliseconds,) = self.call("cudaEventElapsedTime", start, end)
         return float(milliseconds)
-
-    def destroy_event(self, event: int) -> None:
-        """Give an event back."""
-        self.call("cudaEventDestroy", event)
 
     def copy_to_device(self, device: int, host: int, size: int, stream: int) -> None:
         """Queue a copy; the host memory is read until the stream is synchronized."""
@@ -135,21 +126,16 @@ class Cuda:
         self.call("cudaStreamBeginCapture", stream, _CAPTURE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """What was noted down, ready for launch and for destroy_graph."""
+        """What was noted down, ready for launch and for cudaGraphExecDestroy."""
         graph = self._made("cudaStreamEndCapture", stream)
         try:
             return self._made("cudaGraphInstantiate", graph, 0)
         finally:
-            # Its code is dropped: a destroying call can only report what went wrong before.
-            self._try("cudaGraphDestroy", graph)
+            self.give_back("cudaGraphDestroy", graph)
 
     def launch(self, graph_exec: int, stream: int) -> None:
         """Queue the captured work."""
         self.call("cudaGraphLaunch", graph_exec, stream)
-
-    def destroy_graph(self, graph_exec: int) -> None:
-        """Give an instantiated graph back."""
-        self.call("cudaGraphExecDestroy", graph_exec)
 
     def _made(self, name: str, *inputs: int) -> int:
         """The one address or handle that a function returns."""

@@ -48,26 +48,18 @@ class Card:
 def missing() -> str | None:
     """Say why no card can be asked; None where some can."""
     try:
-        import pynvml
-    except ImportError:
-        return str(MissingDependencyError("nvidia-ml-py", "tensorrt"))
-    try:
-        with _opened(pynvml):
+        with _opened() as pynvml:
             return None if pynvml.nvmlDeviceGetCount() else "it names no GPU"
-    except pynvml.NVMLError as error:
+    except OSError as error:
         return str(error)
 
 
 def cards() -> tuple[Card, ...]:
     """Ask every card; nothing where NVML is absent."""
     try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        with _opened(pynvml):
+        with _opened() as pynvml:
             return tuple(_card(pynvml, n) for n in range(pynvml.nvmlDeviceGetCount()))
-    except pynvml.NVMLError:
+    except OSError:
         return ()
 
 
@@ -77,30 +69,31 @@ def power_meter() -> Iterator[Callable[[], dict[str, float]]]:
 
     NVML stays open until the block ends. Raises OSError where it cannot be opened.
     """
-    import pynvml
+    with _opened() as pynvml:
 
-    def read() -> dict[str, float]:
-        found = {}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            watts = _power_w(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
-            if watts is not None:
-                found[f"GPU {index}"] = watts
-        return found
+        def read() -> dict[str, float]:
+            handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+            watts = {f"GPU {n}": _power_w(pynvml, card) for n, card in enumerate(handles)}
+            return {name: value for name, value in watts.items() if value is not None}
 
-    try:
-        with _opened(pynvml):
-            yield read
-    except pynvml.NVMLError as error:
-        raise OSError(str(error)) from error
+        yield read
 
 
 @contextmanager
-def _opened(pynvml: Any) -> Iterator[None]:
-    pynvml.nvmlInit()
+def _opened() -> Iterator[Any]:
+    """Open NVML and give its bindings. Raises OSError with its reason, in the block too."""
     try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
+        import pynvml
+    except ImportError as error:
+        raise OSError(str(MissingDependencyError("nvidia-ml-py", "tensorrt"))) from error
+    try:
+        pynvml.nvmlInit()
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise OSError(str(error)) from error
 
 
 def _card(pynvml: Any, index: int) -> Card:

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from gft_edge.runtime.backends import warmed_up
+
 
 def interleaved_medians_ms(
     calls: Mapping[str, Callable[[], object]], rounds: int = 50, warm_up_ms: float = 200
@@ -15,9 +17,7 @@ def interleaved_medians_ms(
     Each call is first repeated for `warm_up_ms`.
     """
     for call in calls.values():
-        until = time.perf_counter() + warm_up_ms / 1000
-        while time.perf_counter() < until:
-            call()
+        warmed_up(call, warm_up_ms)
     samples_ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():

@@ -86,39 +86,61 @@ def other_load(
 
     `own_cpu_s`: what to take for this process' own CPU seconds, where that is not what the two hold.
     """
-    seconds = after.at_s - before.at_s
-    if before.busy_cpu_s is None or after.busy_cpu_s is None or seconds <= 0:
-        return None
-    if own_cpu_s is None:
-        own_cpu_s = after.own_cpu_s - before.own_cpu_s
     # The kernel counts the machine in ticks and a process in nanoseconds: no load may come out
     # as a little less than none.
-    return max(0.0, after.busy_cpu_s - before.busy_cpu_s - own_cpu_s) / seconds
+    own_s = after.own_cpu_s - before.own_cpu_s if own_cpu_s is None else own_cpu_s
+    return _cores(before.busy_cpu_s, after.busy_cpu_s, after.at_s - before.at_s, own_s)
 
 
 def stolen_load(before: Conditions, after: Conditions) -> float | None:
     """Cores that the hypervisor gave to others between the two; None where it is not known."""
-    seconds = after.at_s - before.at_s
-    if before.stolen_cpu_s is None or after.stolen_cpu_s is None or seconds <= 0:
+    return _cores(before.stolen_cpu_s, after.stolen_cpu_s, after.at_s - before.at_s)
+
+
+def _cores(
+    before_s: float | None, after_s: float | None, seconds: float, less_s: float = 0.0
+) -> float | None:
+    if before_s is None or after_s is None or seconds <= 0:
         return None
-    return max(0.0, after.stolen_cpu_s - before.stolen_cpu_s) / seconds
+    return max(0.0, after_s - before_s - less_s) / seconds
 
 
 def likely_causes(
     before: Conditions, after: Conditions, own_cpu_s: float | None = None
-) -> tuple[str, ...]:
-    """Why times taken between the two may have varied, a line each; empty where nothing shows."""
-    return (
-        *_clock_causes(before, after),
-        *_throttle_causes(before, after),
-        *_heat_causes(before, after),
-        *_load_causes(before, after, own_cpu_s),
-        *(
-            f"the {name} governor lets the clocks move: performance holds them"
-            for name in after.governors
-            if name != "performance"
-        ),
-    )
+) -> Iterator[str]:
+    """Why times taken between the two may have varied, a line each; nothing where nothing shows."""
+    # The fastest core: the others may rest at any clock.
+    clocks = [("CPU", max(before.cpu_mhz, default=None), max(after.cpu_mhz, default=None))]
+    clocks += [(a.name, a.mhz, b.mhz) for a, b in zip(before.gpus, after.gpus, strict=False)]
+    for name, old_mhz, new_mhz in clocks:
+        if old_mhz and new_mhz and abs(new_mhz / old_mhz - 1) > CLOCK_CHANGE:
+            yield f"the clock of the {name} went from {old_mhz:.0f} to {new_mhz:.0f} MHz"
+    for name in sorted({*(before.throttling or ()), *(after.throttling or ())}):
+        yield f"the machine was throttled: {name}"
+    for name, count in after.throttle_counts.items():
+        events = count - before.throttle_counts.get(name, count)
+        if events > 0:
+            yield f"the machine was throttled {events} times: {name}"
+    old_c = _all_temperatures_c(before)
+    for name, now_c in _all_temperatures_c(after).items():
+        if name in old_c and now_c - old_c[name] > WARMER_C:
+            yield f"{name} warmed from {old_c[name]:.0f} to {now_c:.0f} °C"
+        elif now_c >= HOT_C:
+            yield f"{name} is hot: {now_c:.0f} °C"
+    others, stolen = other_load(before, after, own_cpu_s), stolen_load(before, after)
+    if others is not None and others >= OTHER_CORES:
+        yield f"other processes used {others:.1f} cores"
+    if stolen is not None and stolen >= STOLEN_CORES:
+        yield f"the hypervisor gave {stolen:.2f} cores to other machines"
+    for name in after.governors:
+        if name != "performance":
+            yield f"the {name} governor lets the clocks move: performance holds them"
+
+
+def _all_temperatures_c(conditions: Conditions) -> dict[str, float]:
+    # A Jetson's PMIC zone holds no sensor: it says 50 or 100 °C whatever happens.
+    zones = {k: v for k, v in conditions.temperatures_c.items() if not k.startswith("PMIC")}
+    return zones | {g.name: g.temperature_c for g in conditions.gpus if g.temperature_c is not None}
 
 
 def throttle_alerts(sysfs: Path) -> tuple[str, ...] | None:
@@ -149,48 +171,6 @@ def throttle_counts(sysfs: Path) -> dict[str, int]:
                 if events is not None:
                     counts[f"over-current {file.name.split('_')[0]}"] = int(events)
     return counts
-
-
-def _clock_causes(before: Conditions, after: Conditions) -> Iterator[str]:
-    # The fastest core: the others may rest at any clock.
-    clocks = [("CPU", max(before.cpu_mhz, default=None), max(after.cpu_mhz, default=None))]
-    clocks += [(a.name, a.mhz, b.mhz) for a, b in zip(before.gpus, after.gpus, strict=False)]
-    for name, old_mhz, new_mhz in clocks:
-        if old_mhz and new_mhz and abs(new_mhz / old_mhz - 1) > CLOCK_CHANGE:
-            yield f"the clock of the {name} went from {old_mhz:.0f} to {new_mhz:.0f} MHz"
-
-
-def _throttle_causes(before: Conditions, after: Conditions) -> Iterator[str]:
-    for name in sorted({*(before.throttling or ()), *(after.throttling or ())}):
-        yield f"the machine was throttled: {name}"
-    for name, count in after.throttle_counts.items():
-        events = count - before.throttle_counts.get(name, count)
-        if events > 0:
-            yield f"the machine was throttled {events} times: {name}"
-
-
-def _heat_causes(before: Conditions, after: Conditions) -> Iterator[str]:
-    old, new = _all_temperatures_c(before), _all_temperatures_c(after)
-    for name, now_c in new.items():
-        if name in old and now_c - old[name] > WARMER_C:
-            yield f"{name} warmed from {old[name]:.0f} to {now_c:.0f} °C"
-        elif now_c >= HOT_C:
-            yield f"{name} is hot: {now_c:.0f} °C"
-
-
-def _all_temperatures_c(conditions: Conditions) -> dict[str, float]:
-    # A Jetson's PMIC zone holds no sensor: it says 50 or 100 °C whatever happens.
-    zones = {k: v for k, v in conditions.temperatures_c.items() if not k.startswith("PMIC")}
-    return zones | {g.name: g.temperature_c for g in conditions.gpus if g.temperature_c is not None}
-
-
-def _load_causes(before: Conditions, after: Conditions, own_cpu_s: float | None) -> Iterator[str]:
-    others = other_load(before, after, own_cpu_s)
-    if others is not None and others >= OTHER_CORES:
-        yield f"other processes used {others:.1f} cores"
-    stolen = stolen_load(before, after)
-    if stolen is not None and stolen >= STOLEN_CORES:
-        yield f"the hypervisor gave {stolen:.2f} cores to other machines"
 
 
 def _clocks() -> list[Any]:

@@ -276,20 +276,15 @@ def _batch(bundles: Sequence[Bundle], asked: int | None) -> int:
 
 
 def _inputs(images: Path | None, first: Bundle) -> tuple[list[Path], Inputs]:
-    """Up to MOST_IMAGES image files spread over the folder, or no path and the golden frames."""
+    """Up to MOST_IMAGES image files spread over the folder, or no path and the golden frames.
+
+    Raises UsageError where there is none, ImageError for one that cannot be read.
+    """
     digest = hashlib.sha256()
     if images is None:
         frames = read_golden(first)[0]
         digest.update(frames.tobytes())
         return [], Inputs("golden frames", len(frames), digest.hexdigest(), str(first.folder))
-    paths = _image_files(images)
-    for path in paths:
-        digest.update(path.read_bytes())
-    return paths, Inputs("encoded images", len(paths), digest.hexdigest(), str(images))
-
-
-def _image_files(images: Path) -> list[Path]:
-    """Raises UsageError where there is none, ImageError for one that cannot be read."""
     if not images.exists():
         raise UsageError(f"{images}: no such folder of images")
     found = images_below(images) if images.is_dir() else [images]
@@ -299,4 +294,5 @@ def _image_files(images: Path) -> list[Path]:
     paths = [found[number * len(found) // count] for number in range(count)]
     for path in paths:
         open_rgb(path)
-    return paths
+        digest.update(path.read_bytes())
+    return paths, Inputs("encoded images", len(paths), digest.hexdigest(), str(images))

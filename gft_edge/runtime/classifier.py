@@ -138,8 +138,6 @@ class Classifier:
         (H,W) grey. Raises ImageError for one that cannot be decoded, UsageError when closed or
         top_k < 1.
         """
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}: give 1 or more")
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             return self._predictions(self.logits([images]), top_k)[0]
         if not len(images):
@@ -150,8 +148,6 @@ class Classifier:
         self, pixels: npt.NDArray[np.uint8], top_k: int = 5
     ) -> list[list[Prediction]]:
         """As `predict`, for images that `prepare` has made ready: uint8 (images,S,S,3)."""
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}: give 1 or more")
         return self._predictions(self.outputs(pixels).logits, top_k)
 
     def prepare(self, image: ImageLike) -> npt.NDArray[np.uint8]:
@@ -198,14 +194,13 @@ class Classifier:
     def outputs(self, pixels: npt.NDArray[np.uint8], advance: Advance | None = None) -> Outputs:
         """Everything the engine returns for preprocessed uint8 (images,S,S,3)."""
         session, manifest = self.session, self.bundle.manifest
-        size = manifest.model.preprocessing.image_size_px
+        preprocessing = manifest.model.preprocessing
+        size = preprocessing.image_size_px
         if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
                 f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, {size}, {size}, 3)"
             )
-        return session_outputs(
-            session, pixels, manifest.input, manifest.model.preprocessing, advance
-        )
+        return session_outputs(session, pixels, manifest.input, preprocessing, advance)
 
     def close(self) -> None:
         """Release the engine. Closing twice is harmless."""
@@ -220,6 +215,8 @@ class Classifier:
         self.close()
 
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}: give 1 or more")
         return [self._likeliest(row, top_k) for row in logits.tolist()]
 
     def _likeliest(self, logits: list[float], top_k: int) -> list[Prediction]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ class TrtSession(Session):
             marks = []
             for _ in range(4):
                 marks.append(self._cuda.event())
-                events.callback(_give_back, self._cuda.destroy_event, marks[-1])
+                events.callback(self._cuda.give_back, "cudaEventDestroy", marks[-1])
             self._enqueue(marks)
             times = (self._cuda.elapsed_ms(*part) for part in itertools.pairwise(marks))
             return self._outputs(), CallTimes(*times)
@@ -124,7 +123,7 @@ class TrtSession(Session):
         shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
         check_signature(path, request, shapes["images"], shapes["logits"])
         # What uses something is taken after it, to be given back before it.
-        self._stream = self._hold(cuda.destroy_stream, cuda.stream())
+        self._stream = self._hold("cudaStreamDestroy", cuda.stream())
         for name, shape in shapes.items():
             dtype = np.dtype(library.module.nptype(engine.get_tensor_dtype(name)))
             self._take_buffers(name, shape, dtype)
@@ -141,16 +140,16 @@ class TrtSession(Session):
 
     def _take_buffers(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         cuda, size = self._cuda, int(np.prod(shape)) * dtype.itemsize
-        host = self._hold(cuda.free_pinned, cuda.pinned_buffer(size, mapped=self._shared))
+        host = self._hold("cudaFreeHost", cuda.pinned_buffer(size, mapped=self._shared))
         if self._shared:
             address = cuda.device_address(host)
         else:
-            address = self._hold(cuda.free_device, cuda.device_buffer(size))
+            address = self._hold("cudaFree", cuda.device_buffer(size))
         self._hosts[name], self._addresses[name] = host, address
         self._arrays[name] = host_view(host, size).view(dtype).reshape(shape)
 
-    def _hold(self, free: Callable[[int], None], handle: int) -> int:
-        self._held.callback(_give_back, free, handle)
+    def _hold(self, free: str, handle: int) -> int:
+        self._held.callback(self._cuda.give_back, free, handle)
         return handle
 
     def _accept(self, images: npt.NDArray[Any]) -> None:
@@ -214,7 +213,7 @@ class TrtSession(Session):
             self._execute()
         except BaseException:
             with suppress(FailedError):
-                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+                self._cuda.give_back("cudaGraphExecDestroy", self._cuda.end_capture(self._stream))
             raise
         self._graph = self._cuda.end_capture(self._stream)
 
@@ -233,7 +232,7 @@ class TrtSession(Session):
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None
         if graph is not None:
-            _give_back(self._cuda.destroy_graph, graph)
+            self._cuda.give_back("cudaGraphExecDestroy", graph)
 
     def _drop_context(self) -> None:
         self._context = None
@@ -248,9 +247,3 @@ def _profiler(base: Any, times_ms: dict[str, float]) -> Any:
             times_ms[layer_name] = times_ms.get(layer_name, 0.0) + ms
 
     return Profiler()
-
-
-def _give_back(free: Callable[[int], None], handle: int) -> None:
-    """Its error is dropped: a call that destroys can only report what went wrong before."""
-    with suppress(GftEdgeError):
-        free(handle)

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import importlib.util
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,23 +35,23 @@ def round_trip(cuda: Cuda) -> Gpu:
     size = sent.nbytes
     with contextlib.ExitStack() as stack:
 
-        def keep(free: Callable[[int], None], handle: int) -> int:
-            stack.callback(free, handle)
+        def keep(free: str, handle: int) -> int:
+            stack.callback(cuda.call, free, handle)
             return handle
 
-        stream = keep(cuda.destroy_stream, cuda.stream())
-        device = keep(cuda.free_device, cuda.device_buffer(size))
-        pinned = keep(cuda.free_pinned, cuda.pinned_buffer(size))
-        mapped = keep(cuda.free_pinned, cuda.pinned_buffer(size, mapped=True))
-        start = keep(cuda.destroy_event, cuda.event())
-        end = keep(cuda.destroy_event, cuda.event())
+        stream = keep("cudaStreamDestroy", cuda.stream())
+        device = keep("cudaFree", cuda.device_buffer(size))
+        pinned = keep("cudaFreeHost", cuda.pinned_buffer(size))
+        mapped = keep("cudaFreeHost", cuda.pinned_buffer(size, mapped=True))
+        start = keep("cudaEventDestroy", cuda.event())
+        end = keep("cudaEventDestroy", cuda.event())
         seen = cuda.device_address(mapped)
         cuda.begin_capture(stream)
         try:
             cuda.copy_to_device(device, pinned, size, stream)
             cuda.copy_to_host(mapped, device, size, stream)
         finally:
-            graph = keep(cuda.destroy_graph, cuda.end_capture(stream))
+            graph = keep("cudaGraphExecDestroy", cuda.end_capture(stream))
         for times in (1, 2):
             received = np.zeros_like(sent)
             host_view(pinned, size)[:] = sent * times

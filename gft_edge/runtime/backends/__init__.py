@@ -1,19 +1,6 @@
 """Engines: one engine is one file here, found by its file name.
 
-A backend module defines
-
-    TARGET: str                                the `--target` it serves
-    PRECISIONS: tuple[str, ...]                the `--precision`s it is exported in
-    missing() -> str | None                    what this machine lacks to run it, or None
-    unsupported(precision) -> str | None       why this machine cannot compute in it, or None
-    runtime_precision(precision) -> str        what its engine is told to compute in
-    version() -> str                           of the engine
-    build(graph, folder, request) -> Artifact  compile an ONNX file (or its own form) into `folder`
-    open_session(path, request) -> Session     load an artifact
-    layer_times(path, request, images, runs, in_turn) -> LayerRun
-                                               load it instrumented and time its layers over `runs`
-                                               inferences, with a call of `in_turn` before each
-
+A backend module is a Backend: it offers what that class lists, as its own functions and constants.
 Vendor libraries are imported inside these functions, so that every module imports everywhere.
 """
 
@@ -171,31 +158,33 @@ class Session(ABC):
 
 
 class Backend(Protocol):
-    """What every module in this folder offers; the module docstring says what each name means."""
+    """What every module in this folder offers."""
 
-    TARGET: str
-    PRECISIONS: tuple[str, ...]
+    TARGET: str  # the `--target` it serves
+    PRECISIONS: tuple[str, ...]  # the `--precision`s it is exported in
 
-    def missing(self) -> str | None: ...
+    def missing(self) -> str | None:
+        """What this machine lacks to run it, or None."""
 
-    def unsupported(self, precision: str) -> str | None: ...
+    def unsupported(self, precision: str) -> str | None:
+        """Why this machine cannot compute in it, or None."""
 
-    def runtime_precision(self, precision: str) -> str: ...
+    def runtime_precision(self, precision: str) -> str:
+        """What its engine is told to compute in."""
 
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """The version of the engine."""
 
-    def build(self, graph: Path, folder: Path, request: BuildRequest) -> Artifact: ...
+    def build(self, graph: Path, folder: Path, request: BuildRequest) -> Artifact:
+        """Compile an ONNX file, or its own form, into `folder`."""
 
-    def open_session(self, path: Path, request: OpenRequest) -> Session: ...
+    def open_session(self, path: Path, request: OpenRequest) -> Session:
+        """Load an artifact."""
 
     def layer_times(
-        self,
-        path: Path,
-        request: OpenRequest,
-        images: npt.NDArray[Any],
-        runs: int,
-        in_turn: InTurn,
-    ) -> LayerRun: ...
+        self, path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
+    ) -> LayerRun:
+        """Load it instrumented and time its layers in `runs` inferences, `in_turn` called before each."""
 
 
 def backends() -> dict[str, Backend]:
