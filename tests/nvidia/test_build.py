@@ -11,9 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,7 @@ from gft_edge.bundle.onnx_bytes import graph_output
 from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
 from gft_edge.errors import BundleError, CudaError, UsageError
 from gft_edge.nvidia import build as build_room
-from gft_edge.nvidia.build import build_engine, check_settings
+from gft_edge.nvidia.build import build_engine
 from gft_edge.nvidia.library import builder_library, parse
 from tests.support.bundles import sign
 from tests.support.cli import refusal, refused, run, run_json
@@ -269,17 +267,6 @@ def test_a_disk_without_locks_is_not_taken_for_another_build(
     refused(run("build", bundle), str(bundle), os.strerror(errno.ENOLCK))
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root"
-)
-def test_a_folder_without_write_permission_is_refused(bundle: Path) -> None:
-    bundle.chmod(0o555)
-    try:
-        refused(run("build", bundle), os.strerror(errno.EACCES))
-    finally:
-        bundle.chmod(0o755)
-
-
 def test_a_file_in_place_of_the_engines_folder_is_named(bundle: Path) -> None:
     (bundle / "engines").write_text("in the way")
     before = files_of(bundle)
@@ -315,23 +302,13 @@ def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path)
     assert_free(bundle)
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom gft_edge.bundle.locks import locked\n"
-HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
-
-
-def test_a_second_build_is_refused_and_a_killed_one_leaves_no_lock(
-    built: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    holder = start("-c", HOLD, built)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+def test_a_second_build_is_refused_while_another_runs(built: Path) -> None:
     before = files_of(built)
-    # A fresh engine is found while another build runs.
-    assert not build_engine(built).made
-    refused(run("build", built, "--fresh"), str(built))
-    assert files_of(built) == before
-    holder.kill()
-    holder.wait()
+    with locked(built):
+        # A fresh engine is found all the same.
+        assert not build_engine(built).made
+        refused(run("build", built, "--fresh"), str(built))
+        assert files_of(built) == before
     assert build_engine(built, fresh=True).made
 
 
@@ -367,24 +344,10 @@ def test_settings_that_cannot_be_built_are_refused_in_one_line(
     assert read_bundle(trt_bundle).manifest.engines == ()
 
 
-def test_options_that_this_library_or_no_library_has_are_refused(trt_bundle: Path) -> None:
+def test_options_that_this_library_has_not_are_refused(trt_bundle: Path) -> None:
     assert "gft-edge[tensorrt]" in refusal("build", trt_bundle, "--flavor", "tensorrt")
     assert "--version-compatible" in refusal("build", trt_bundle, "--version-compatible")
-    for arguments in (
-        (),
-        (trt_bundle, "--flavor", "cuda"),
-        (trt_bundle, "--builder-optimization-level", "fast"),
-        (trt_bundle, "--workspace", "much"),
-        (trt_bundle, "--hardware-compatibility-level", "all"),
-        (trt_bundle, "--int8"),
-    ):
-        refusal("build", *arguments)
     assert read_bundle(trt_bundle).manifest.engines == ()
-
-
-def test_what_is_no_bundle_is_refused(tmp_path: Path, micro_run: Path) -> None:
-    for folder in (tmp_path / "nowhere", micro_run):
-        assert str(folder) in refusal("build", folder)
 
 
 @pytest.mark.parametrize(
@@ -402,34 +365,21 @@ def test_numbers_in_a_manifest_that_no_library_takes_are_refused(
     refusal_of(UsageError, lambda: build_engine(bundle, settings))
 
 
-@pytest.mark.parametrize("gib", [0.001, 1, 1024])
-def test_a_workspace_of_any_size_is_taken(gib: float) -> None:
-    check_settings(EngineSettings(workspace_gib=gib))
-
-
-def test_an_altered_manifest_builds_nothing(bundle: Path) -> None:
-    path = bundle / "manifest.json"
-    path.write_text(path.read_text().replace('"driver"', '"Driver"').replace("café", "cafe"))
-    refusal("build", bundle)
-    assert not (bundle / "engines").exists()
-
-
 # The command, and export.
 
 
-def test_build_prints_one_document_of_json(bundle: Path) -> None:
+def test_build_prints_one_document_of_json_or_ends_with_the_command_that_follows(
+    bundle: Path,
+) -> None:
     for made in (True, False):
         content = run_json("build", bundle)
         assert (content["bundle"], content["made"]) == (str(bundle), made)
         (engine,) = json.loads((bundle / "manifest.json").read_text())["engines"]
         assert content["engine"] == engine
-
-
-def test_build_ends_with_the_command_that_follows(built: Path) -> None:
-    result = run("build", built)
+    result = run("build", bundle)
     assert result.exit_code == 0
     # No GPU built it: there is nothing to verify here.
-    assert result.stdout.splitlines()[-1] == f"next: gft-edge inspect --engine {built}"
+    assert result.stdout.splitlines()[-1] == f"next: gft-edge inspect --engine {bundle}"
     assert "not built again" in result.stderr
     assert "model.engine" in result.stdout
 

@@ -60,79 +60,41 @@ def test_progress_never_falls_and_reaches_the_total_once(
     assert "2 GiB" in memory
 
 
-class Monitored:
-    """Counts that a monitor reports for phases in the order that TensorRT might give them."""
-
-    def __init__(self) -> None:
-        self.counts: list[int] = []
-        module = types.SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {}))
-        self.monitor = monitor_of(module, lambda _, done, __: self.counts.append(done))
-
-
-def test_a_phase_fills_no_more_than_its_parents_step() -> None:
-    seen = Monitored()
-    monitor = seen.monitor
+def test_phases_fill_no_more_than_their_parents_step_and_strange_ones_do_no_harm() -> None:
+    """Phases in the order that TensorRT might give them: nested, unannounced, without steps."""
+    counts: list[int] = []
+    module = types.SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {}))
+    monitor = monitor_of(module, lambda _, done, __: counts.append(done))
     monitor.phase_start("build", None, 4)
     for number in range(4):
         monitor.phase_start("inner", "build", 10)
         for step in range(10):
             assert monitor.step_complete("inner", step)
-        assert seen.counts[-1] <= 250 * (number + 1)
+        assert counts[-1] <= 250 * (number + 1)
         monitor.phase_finish("inner")
         monitor.step_complete("build", number)
-        assert seen.counts[-1] == min(250 * (number + 1), 999)
+        assert counts[-1] == min(250 * (number + 1), 999)
     monitor.phase_finish("build")
-    assert seen.counts == sorted(seen.counts)
-
-
-def test_several_phases_within_one_step_do_not_turn_progress_back() -> None:
-    """TensorRT-RTX: `Optimizing graph`, then `Computing profile costs`, in a phase of one step."""
-    seen = Monitored()
-    monitor = seen.monitor
-    monitor.phase_start("build", None, 2)
-    for name in ("optimize", "cost", "more"):
-        monitor.phase_start(name, "build", 3)
-        for step in range(3):
-            monitor.step_complete(name, step)
-        monitor.phase_finish(name)
-    assert seen.counts == sorted(set(seen.counts))
-    assert seen.counts[-1] < 500
-    monitor.step_complete("build", 0)
-    assert seen.counts[-1] == 500
-
-
-def test_phases_that_nobody_announced_or_that_have_no_steps_do_no_harm() -> None:
-    seen = Monitored()
-    monitor = seen.monitor
     assert monitor.step_complete("unknown", 0)
     monitor.phase_finish("unknown")
     monitor.phase_start("empty", "unknown", 0)
-    assert monitor.step_complete("empty", 0)
     assert monitor.step_complete("empty", 7)
-    assert seen.counts == [999, 999]
+    assert counts == sorted(counts)
 
 
 # What ends it.
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        KeyboardInterrupt,
-        pytest.param(BrokenPipeError, marks=pytest.mark.slow),
-        pytest.param(ValueError, marks=pytest.mark.slow),
-    ],
-)
 def test_what_progress_raises_ends_the_build(
-    kind: type[BaseException], bundle: Path, capfd: pytest.CaptureFixture[str]
+    bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(bundle)
 
     def progress(text: str, done: int, total: int) -> None:
         if done > 300:
-            raise kind("stop")
+            raise KeyboardInterrupt("stop")
 
-    with pytest.raises(kind, match="stop"):
+    with pytest.raises(KeyboardInterrupt, match="stop"):
         build_engine(bundle, progress=progress)
     assert_untouched(bundle, before)
     # TensorRT's own account of it would stand in the middle of the bar.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,19 +12,16 @@ from typing import Any
 import pytest
 
 from gft_edge.bundle.manifest import Engine, EngineSettings, Flavor
-from gft_edge.errors import BundleError, KeptPatchesError, UsageError
+from gft_edge.errors import KeptPatchesError, UsageError
 from gft_edge.nvidia import system
 from gft_edge.nvidia.cuda import Gpu
 from gft_edge.nvidia.engines import (
-    RTX_CAPABILITIES,
     Host,
-    capabilities,
     engine_for,
     engine_of,
     fingerprint,
     host_of,
     misfit,
-    read_engine,
     serves,
 )
 from gft_edge.nvidia.library import Library
@@ -148,8 +144,9 @@ def test_a_bundle_without_an_engine_names_the_command_that_makes_one() -> None:
     assert f"gft-edge build {FOLDER}" in str(caught.value)
     assert not isinstance(caught.value, KeptPatchesError)
     # Kept patches of other stages are no engine for these.
-    for made in ([engine()], [engine(outputs=("logits", "old_1", "old_2"))]):
-        choosing = functools.partial(choose, made, JETSON, [library()], KEPT)
+    elsewhere = engine(WORKSTATION, outputs=KEPT)
+    for made in (engine(), engine(outputs=("logits", "old_1", "old_2")), elsewhere):
+        choosing = functools.partial(choose, [made], JETSON, [library()], KEPT)
         refusal_of(KeptPatchesError, choosing, f"gft-edge build {FOLDER} --explain")
 
 
@@ -164,12 +161,6 @@ def test_every_engine_that_does_not_fit_is_listed_with_its_reason() -> None:
     assert line.endswith(f"gft-edge build {FOLDER}")
     # A machine without a GPU is described as one.
     refusal_of(UsageError, lambda: choose(made[:1], NO_GPU, [RTX]), NO_GPU.text)
-
-
-def test_where_none_for_the_kept_patches_fits_the_command_makes_that_one() -> None:
-    made = [engine(outputs=KEPT)]
-    command = f"gft-edge build {FOLDER} --explain"
-    refusal_of(KeptPatchesError, lambda: choose(made, WORKSTATION, [library()], KEPT), command)
 
 
 COMPATIBLE = EngineSettings(version_compatible=True)
@@ -278,71 +269,6 @@ def test_what_an_engine_is_bound_to_is_named(case: str) -> None:
     assert misfit(made, GRAPH, here, host) == reason
 
 
-def test_an_engine_of_tensorrt_is_built_for_the_gpu_at_hand() -> None:
-    assert capabilities(EngineSettings(), library(), JETSON) == ("8.7",)
-    assert capabilities(SAME, library(), WORKSTATION) == ("8.9",)
-    assert capabilities(AMPERE, library(), WORKSTATION) == ("8.0+",)
-    assert capabilities(EngineSettings(), library(), NO_GPU) == ()
-
-
-def test_an_engine_of_tensorrt_rtx_is_built_for_many_wherever_it_is_built() -> None:
-    for host in (WORKSTATION, NO_GPU):
-        assert capabilities(EngineSettings(), RTX, host) == RTX_CAPABILITIES
-
-
-PLAN = b"ftrt" + bytes(range(256)) * 4
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, Engine]:
-    """A bundle's folder with one engine file, as recorded."""
-    made = dataclasses.replace(engine(), sha256=hashlib.sha256(PLAN).hexdigest())
-    path = tmp_path / made.path
-    path.parent.mkdir(parents=True)
-    path.write_bytes(PLAN)
-    return tmp_path, made
-
-
-def test_an_engine_is_read_whole(stored: tuple[Path, Engine]) -> None:
-    assert read_engine(*stored) == PLAN
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", PLAN[:-1], PLAN + b"\0", PLAN[:99] + b"X" + PLAN[100:], None],
-    ids=["empty", "truncated", "longer", "altered", "missing"],
-)
-def test_a_damaged_engine_is_not_loaded_and_a_command_makes_it_again(
-    content: bytes | None, stored: tuple[Path, Engine]
-) -> None:
-    folder, made = stored
-    file = folder / made.path
-    file.unlink()
-    if content is not None:
-        file.write_bytes(content)
-    command = f"gft-edge build {folder}"
-    refusal_of(BundleError, lambda: read_engine(folder, made), str(file), command)
-    explaining = dataclasses.replace(made, outputs=KEPT)
-    refusal_of(BundleError, lambda: read_engine(folder, explaining), f"{command} --explain")
-
-
-def test_the_bytes_that_are_loaded_are_those_that_were_checked(
-    stored: tuple[Path, Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Read a second time, another process could have put another engine there."""
-    folder, made = stored
-    opened: list[Path] = []
-    plain = Path.open
-
-    def counting(self: Path, *arguments: Any, **options: Any) -> Any:
-        opened.append(self)
-        return plain(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", counting)
-    read_engine(folder, made)
-    assert len(opened) <= 1
-
-
 TEGRA = (
     "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, "
     "DATE: Fri Sep 13 04:36:44 UTC 2024\n# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n"
@@ -376,21 +302,27 @@ def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return files
 
 
-def test_jetson_linux_is_read_from_its_release_file(system_files: dict[str, str]) -> None:
-    assert l4t() is None
-    for text, expected in (
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         (TEGRA, "R36.4.0"),
         (TEGRA.replace("R36", "R38").replace("4.0,", "2.1,"), "R38.2.1"),
         ("# R35 (release), REVISION: 5.0, GCID: 35550185\n", "R35.5.0"),
         ("", None),
         ("# R36\n", None),
-    ):
-        system_files["/etc/nv_tegra_release"] = text
-        assert l4t() == expected
+    ],
+)
+def test_jetson_linux_is_read_from_its_release_file(
+    text: str, expected: str | None, system_files: dict[str, str]
+) -> None:
+    assert l4t() is None
+    system_files["/etc/nv_tegra_release"] = text
+    assert l4t() == expected
 
 
-def test_the_driver_is_read_from_the_kernel_module(system_files: dict[str, str]) -> None:
-    for text, expected in (
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         (JETSON_DRIVER, "540.4.0"),
         (DESKTOP_DRIVER, "550.54.15"),
         (
@@ -398,9 +330,13 @@ def test_the_driver_is_read_from_the_kernel_module(system_files: dict[str, str])
             "580.65",
         ),
         ("", None),
-    ):
-        system_files["/proc/driver/nvidia/version"] = text
-        assert host_of(None).driver == expected
+    ],
+)
+def test_the_driver_is_read_from_the_kernel_module(
+    text: str, expected: str | None, system_files: dict[str, str]
+) -> None:
+    system_files["/proc/driver/nvidia/version"] = text
+    assert host_of(None).driver == expected
 
 
 def test_a_host_is_what_the_cuda_runtime_and_the_system_say(
@@ -413,13 +349,9 @@ def test_a_host_is_what_the_cuda_runtime_and_the_system_say(
     cuda: Any = SimpleNamespace(gpu=lambda: ORIN, runtime_version="12.6")
     assert host_of(cuda) == JETSON
     assert JETSON.text == "linux-aarch64, Orin, compute capability 8.7"
-
-
-def test_without_a_gpu_a_host_is_its_platform() -> None:
-    host = host_of(None)
-    assert (host.gpu, host.cuda) == (None, None)
-    assert host.platform == host.platform.lower()
-    assert host.text == f"{host.platform}, no GPU"
+    without = dataclasses.replace(JETSON, gpu=None, cuda=None)
+    assert host_of(None) == without
+    assert without.text == "linux-aarch64, no GPU"
 
 
 def test_orins_of_one_name_are_told_apart_by_their_size() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -115,17 +114,6 @@ def test_an_engine_decides_and_keeps_as_onnx_runtime_does(
     assert len(report.kept_overlap) == 3
     verified = verify(folder)
     assert (verified.verdict, verified.failures, verified.skipped) == ("pass", (), ())
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_engine_without_kept_patches_gives_the_same_decisions(
-    precision: str, built: Callable[[str], Path], pictures: Pixels
-) -> None:
-    folder = built(precision)
-    with Classifier.load(folder) as plain, Classifier.load(folder, kept=True) as explaining:
-        bound = golden_tolerance(plain.bundle.manifest, len(pictures))
-        outputs, expected = plain.outputs(pictures), explaining.outputs(pictures)
-    assert compare("gpu", dataclasses.replace(expected, kept=()), outputs, bound).failures == ()
 
 
 def test_a_replayed_graph_gives_what_a_plain_launch_gives(bundle: Path, pictures: Pixels) -> None:

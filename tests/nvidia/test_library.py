@@ -7,7 +7,6 @@ import inspect
 import re
 import subprocess
 import sys
-import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -176,30 +175,23 @@ def relu() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def test_tensorrt_rtx_keeps_no_timing_cache(rtx: Any) -> None:
-    _, builder, _ = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+def test_what_the_table_denies_tensorrt_rtx_does_nothing_or_fails_there(rtx: Any) -> None:
+    network, builder, log = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
+    # Strongly typed, whatever number the flag has in a version.
+    assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     config = builder.create_builder_config()
     with pytest.warns(DeprecationWarning, match="Timing cache operations are no-ops"):
         config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def test_tensorrt_rtx_builds_no_version_compatible_engine(rtx: Any) -> None:
-    network, builder, log = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
-    config = builder.create_builder_config()
     assert builder.build_serialized_network(network, config) is not None
+    for level in ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"):
+        log.clear()
+        config.hardware_compatibility_level = getattr(rtx.HardwareCompatibilityLevel, level)
+        assert any("unsupported in TensorRT-RTX" in message for _, message in log.lines)
+    config.hardware_compatibility_level = rtx.HardwareCompatibilityLevel.NONE
     config.set_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
+    log.clear()
     assert builder.build_serialized_network(network, config) is None
     assert "libnvinfer_lean" in log.first_error("it gives no reason")
-
-
-@pytest.mark.parametrize("level", ["AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"])
-def test_tensorrt_rtx_says_that_it_has_no_hardware_compatibility_level(
-    level: str, rtx: Any
-) -> None:
-    _, builder, log = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
-    config = builder.create_builder_config()
-    config.hardware_compatibility_level = getattr(rtx.HardwareCompatibilityLevel, level)
-    assert any("unsupported in TensorRT-RTX" in message for _, message in log.lines)
 
 
 class FakeLogger:
@@ -210,10 +202,9 @@ class FakeLogger:
 
 
 class FakeBuilder:
-    """Keeps the flags it was asked for; `refuses` stands for a machine without a GPU."""
+    """Builds nothing; `refuses` stands for a machine without a GPU."""
 
     refuses = False
-    flags = -1
 
     def __init__(self, logger: Any) -> None:
         if self.refuses:
@@ -221,40 +212,10 @@ class FakeBuilder:
             logger.log(FakeLogger.Severity.ERROR, message)
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    def create_network(self, flags: int) -> Any:
-        type(self).flags = flags
-        return SimpleNamespace(num_outputs=1)
-
 
 def fake_module(version: str = "10.3.0", **names: Any) -> Any:
     """A TensorRT without a library, for what no machine of the tests has."""
     return SimpleNamespace(__version__=version, ILogger=FakeLogger, **names)
-
-
-@pytest.mark.parametrize(("version", "value"), [("10.3.0", 1), ("11.0.0.114", 0)])
-def test_strong_typing_is_asked_for_by_the_value_that_its_name_has(
-    version: str, value: int
-) -> None:
-    class Builder(FakeBuilder):
-        pass
-
-    class OnnxParser:
-        def __init__(self, network: Any, logger: Any) -> None: ...
-
-        def parse(self, graph: bytes) -> bool:
-            # 10.3's and 11's warn of methods to come.
-            warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
-            return True
-
-    module = fake_module(version, Builder=Builder, OnnxParser=OnnxParser)
-    module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=value)
-    parse(Library(module, "tensorrt"), b"", Path("model.onnx"))
-    assert Builder.flags == 1 << value
-
-
-def test_the_flag_of_tensorrt_rtx_makes_strongly_typed_networks(rtx: Any) -> None:
-    network, _, _ = parse(Library(rtx, "tensorrt-rtx"), relu(), Path("relu.onnx"))
-    assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def test_no_constant_of_tensorrt_is_written_as_a_number() -> None:
@@ -280,15 +241,6 @@ def test_a_name_is_there_from_its_first_version_on(version: str, level: bool) ->
     assert Library(fake_module(version), "tensorrt").has("SAME_COMPUTE_CAPABILITY") == level
 
 
-def test_a_machine_without_a_gpu_is_told_so_on_one_line() -> None:
-    class Builder(FakeBuilder):
-        refuses = True
-
-    library = Library(fake_module(Builder=Builder), "tensorrt")
-    reason = "CUDA initialization failure with error: 35"
-    refusal_of(UsageError, lambda: library.builder(library.log()), "tensorrt 10.3.0", reason)
-
-
 def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake_module("10.3.0", Builder=FakeBuilder))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_module("1.7.1", Builder=FakeBuilder))
@@ -306,7 +258,8 @@ def test_a_tensorrt_that_cannot_build_gives_way_to_one_that_can(
     monkeypatch.setitem(sys.modules, "tensorrt", fake_module("10.3.0", Builder=Builder))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_module("1.7.1", Builder=FakeBuilder))
     assert builder_library().flavor == "tensorrt-rtx"
-    refusal_of(UsageError, lambda: builder_library("tensorrt"), "tensorrt 10.3.0")
+    reason = "CUDA initialization failure with error: 35"
+    refusal_of(UsageError, lambda: builder_library("tensorrt"), "tensorrt 10.3.0", reason)
 
 
 def test_a_package_without_its_library_is_not_installed(
@@ -332,20 +285,14 @@ def test_the_first_error_is_the_reason_and_its_echo_is_not(rtx: Any) -> None:
     for severity in (levels.VERBOSE, levels.INFO, levels.WARNING):
         log.sink.log(severity, "beside the point")
     assert log.first_error("nothing said") == "nothing said"
+    log.sink.log(levels.ERROR, "\n \n")
+    assert log.first_error("nothing said") == "nothing said", "an empty error is no reason"
     log.sink.log(levels.ERROR, "\nthe cause\nand more\n")
     log.sink.log(levels.INTERNAL_ERROR, "its echo")
     assert log.first_error("nothing said") == "the cause"
     assert library.log().first_error("nothing said") == "nothing said"
     log.clear()
     assert log.first_error("nothing said") == "nothing said"
-
-
-@pytest.mark.parametrize("message", ["", "\n \n"])
-def test_an_empty_error_is_no_reason(message: str, rtx: Any) -> None:
-    log = Library(rtx, "tensorrt-rtx").log()
-    log.sink.log(rtx.ILogger.Severity.ERROR, message)
-    assert log.first_error("nothing said") == "nothing said"
-    assert log.first_error("") == ""
 
 
 def test_a_log_keeps_the_last_lines_alone(rtx: Any) -> None:

@@ -153,12 +153,6 @@ def test_the_bytes_of_a_file_are_read_as_the_file(tmp_path: Path, suffix: str) -
     np.testing.assert_array_equal(rgb_from_bytes(path.read_bytes()), open_rgb(path))
 
 
-def test_bytes_are_turned_as_their_exif_says() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert rgb_from_bytes(jpeg(noise(20, 11), exif=exif)).size == (11, 20)
-
-
 def test_bytes_that_are_no_image_are_refused_with_their_length() -> None:
     half = jpeg(noise(64, 64))
     half = half[: len(half) // 2]
@@ -171,28 +165,37 @@ def test_bytes_that_are_no_image_are_refused_with_their_length() -> None:
         refusal_of(ImageError, partial(rgb_from_bytes, data), *words)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(1, 10))
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: int) -> None:
     image, exif = noise(20, 11), Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / "a.png", exif=exif)
-    upright = image.transpose(TRANSPOSED[orientation]) if orientation != 1 else image
+    # 9 means nothing and turns nothing.
+    upright = image.transpose(TRANSPOSED[orientation]) if orientation in TRANSPOSED else image
     np.testing.assert_array_equal(open_rgb(tmp_path / "a.png"), upright)
 
 
-def test_an_orientation_that_means_nothing_turns_nothing(tmp_path: Path) -> None:
-    image, exif = noise(20, 11), Image.Exif()
-    exif[0x0112] = 9
-    image.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(open_rgb(tmp_path / "a.png"), image)
-
-
-def test_cmyk_reads_as_pillow_converts_it(tmp_path: Path) -> None:
-    noise(20, 11).convert("CMYK").save(tmp_path / "a.jpg")
-    with Image.open(tmp_path / "a.jpg") as original:
-        assert original.mode == "CMYK"
-        expected = original.convert("RGB")
-    np.testing.assert_array_equal(open_rgb(tmp_path / "a.jpg"), expected)
+@pytest.mark.parametrize(
+    ("mode", "suffix", "colours", "expected"),
+    [
+        ("CMYK", "tif", [(10, 20, 30, 40), (0, 0, 0, 255)], [(207, 198, 190), (0, 0, 0)]),
+        ("LA", "png", [(77, 0), (9, 255)], [(77, 77, 77), (9, 9, 9)]),
+        ("1", "png", [0, 1], [(0, 0, 0), (255, 255, 255)]),
+        # Scaled, and not clipped at 255.
+        ("I;16", "png", [257, 65535], [(1, 1, 1), (255, 255, 255)]),
+        ("I;16", "png", [128, 32768], [(0, 0, 0), (128, 128, 128)]),
+    ],
+)
+def test_each_mode_of_pixels_has_its_colours(
+    tmp_path: Path, mode: str, suffix: str, colours: list[Any], expected: list[Any]
+) -> None:
+    image = Image.new(mode, (2, 1))
+    for place, colour in enumerate(colours):
+        image.putpixel((place, 0), colour)
+    image.save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as original:
+        assert original.mode == mode
+    assert [tuple(pixel) for pixel in np.asarray(open_rgb(tmp_path / f"a.{suffix}"))[0]] == expected
 
 
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
@@ -207,29 +210,6 @@ def test_a_palette_keeps_its_colours_under_any_transparency(
     assert np.asarray(open_rgb(tmp_path / "a.png")).tolist() == [[[200, 10, 30], [5, 250, 40]]]
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    deep = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as original:
-        assert original.mode == "I;16"
-    grey = np.asarray(open_rgb(tmp_path / "a.png"))
-    assert grey.shape == (1, 5, 3)
-    assert grey[0, :, 0].tolist() == [0, 0, 1, 128, 255]
-    assert (grey == grey[..., :1]).all()
-
-
-def test_alpha_is_dropped_and_grey_repeated(tmp_path: Path) -> None:
-    Image.new("LA", (2, 2), (77, 0)).save(tmp_path / "a.png")
-    assert (np.asarray(open_rgb(tmp_path / "a.png")) == 77).all()
-
-
-def test_one_bit_is_black_or_white(tmp_path: Path) -> None:
-    image = Image.new("1", (2, 1))
-    image.putpixel((1, 0), 1)
-    image.save(tmp_path / "a.png")
-    assert np.asarray(open_rgb(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 255]
-
-
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
 def test_an_animation_shows_its_first_frame(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -239,13 +219,6 @@ def test_an_animation_shows_its_first_frame(tmp_path: Path, suffix: str) -> None
     with Image.open(path) as original:
         assert getattr(original, "n_frames", 1) == 2
     assert (np.asarray(open_rgb(path)) == (255, 0, 0)).all()
-
-
-def test_one_pixel_fills_the_whole_input(tmp_path: Path) -> None:
-    Image.new("RGB", (1, 1), (9, 99, 199)).save(tmp_path / "a.png")
-    pixels = resize_and_crop(open_rgb(tmp_path / "a.png"), spec())
-    assert pixels.shape == (64, 64, 3)
-    assert (pixels == (9, 99, 199)).all()
 
 
 def test_a_path_without_an_image_is_refused(tmp_path: Path) -> None:
@@ -288,13 +261,6 @@ def test_damage_anywhere_is_refused_or_read_and_never_escapes_as_another_error(
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
     # The header alone: an attempt to decode would complain about missing pixels instead.
     (tmp_path / "a.png").write_bytes(png(20_000, 20_000, b""))
-    assert f"{MAX_PIXELS:,} pixels" in refusal(tmp_path / "a.png")
-
-
-def test_a_whole_bomb_is_refused_too(tmp_path: Path) -> None:
-    content = png(20_000, 20_000, bytes(20_000 * 2501))
-    assert len(content) < 100_000
-    (tmp_path / "a.png").write_bytes(content)
     assert f"{MAX_PIXELS:,} pixels" in refusal(tmp_path / "a.png")
 
 
@@ -351,20 +317,19 @@ def test_a_frame_is_rgb_or_grey() -> None:
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("dtype", "shape", "word"),
     [
-        np.zeros((4, 5, 3), dtype=np.float32),
-        np.zeros((4, 5, 4), dtype=np.uint8),
-        np.zeros((3, 4, 5), dtype=np.uint8),
-        np.zeros((1, 4, 5, 3), dtype=np.uint8),
-        np.zeros(5, dtype=np.uint8),
+        ("float32", (4, 5, 3), "(H,W,3)"),
+        ("uint8", (4, 5, 4), "(H,W,3)"),
+        ("uint8", (3, 4, 5), "(H,W,3)"),
+        ("uint8", (1, 4, 5, 3), "(H,W,3)"),
+        ("uint8", (5,), "(H,W,3)"),
+        ("uint8", (0, 5, 3), "no pixels"),
+        ("uint8", (5, 0), "no pixels"),
     ],
-    ids=lambda a: f"{a.dtype}{a.shape}",
 )
-def test_an_array_that_is_no_frame_is_refused_with_its_shape(array: npt.NDArray[Any]) -> None:
-    refusal_of(ImageError, lambda: image_from_array(array), "(H,W,3)", "(H,W)")
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0), (0, 0)])
-def test_a_frame_without_pixels_is_refused(shape: tuple[int, ...]) -> None:
-    refusal_of(ImageError, lambda: image_from_array(np.zeros(shape, np.uint8)), "no pixels")
+def test_an_array_that_is_no_frame_is_refused_with_its_shape(
+    dtype: str, shape: tuple[int, ...], word: str
+) -> None:
+    array: Any = np.zeros(shape, dtype)
+    refusal_of(ImageError, lambda: image_from_array(array), word, str(shape))

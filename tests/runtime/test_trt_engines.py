@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -26,7 +25,7 @@ from gft_edge.nvidia.engines import read_engine
 from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
-from gft_edge.runtime.classifier import Classifier, open_request
+from gft_edge.runtime.classifier import Classifier, bundle_request
 from gft_edge.studies import auto
 from tests.support.cli import run, run_json
 from tests.support.fake_tensorrt import LAYER_MS
@@ -216,18 +215,8 @@ def test_a_profile_takes_the_engines_time_from_its_events(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
     add_engine(machine, bundle)
-    subject = LoadedBundle(
-        {
-            "bundle": str(bundle),
-            "backend": None,
-            "threads": None,
-            "cuda_graph": True,
-            "hint": "latency",
-            "images": [],
-            "golden": str(bundle),
-        }
-    )
-    assert "cuda_graph=True" in subject.opened()["flags"]
+    subject = LoadedBundle(str(bundle), cuda_graph=True)
+    assert "cuda_graph=True" in subject.opened["flags"]
     engine = subject.turn("engine", 0.001, 0)["parts"]
     assert all(len(parts) == 1 and parts[0] > 0 for parts in engine)
     end_to_end = subject.turn("end_to_end", 0.001, 0)["parts"]
@@ -240,6 +229,13 @@ def test_layers_are_timed_by_the_profiler_and_told_by_the_inspector(
     machine: FakeTensorrt, bundle: Path
 ) -> None:
     add_engine(machine, bundle)
+    opened = read_bundle(bundle)
+    engine, request = bundle_request(opened, None, None, cuda_graph=True)
+    machine.cudart.calls.clear()
+    timed = engine.layer_times(opened.artifact_path, request, pictures(), 3, list)
+    # A replayed graph reports no layers.
+    assert "cudaStreamBeginCapture" not in {name for name, _ in machine.cudart.calls}
+    assert len(timed.samples_ms) == 3
     breakdown = layer_profile(bundle, runs=3)
     assert breakdown.engine == "tensorrt 10.3.0"
     parts = {part.name: part for part in breakdown.parts}
@@ -252,23 +248,6 @@ def test_layers_are_timed_by_the_profiler_and_told_by_the_inspector(
     assert all(one.kernel.startswith("fake_") for one in breakdown.top)
 
 
-def test_layers_are_timed_without_replaying_a_graph(machine: FakeTensorrt, bundle: Path) -> None:
-    add_engine(machine, bundle)
-    opened = read_bundle(bundle)
-    manifest = opened.manifest
-    request = dataclasses.replace(
-        open_request(manifest.model, manifest.input, "typed"),
-        graph_sha256=manifest.artifact.sha256,
-        engines=manifest.engines,
-        cuda_graph=True,
-    )
-    machine.cudart.calls.clear()
-    timed = trt.layer_times(opened.artifact_path, request, pictures(), 3, list)
-    assert "cudaStreamBeginCapture" not in {name for name, _ in machine.cudart.calls}
-    assert len(timed.samples_ms) == 3
-    assert [one.mean_ms for one in timed.layers] == pytest.approx([LAYER_MS] * len(timed.layers))
-
-
 def test_a_layer_that_the_profiler_alone_knows_is_timed_too() -> None:
     information = json.dumps({"Layers": [{"Name": "backbone.head/Gemm", "LayerType": "gemm"}]})
     times_ms = {"backbone.head/Gemm": 4.0, "backbone.blocks.0/Add": 2.0}
@@ -277,14 +256,6 @@ def test_a_layer_that_the_profiler_alone_knows_is_timed_too() -> None:
     assert (alone.nodes, alone.precision, alone.mean_ms) == (
         ("backbone.blocks.0/Add",), "unknown", 1.0,
     )  # fmt: skip
-
-
-def test_without_a_gpu_no_layer_is_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_gpu() -> Any:
-        raise UsageError("no NVIDIA GPU answers")
-
-    monkeypatch.setattr(trt, "open_cuda", no_gpu)
-    refusal_of(UsageError, lambda: layer_profile(bundle, runs=1), "no NVIDIA GPU answers", "onnx")
 
 
 def test_an_explanation_shows_the_kept_patches_alone_and_says_what_builds_their_engine(
@@ -310,7 +281,6 @@ def test_an_explanation_shows_the_kept_patches_alone_and_says_what_builds_their_
 
 def test_an_engine_is_not_asked_for_scores(machine: FakeTensorrt, bundle: Path) -> None:
     opened = read_bundle(bundle)
-    manifest = opened.manifest
-    request = open_request(manifest.model, manifest.input, "typed")
-    request = dataclasses.replace(request, score_outputs=manifest.score_outputs)
-    refusal_of(UsageError, lambda: trt.open_session(opened.artifact_path, request), "scores")
+    scores = opened.manifest.score_outputs
+    engine, request = bundle_request(opened, None, None, score_outputs=scores)
+    refusal_of(UsageError, lambda: engine.open_session(opened.artifact_path, request), "scores")

@@ -135,18 +135,6 @@ def test_where_memory_is_shared_nothing_is_copied(machine: FakeTensorrt, bundle:
     session.close()
 
 
-def test_a_split_run_takes_four_events_on_the_sessions_device(
-    machine: FakeTensorrt, bundle: Path
-) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False)
-    names = calls_of(machine, lambda: session.run_split(pictures()))
-    assert names[0] == "cudaSetDevice"
-    for name in ("cudaEventCreate", "cudaEventRecord", "cudaEventDestroy"):
-        assert names.count(name) == 4
-    session.close()
-
-
 # CUDA graphs.
 
 COPY_IN, COPIES_OUT = ["cudaMemcpyAsync"], ["cudaMemcpyAsync"] * 4
@@ -175,12 +163,6 @@ def test_a_cuda_graph_is_captured_after_a_plain_run_and_then_replayed(
     assert machine.cudart.live["executable"] == 1
     assert machine.cudart.live["graph"] == 0
     session.close()
-
-
-def test_another_backend_refuses_a_cuda_graph(bundle: Path) -> None:
-    refusal_of(
-        UsageError, lambda: Classifier.load(bundle, "onnx", cuda_graph=True), "cuda_graph", "onnx"
-    )
 
 
 def test_a_capture_that_fails_leaks_nothing_and_the_next_run_tries_again(
