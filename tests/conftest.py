@@ -104,12 +104,10 @@ def calm_run(
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, coloured: Path) -> Path:
     """A run trained on the coloured pictures for three epochs: history, last state and gradients."""
-    from gft_edge.training.loop import train
-    from tests.support import training
+    from tests.support.training import training
 
     run = tmp_path_factory.mktemp("trained_run") / "run"
-    settings = training.config(coloured, log_gradients=(1, 3))
-    train(run, training.coloured_spec(), settings, None)
+    training(run, coloured, log_gradients=(1, 3))()
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gft_edge.fidelity.metrics import Metrics, classification_metrics
 from gft_edge.model.checkpoint import load_run
 from gft_edge.training.data import targets_of
 from gft_edge.training.logits import network_logits
+from gft_edge.training.loop import train
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig
 from tests.support.networks import micro_spec
@@ -34,15 +36,22 @@ def config(data: Path, recipe: Recipe = QUICK, **changes: Any) -> RunConfig:
     return dataclasses.replace(given, **changes)
 
 
-def interrupt(at: str, work: Callable[..., object], *given: object) -> None:
-    """Call `train` or `resume` with what is given, and interrupt it two steps into the epoch `at`."""
+def training(
+    run: Path, data: Path, recipe: Recipe = QUICK, spec: ModelSpec | None = None, **changes: Any
+) -> Callable[..., Metrics]:
+    """Return a training of the coloured pictures' network into `run` that is yet to be called."""
+    return partial(train, run, spec or coloured_spec(), config(data, recipe, **changes), None)
+
+
+def interrupt(at: str, work: Callable[..., object]) -> None:
+    """Call a training and interrupt it two steps into the epoch `at`."""
 
     def progress(text: str, done: int, total: int) -> None:
         if text.startswith(at) and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work(*given, progress=progress)
+        work(progress=progress)
 
 
 def metrics_on(run: Path, data: Path, split: str) -> Metrics:

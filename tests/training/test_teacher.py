@@ -23,14 +23,14 @@ from gft_edge.model.checkpoint import load_run, save_network
 from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.network import Network
 from gft_edge.training.logits import network_logits
-from gft_edge.training.loop import resume, train
+from gft_edge.training.loop import resume
 from gft_edge.training.objective import Objective, classification_loss, token_loss
 from gft_edge.training.recipes import DEFAULT, Recipe
 from gft_edge.training.run_folder import STATE_FILE
 from gft_edge.training.teacher import Teacher, load_teacher, taught_recipe, teacher_of
 from tests.support.networks import MICRO_BACKBONE
 from tests.support.refusals import refusal_of
-from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt
+from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, interrupt, training
 
 SPEC = coloured_spec()
 TOKENS = dataclasses.replace(QUICK, feature_distillation=1.0)
@@ -71,7 +71,7 @@ def test_a_network_learns_what_its_teacher_says(
     teacher = save_random(tmp_path / "teacher", SPEC, bias=10.0)
     recipe = dataclasses.replace(QUICK, distillation=1.0)
     taught = tmp_path / "taught"
-    train(taught, SPEC, config(coloured, recipe, teacher=teacher), None)
+    training(taught, coloured, recipe, teacher=teacher)()
 
     def says_so(run: Path) -> float:
         logits = network_logits(load_run(run)[1], SPEC, read_split(coloured, "test", SPEC.labels))
@@ -138,7 +138,7 @@ def test_tokens_draw_a_network_to_a_teacher_of_other_classes(
     work = partial(load_teacher, teacher, SPEC, network, QUICK)
     refusal_of(UsageError, work, "7 classes", "--distillation 0")
     recipe = dataclasses.replace(QUICK, distillation=0.0, feature_distillation=20.0)
-    train(run, SPEC, config(coloured, recipe, teacher=teacher), None)
+    training(run, coloured, recipe, teacher=teacher)()
     taught = load_teacher(teacher, SPEC, network, recipe)
     images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.equal(taught(images), source(images))
@@ -156,10 +156,9 @@ def test_a_run_that_averages_and_imitates_resumes_as_the_uninterrupted_one(
 ) -> None:
     teacher = save_random(tmp_path / "teacher", coloured_spec("none"))
     recipe = dataclasses.replace(TOKENS, epochs=2, ema=0.9)
-    chosen = config(coloured, recipe, teacher=teacher)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(whole, SPEC, chosen, None)
-    interrupt("epoch 2/2", train, broken, SPEC, chosen, None)
+    training(whole, coloured, recipe, teacher=teacher)()
+    interrupt("epoch 2/2", training(broken, coloured, recipe, teacher=teacher))
     resume(broken)
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     ends = [torch.load(run / STATE_FILE, weights_only=True) for run in (whole, broken)]
@@ -241,8 +240,7 @@ def test_a_resumed_run_has_the_teacher_it_began_with_wherever_that_lies(
     named = str if kind == "run" else local
     save(folder)
     teacher = teacher_of(named(folder))
-    settings = config(coloured, ONE_EPOCH, teacher=teacher)
-    interrupt("epoch 1/1", train, run, SPEC, settings, None)
+    interrupt("epoch 1/1", training(run, coloured, ONE_EPOCH, teacher=teacher))
     written = json.loads((run / "train.json").read_text())["teacher"]
     assert written == {"run": named(folder), "sha256": teacher.sha256}
 

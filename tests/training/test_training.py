@@ -30,11 +30,18 @@ from gft_edge.model.named_networks import build_network, spec_from_name, squashe
 from gft_edge.training import processes
 from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
-from gft_edge.training.loop import resume, train
+from gft_edge.training.loop import resume
 from gft_edge.training.recipes import PAPER, check_recipe
 from gft_edge.training.run_folder import STATE_FILE
 from tests.support.refusals import refusal_of
-from tests.support.training import ONE_EPOCH, QUICK, coloured_spec, config, interrupt, metrics_on
+from tests.support.training import (
+    ONE_EPOCH,
+    QUICK,
+    coloured_spec,
+    interrupt,
+    metrics_on,
+    training,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -42,8 +49,14 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module")
 def one_epoch(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one_epoch") / "run"
-    train(run, coloured_spec(), config(coloured, ONE_EPOCH), None)
+    training(run, coloured, ONE_EPOCH)()
     return run
+
+
+@pytest.fixture
+def data(coloured: Path, tmp_path: Path) -> Path:
+    """A copy of the coloured pictures to alter."""
+    return Path(shutil.copytree(coloured, tmp_path / "data"))
 
 
 def timeless(run: Path) -> list[str]:
@@ -71,8 +84,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
     epoch: int, trained_run: Path, coloured: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    settings = config(coloured, log_gradients=(1, 3))
-    interrupt(f"epoch {epoch}/3", train, run, coloured_spec(), settings, None)
+    interrupt(f"epoch {epoch}/3", training(run, coloured, log_gradients=(1, 3)))
     if epoch > 1:
         assert len(timeless(run)) == epoch
     resume(run)
@@ -100,7 +112,7 @@ def test_what_is_evaluated_and_kept_is_the_average_of_the_weights(
     if model != "gft":
         spec = spec_from_name(model, spec.labels, image_size_px=48)
     recipe = dataclasses.replace(QUICK, epochs=4, batch_size=36, ema=0.5)  # one step an epoch
-    metrics = train(run, spec, config(coloured, recipe), None, note)
+    metrics = training(run, coloured, recipe, spec)(note)
     ends.append(torch.load(run / STATE_FILE, weights_only=True))
     parameters = {name for name, _ in build_network(spec).named_parameters()}
     for name, average in ends[-1]["average"].items():
@@ -120,8 +132,7 @@ def test_what_is_evaluated_and_kept_is_the_average_of_the_weights(
 def test_averaging_weights_does_not_change_how_they_are_trained(
     one_epoch: Path, coloured: Path, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(ONE_EPOCH, ema=0.9)
-    train(tmp_path / "averaged", coloured_spec(), config(coloured, recipe), None)
+    training(tmp_path / "averaged", coloured, dataclasses.replace(ONE_EPOCH, ema=0.9))()
     plain, averaged = (
         torch.load(run / STATE_FILE, weights_only=True)["model"]
         for run in (one_epoch, tmp_path / "averaged")
@@ -133,8 +144,8 @@ def test_workers_do_not_change_the_run_and_another_seed_does(
     one_epoch: Path, coloured: Path, tmp_path: Path
 ) -> None:
     for seed, workers in ((0, 1), (1, 0)):
-        chosen = config(coloured, dataclasses.replace(ONE_EPOCH, seed=seed), workers=workers)
-        train(tmp_path / f"{seed}", coloured_spec(), chosen, None)
+        recipe = dataclasses.replace(ONE_EPOCH, seed=seed)
+        training(tmp_path / f"{seed}", coloured, recipe, workers=workers)()
     expected = (one_epoch / WEIGHTS).read_bytes()
     assert (tmp_path / "0" / WEIGHTS).read_bytes() == expected
     assert (tmp_path / "1" / WEIGHTS).read_bytes() != expected
@@ -164,11 +175,11 @@ def test_adam_has_made_as_many_steps_as_the_training(one_epoch: Path) -> None:
 def test_a_recipe_that_cannot_be_followed_is_refused(
     coloured: Path, tmp_path: Path, changes: dict[str, float], words: tuple[str, ...]
 ) -> None:
-    settings = config(coloured, dataclasses.replace(QUICK, **changes))  # type: ignore[arg-type]
+    recipe = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
     # A rate this high overflows the logits within the first epoch: only the training shows it.
     kind = TrainingError if changes.get("lr") == 1e30 else UsageError
     run = tmp_path / "run"
-    refusal_of(kind, partial(train, run, coloured_spec(), settings, None), *words)
+    refusal_of(kind, training(run, coloured, recipe), *words)
     assert run.exists() == (kind is TrainingError)
 
 
@@ -181,8 +192,7 @@ def test_tensorboard_is_asked_for_where_it_is_missing(
     coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "is_tensorboard_available", lambda: False)
-    settings = config(coloured, tensorboard=True)
-    work = partial(train, tmp_path / "run", coloured_spec(), settings, None)
+    work = training(tmp_path / "run", coloured, tensorboard=True)
     refusal_of(MissingDependencyError, work, "pip install 'gft-edge[tensorboard]'")
     assert not (tmp_path / "run").exists()
 
@@ -191,7 +201,7 @@ def test_a_launch_that_accumulates_gradients_is_refused(
     coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
-    work = partial(train, tmp_path / "run", coloured_spec(), config(coloured), None)
+    work = training(tmp_path / "run", coloured)
     refusal_of(UsageError, work, "--gradient_accumulation_steps")
 
 
@@ -203,38 +213,27 @@ def test_a_worker_that_dies_is_said_in_one_line(
 
     # Workers are forks of this process and take the change with them.
     monkeypatch.setattr(SplitDataset, "__getitem__", killed)
-    run, settings = tmp_path / "run", config(coloured, ONE_EPOCH, workers=1)
-    work = partial(train, run, coloured_spec(), settings, None)
-    refusal_of(TrainingError, work, "--workers")
+    run = tmp_path / "run"
+    refusal_of(TrainingError, training(run, coloured, ONE_EPOCH, workers=1), "--workers")
     monkeypatch.undo()
     assert resume(run, workers=0).images == 8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(
-    coloured: Path, tmp_path: Path, workers: int
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(coloured, data)
+def test_an_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, workers: int) -> None:
     broken = data / "train" / "g" / "broken.jpg"
     broken.write_bytes(b"no image")
-    settings = config(data, workers=workers)
-    work = partial(train, tmp_path / "run", coloured_spec(), settings, None)
+    work = training(tmp_path / "run", data, workers=workers)
     assert refusal_of(DataError, work).startswith(str(broken))
 
 
-def test_other_classes_than_the_networks_are_refused(coloured: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(coloured, data)
+def test_other_classes_than_the_networks_are_refused(data: Path, tmp_path: Path) -> None:
     (data / "val" / "purple").mkdir()
-    work = partial(train, tmp_path / "run", coloured_spec(), config(data), None)
-    refusal_of(DataError, work, "1 classes", "purple")
+    refusal_of(DataError, training(tmp_path / "run", data), "1 classes", "purple")
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_over(one_epoch: Path, coloured: Path) -> None:
-    settings = config(coloured, ONE_EPOCH)
-    work = partial(train, one_epoch, coloured_spec(), settings, None)
-    refusal_of(UsageError, work, "--resume", "--out")
+    refusal_of(UsageError, training(one_epoch, coloured), "--resume", "--out")
     refusal_of(CheckpointError, partial(resume, one_epoch), str(one_epoch))
 
 
@@ -243,9 +242,9 @@ def test_a_folder_that_is_being_written_is_neither_trained_into_nor_resumed(
 ) -> None:
     with locked(one_epoch):
         refusal_of(LockedError, partial(resume, one_epoch), str(one_epoch))
-    new, settings = tmp_path / "new", config(coloured, ONE_EPOCH)
+    new = tmp_path / "new"
     new.mkdir()
-    work = partial(train, new, coloured_spec(), settings, None)
+    work = training(new, coloured)
     with locked(new):
         refusal_of(LockedError, work, str(new))
     assert [path.name for path in new.iterdir()] == [".lock"]
@@ -264,7 +263,7 @@ def test_resuming_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_with_a_damaged_file_is_not_resumed(coloured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    interrupt("epoch 1/1", train, run, coloured_spec(), config(coloured, ONE_EPOCH), None)
+    interrupt("epoch 1/1", training(run, coloured, ONE_EPOCH))
     history = run / "history.csv"
     history.write_text("epoch,lr\n1,x\n")
     refusal_of(CheckpointError, partial(resume, run), "history.csv")
@@ -284,8 +283,7 @@ def test_a_full_disk_keeps_the_last_whole_epoch(
             # The device that answers every write as a full disk does.
             (run / ".last.pt.partial").symlink_to("/dev/full")
 
-    work = partial(train, run, coloured_spec(), config(coloured), None, fill)
-    refusal_of(CheckpointError, work, "last.pt")
+    refusal_of(CheckpointError, partial(training(run, coloured), fill), "last.pt")
     resume(run)
     assert timeless(run) == timeless(trained_run)
     assert (run / WEIGHTS).read_bytes() == (trained_run / WEIGHTS).read_bytes()
