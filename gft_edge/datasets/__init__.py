@@ -148,7 +148,7 @@ def not_here(name: str, source: DataSource, looked_for: Sequence[str], fetch: st
 
 
 def likeness(source: DataSource) -> str:
-    """For the end of a refusal: which other data set the folder holds, or nothing."""
+    """The end of a refusal: which other data set the folder holds, or nothing."""
     others = (found for name, found in data_sets().items() if name != source.dataset)
     other = next((found.NAME for found in others if found.locate(source.folder)), None)
     return f"; it looks like --dataset {other}" if other else ""

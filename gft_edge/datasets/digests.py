@@ -42,7 +42,7 @@ def file_digests(
     unread = [
         n
         for n, (name, key) in enumerate(zip(names, keys, strict=True))
-        if _differs(kept, name, key)
+        if kept.get(name, [])[:-1] != key
     ]
     found = {name: str(entry[-1]) for name, entry in kept.items()}
     if unread:
@@ -53,7 +53,7 @@ def file_digests(
             ):
                 found[names[n]] = digest
                 kept.pop(names[n], None)
-                # Of a file that changes while it is read neither content is kept.
+                # A file that changes while it is read has no content to keep.
                 if now - max(keys[n][1:3]) > SETTLED_NS and _key(paths[n]) == keys[n]:
                     kept[names[n]] = [*keys[n], digest]
                 if progress is not None:
@@ -65,11 +65,6 @@ def file_digests(
 def _key(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _differs(kept: dict[str, Entry], name: str, key: list[int]) -> bool:
-    entry = kept.get(name)
-    return entry is None or entry[:-1] != key
 
 
 def _kept_file(root: Path) -> Path | None:

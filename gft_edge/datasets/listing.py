@@ -52,7 +52,7 @@ def split_of(
 
 
 def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:
-    """Where two lists of classes differ first, each side in words."""
+    """The first difference of two lists of classes, each side in words."""
     shorter = min(len(ours), len(theirs))
     n = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
     here, there = (repr(side[n]) if n < len(side) else "nothing" for side in (ours, theirs))

@@ -9,7 +9,7 @@ from PIL import Image
 Floats = npt.NDArray[np.float32]
 Anchors = tuple[str, ...]
 
-# Of rising lightness, also without colour vision (viridis, van der Walt and Smith, CC0).
+# Lightness rises, also without colour vision (viridis, van der Walt and Smith, CC0).
 SEQUENTIAL: Anchors = (
     "#440154", "#482878", "#3e4989", "#31688e", "#26828e",
     "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725",

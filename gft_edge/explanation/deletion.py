@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,6 @@ from gft_edge.explanation.view import Positions, explanation, importance_order
 from gft_edge.runtime.classifier import Advance
 
 InsertFrom = Literal["blur", "mean"]
-Measure = Literal["deletion", "insertion"]
 Probabilities = npt.NDArray[np.float64]
 
 # Below it an interval of a mean would say more about the t distribution than about the images.
@@ -93,7 +92,7 @@ def deletion_report(
     started = time.perf_counter()
     fractions = _counts(subject.model.patch_count, points) / subject.model.patch_count
     generator = np.random.default_rng(seed)
-    curves: dict[str, dict[Measure, list[Probabilities]]] = {}
+    curves: dict[str, list[Probabilities]] = {}
     every = (subject, *others.values())
     before = sum(one.inferences for one in every)
     for image in pixels:
@@ -106,18 +105,19 @@ def deletion_report(
         base = covered_with_mean(image, subject.model)
         start = blurred(image, subject.model) if insert_from == "blur" else base
         for name, orders in ordered.items():
-            found = curves.setdefault(name, {"deletion": [], "insertion": []})
-            for measure, first, last in (("deletion", image, base), ("insertion", start, image)):
-                several = [
+            several = [
+                [
                     probability_curve(subject, first, last, order, points, target)
-                    for order in orders
+                    for first, last in ((image, base), (start, image))
                 ]
-                found[measure].append(np.mean(several, axis=0))  # type: ignore[index]
+                for order in orders
+            ]
+            curves.setdefault(name, []).append(np.mean(several, axis=0))
         if advance is not None:
             advance(1)
-    own = curves[OWN]
+    own = area_under(fractions, curves[OWN])
     return DeletionReport(
-        tuple(_result(name, found, own, fractions) for name, found in curves.items()),
+        tuple(_result(name, np.stack(found), fractions, own) for name, found in curves.items()),
         tuple(fractions.tolist()),
         len(pixels),
         insert_from,
@@ -152,19 +152,19 @@ def probability_curve(
     return np.asarray(np.exp(log_p[:, target]))
 
 
-def area_under(fractions: npt.ArrayLike, values: npt.ArrayLike) -> float:
-    """Area under a curve by the trapezoid rule; the fractions go from 0 to 1."""
-    x, y = np.asarray(fractions, np.float64), np.asarray(values, np.float64)
-    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
+def area_under(fractions: npt.ArrayLike, curves: npt.ArrayLike) -> Probabilities:
+    """Areas (...) under curves (...,points+1) by the trapezoid rule; the fractions go from 0 to 1."""
+    x, y = np.asarray(fractions, np.float64), np.asarray(curves, np.float64)
+    return np.asarray(((y[..., 1:] + y[..., :-1]) / 2 * np.diff(x)).sum(axis=-1))
 
 
-def estimate(values: Sequence[float]) -> CurveMean:
+def estimate(values: npt.ArrayLike) -> CurveMean:
     """The mean of one number an image, and how far it may be off."""
-    mean = statistics.fmean(values)
-    count = len(values)
+    numbers = np.asarray(values, np.float64)
+    mean, count = float(numbers.mean()), len(numbers)
     if count < LEAST_IMAGES:
         return CurveMean(mean, None)
-    reach = _t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    reach = _t_quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
     return CurveMean(mean, (mean - reach, mean + reach))
 
 
@@ -185,27 +185,21 @@ def _order_of(subject: Subject, image: Pixels) -> Positions:
 
 
 def _result(
-    name: str,
-    found: Mapping[Measure, list[Probabilities]],
-    own: Mapping[Measure, list[Probabilities]],
-    fractions: npt.NDArray[np.float64],
+    name: str, curves: Probabilities, fractions: Probabilities, own_areas: Probabilities
 ) -> OrderResult:
-    def areas(curves: list[Probabilities]) -> list[float]:
-        return [area_under(fractions, curve) for curve in curves]
-
-    def gain(better: list[Probabilities], worse: list[Probabilities]) -> CurveMean:
-        pairs = zip(areas(better), areas(worse), strict=True)
-        return estimate([high - low for high, low in pairs])
-
-    mine = name == OWN
+    """curves (images,2,points+1) of deletion and insertion, own_areas (images,2) -> one order's result."""
+    areas = area_under(fractions, curves)
+    # Deletion is better the less it leaves, insertion the more.
+    gains = (areas - own_areas) * (1, -1)
+    deletion, insertion = curves.mean(axis=0).tolist()
     return OrderResult(
         name,
-        estimate(areas(found["deletion"])),
-        estimate(areas(found["insertion"])),
-        None if mine else gain(found["deletion"], own["deletion"]),
-        None if mine else gain(own["insertion"], found["insertion"]),
-        tuple(np.mean(found["deletion"], axis=0).tolist()),
-        tuple(np.mean(found["insertion"], axis=0).tolist()),
+        estimate(areas[:, 0]),
+        estimate(areas[:, 1]),
+        None if name == OWN else estimate(gains[:, 0]),
+        None if name == OWN else estimate(gains[:, 1]),
+        tuple(deletion),
+        tuple(insertion),
     )
 
 

@@ -123,7 +123,7 @@ def check_ranking(subject: Subject) -> None:
 
 
 def drawn_pixels(split: Split, model: ModelSpec, limit: int, seed: int) -> Pixels:
-    """At most `limit` images of a split, drawn by `seed`, uint8 (images,S,S,3). Raises ImageError."""
+    """Draw up to `limit` images of a split by `seed`: uint8 (images,S,S,3). Raises ImageError."""
     drawn = np.random.default_rng(seed).permutation(len(split.paths))[:limit]
     spec, crop_px = model.preprocessing, split.crop_bottom_px
     return np.stack([load_pixels(split.paths[i], spec, crop_px) for i in sorted(drawn)])

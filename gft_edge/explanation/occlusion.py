@@ -110,7 +110,7 @@ def occlude(
 
 
 def cell_edges(side_px: int, cells: int) -> list[int]:
-    """Where `cells` equal parts of a side begin and end, to the nearest pixel: (cells+1,)."""
+    """The borders of `cells` equal parts of a side, to the nearest pixel: (cells+1,)."""
     return [int(edge) for edge in np.rint(np.linspace(0, side_px, cells + 1))]
 
 

@@ -48,10 +48,10 @@ class Subject(Protocol):
     inferences: int
 
     def logits(self, pixels: Pixels) -> Floats:
-        """Of uint8 (images,S,S,3): (images,classes)."""
+        """Compute uint8 (images,S,S,3) -> (images,classes)."""
 
     def see(self, pixels: Pixels) -> Seen:
-        """The same with what each stage ranked and kept."""
+        """Compute the logits, and what each stage ranked and kept."""
 
     def close(self) -> None:
         """Release what it holds."""
@@ -131,7 +131,7 @@ class BundleSubject:
 
 
 def no_stages(model: ModelSpec) -> tuple[str, ...]:
-    """What a network without stages has nothing to show of, and why; empty for one with stages."""
+    """What a network without stages cannot show, and why; empty for one with stages."""
     if model.stages:
         return ()
     if model.family == "transfg":

@@ -96,7 +96,7 @@ def export_fastest(
 
 
 def _fastest(medians_ms: Mapping[str, float]) -> str:
-    """From high precision to low: the next is kept where it gains LEAST_GAIN on the one kept so far."""
+    """The precision to keep: going down, each where it gains LEAST_GAIN on the one kept so far."""
     kept = next(iter(medians_ms))
     for precision, median_ms in medians_ms.items():
         if median_ms < medians_ms[kept] * (1 - LEAST_GAIN):

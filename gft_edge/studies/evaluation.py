@@ -152,7 +152,7 @@ def evaluate_case(
     if model is None:
         _, model = load_run(run)
     accelerator = accelerator_on(chosen_device(device))
-    # Of a single batch all is decoded before the processes have started.
+    # A single batch is decoded before the processes have started.
     workers = workers if len(images.paths) > EVALUATION_BATCH else 0
     logits = network_logits(
         model.to(accelerator.device), case.spec, images, workers, progress, accelerator

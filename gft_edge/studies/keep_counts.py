@@ -56,7 +56,7 @@ def scaled(spec: ModelSpec, points: int) -> list[tuple[Stage, ...]]:
         scale = share * spec.patch_count / first
         stages, left = [], spec.patch_count
         for stage in spec.stages:
-            # Of one patch the next stage would have nothing to choose.
+            # A stage that gets a single patch has nothing to choose.
             left = min(left, max(round(scale * stage.keep), min(2, stage.keep)))
             stages.append(Stage(stage.position, left))
         grid.append(tuple(stages))

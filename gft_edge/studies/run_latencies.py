@@ -39,7 +39,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class MeasuredOn:
-    """Where the latencies of a table come from. `batch` is images a call."""
+    """The conditions of a table's latencies. `batch` is images a call."""
 
     machine: str
     batch: int

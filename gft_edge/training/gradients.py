@@ -20,7 +20,7 @@ GRADIENTS_FILE = "gradients.csv"
 FIELDS = ("epoch", "layer", "norm")
 DEFAULT_EPOCHS = 5
 
-# Of transformers without a group matcher of their own.
+# The stem of a transformer without a group matcher of its own.
 STEM = r"^(?:backbone\.)?(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
 
 # What timm's group matchers and PyTorch's modules call the layers of a transformer, what they are here,

@@ -242,10 +242,10 @@ class Trainer:
     def save_state(self, state: State) -> None:
         weights = self._weights()
         optimizer = None
-        # Of an optimiser that has not stepped PyTorch would make a state by a step of zero, which
+        # PyTorch gives an optimiser that has not stepped its state by a step of zero, which
         # counts in Adam's bias correction.
         if self.optimizer.optimizer.state:
-            # By parameter name, so that any number of processes and FSDP can take it up.
+            # Keyed by parameter name, so that any number of processes and FSDP can take it up.
             optimizer = get_optimizer_state_dict(
                 self.objective, self.optimizer.optimizer, options=_WHOLE
             )
