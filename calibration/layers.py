@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeAlias
 
 import torch
@@ -47,13 +47,10 @@ def layer_macs(model: Network, layers: dict[str, Layer]) -> dict[str, int]:
 
         return apply
 
-    handles = [module.register_forward_hook(count(name)) for name, module in layers.items()]
-    try:
-        with torch.inference_mode():
-            model.eval()(_image(model))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.inference_mode():
+        for name, module in layers.items():
+            stack.enter_context(module.register_forward_hook(count(name)))
+        model.eval()(_image(model))
     return macs
 
 
@@ -72,12 +69,10 @@ def reading(layers: dict[str, Layer], read: Read) -> Iterator[None]:
 
         return apply
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.enter_context(module.register_forward_pre_hook(hook(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_all(

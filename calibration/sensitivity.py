@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -181,15 +181,11 @@ def _run(model: Network, batches: Sequence[Tensor], kept: list[Tensor] | None) -
 
 @contextmanager
 def _overruled(model: Network, kept: list[Tensor]) -> Iterator[None]:
-    handles = [
-        selection.register_forward_hook(lambda *_, chosen=chosen: (chosen, None))
-        for selection, chosen in zip(model.selections, kept, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for selection, chosen in zip(model.selections, kept, strict=True):
+            hook = selection.register_forward_hook(lambda *_, chosen=chosen: (chosen, None))
+            stack.enter_context(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _losses(reference: _Run, noisy: _Run) -> tuple[float, list[tuple[float, float]]]:

@@ -151,14 +151,11 @@ def folds_normalisation(model: Network) -> bool:
         read.append(given[0])
         raise _ReachedError
 
-    handle = convolution.register_forward_pre_hook(stop)
     try:
-        with torch.inference_mode():
+        with convolution.register_forward_pre_hook(stop), torch.inference_mode():
             model(images)
     except _ReachedError:
         return torch.equal(read[0], images)
-    finally:
-        handle.remove()
     return False
 
 

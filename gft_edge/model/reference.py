@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,10 @@ def recorded_scores(model: Network) -> Iterator[list[tuple[Tensor, Tensor]]]:
         assert isinstance(selection, Selection)
         record.append((given[3], selection.scores(*given)))
 
-    handles = [selection.register_forward_pre_hook(note) for selection in model.selections]
-    try:
+    with ExitStack() as stack:
+        for selection in model.selections:
+            stack.enter_context(selection.register_forward_pre_hook(note))
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def selection_reaches_logits(model: Network, images: Tensor) -> list[bool]:

@@ -29,7 +29,7 @@ MICRO_BACKBONE = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 VIT_OF_TRANSFG = {**MICRO_BACKBONE, "patch_size": 16}
 
 
-@functools.cache  # timm builds two networks for a spec, a third of a second
+@functools.cache
 def micro_spec(
     labels: tuple[str, ...] = MICRO_LABELS,
     stages: str = MICRO_STAGES,
@@ -171,9 +171,8 @@ def save_calm_network(folder: Path, data: Path) -> None:
     head = model.backbone.head
     with torch.no_grad():
         read: list[torch.Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-        _logits(model, pixels, spec)
-        handle.remove()
+        with head.register_forward_pre_hook(lambda _, given: read.append(given[0])):
+            _logits(model, pixels, spec)
         features = torch.cat(read)
         centre = features.mean(dim=0)
         _, _, directions = torch.linalg.svd(features - centre, full_matrices=False)
