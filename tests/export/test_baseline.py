@@ -22,28 +22,17 @@ HIGH = ("backbone.patch_embed.proj", "selections.0.smooth")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
-def test_a_baseline_has_the_same_input_classes_and_precision_and_drops_nothing(
-    target: str, micro_bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    like = read_bundle(micro_bundles[target])
-    made = dense_bundle(like, BACKBONE, tmp_path / "dense").manifest
-    assert (made.target, made.precision, made.input) == (target, "fp32", like.manifest.input)
-    assert made.model.labels == like.manifest.model.labels
-    assert made.model.preprocessing == like.manifest.model.preprocessing
-    assert made.model.stages == ()
-    assert made.kept_outputs == ()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
-def test_an_int8_baseline_leaves_out_the_layers_that_the_bundle_leaves_out(
+def test_a_baseline_is_exported_as_the_bundle_was_and_drops_nothing(
     target: str, micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     bundle = read_bundle(micro_bundles[target])
     quantization = Quantization("minmax", 0.5, ImageRecord(8, 0, "0"), HIGH, 3, 0.5)
     manifest = dataclasses.replace(bundle.manifest, precision="int8", quantization=quantization)
     made = dense_bundle(Bundle(bundle.folder, manifest), BACKBONE, tmp_path / "dense").manifest
-    assert made.precision == "int8"
+    assert (made.target, made.precision, made.input) == (target, "int8", manifest.input)
+    assert made.model.labels == manifest.model.labels
+    assert made.model.preprocessing == manifest.model.preprocessing
+    assert (made.model.stages, made.kept_outputs) == ((), ())
     assert made.quantization is not None
     # A dense network has no selection to leave out.
     assert made.quantization.high_precision == HIGH[:1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gft_edge.fidelity.verify import golden_tolerance, verify
 from gft_edge.model.checkpoint import load_run
 from gft_edge.nvidia import library as library_room
 from gft_edge.nvidia.library import builder_library, parse
-from gft_edge.runtime.backends import BuildRequest, OpenRequest, trt
+from gft_edge.runtime.backends import BuildRequest, trt
 from gft_edge.runtime.classifier import Classifier
 from tests.support.cli import refusal, run, run_json
 from tests.support.networks import export_run
@@ -89,15 +88,6 @@ def test_without_tensorrt_a_graph_is_copied_unread(tmp_path: Path) -> None:
     assert (folder / "model.onnx").read_bytes() == graph.read_bytes()
     assert (artifact.path, artifact.precision) == ("model.onnx", "fp16")
     assert (artifact.sha256, artifact.parent_sha256) == (sha256_of(graph), "0" * 64)
-
-
-def test_without_a_gpu_the_backend_that_runs_the_graph_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    request = OpenRequest((1, 224, 224, 3), 10, "typed")
-    work = partial(trt.open_session, tmp_path / "model.onnx", request)
-    refusal_of(UsageError, work, "--backend onnx")
 
 
 @slow

@@ -106,6 +106,23 @@ def test_every_file_of_the_pack_is_in_the_manifest(bundle: Path) -> None:
     assert not re.search(r"@[A-Z]+@", script), "nothing of the template is left"
 
 
+def assert_lines_that_the_script_names(
+    printed: str, major: int, bundle: Path, device: Device
+) -> None:
+    """What is run is what the comments of check.sh tell to run by hand."""
+    script = (bundle / "golden" / "check.sh").read_text()
+    named = script.split(f"\n# TensorRT {major}.x")[1].split("\n#\n")[0]
+    build, load, *_ = [line.lstrip("# ") for line in named.splitlines() if "--" in line]
+    work = rf"{device.temporary}/gft-edge-check\.\w+/"
+    lines = [line.removeprefix("+ ") for line in printed.splitlines() if line.startswith("+ ")]
+    run = [
+        re.sub(work, "", line).replace(str(device.tools / "trtexec"), "trtexec") for line in lines
+    ]
+    batches = len(list((bundle / "golden").glob("images_*.bin")))
+    loads = [load.replace("_N.", f"_{number}.") for number in range(batches)]
+    assert run == ["trtexec --help", build, *loads]
+
+
 @pytest.mark.parametrize("major", [10, 11])
 @pytest.mark.parametrize("name", ["padded", pytest.param("single", marks=pytest.mark.slow)])
 def test_an_engine_of_the_bundle_s_graph_passes(
@@ -114,6 +131,7 @@ def test_an_engine_of_the_bundle_s_graph_passes(
     device.trtexec(major)
     done = device.check(bundles[name])
     assert (done.returncode, done.stderr) == (0, "")
+    assert_lines_that_the_script_names(done.stdout, major, bundles[name], device)
     lines = done.stdout.splitlines()
     assert lines[-2].startswith(
         "PASS: 8 images, top-1 agreement 1.0000 (at least 1), logit cosine 1.000000 (at least 0.9999)"
@@ -124,25 +142,6 @@ def test_an_engine_of_the_bundle_s_graph_passes(
     assert [tuple(map(int, re.findall(r"\d+", line)[:3])) for line in images] == [
         (number, best, best) for number, best in enumerate(expected.logits.argmax(axis=1), start=1)
     ]
-
-
-@pytest.mark.parametrize("major", [10, 11])
-def test_the_lines_that_are_run_are_those_that_the_script_names(
-    major: int, bundle: Path, device: Device
-) -> None:
-    trtexec = device.trtexec(major)
-    done = device.check(bundle)
-    script = (bundle / "golden" / "check.sh").read_text()
-    named = script.split(f"\n# TensorRT {major}.x")[1].split("\n#\n")[0]
-    expected = [line.lstrip("# ") for line in named.splitlines() if "--" in line]
-    work = rf"{device.temporary}/gft-edge-check\.\w+/"
-    run = [
-        re.sub(work, "", line.removeprefix("+ ")).replace(str(trtexec), "trtexec")
-        for line in done.stdout.splitlines()
-        if line.startswith("+ ")
-    ]
-    loads = [expected[1].replace("_N.", f"_{number}.") for number in range(3)]
-    assert run == ["trtexec --help", expected[0], *loads]
 
 
 @pytest.mark.slow  # an export of its own
