@@ -8,8 +8,8 @@ A data set's module defines
     splits(source) -> tuple[str, ...]            the splits that `source` has
     read(source, split, labels) -> Split         list one split; no image is opened
 
-listing.py has what they share. Nothing is ever downloaded: what is missing is named, with where it
-comes from and where it goes.
+listing.py has what they share: its Layout finds an unpacked archive and its splits. Nothing is ever
+downloaded: what is missing is named, with where it comes from and where it goes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -137,14 +136,6 @@ def split_digest(split: Split, progress: Progress | None = None, fresh: bool = F
         line = f"{name}\t{split.labels[target]}\t{content}\n"
         digest.update(line.encode(errors="backslashreplace"))
     return digest.hexdigest()
-
-
-def not_here(name: str, source: DataSource, looked_for: Sequence[str], fetch: str) -> DataError:
-    """The refusal of a folder that does not hold a data set."""
-    places = ", ".join(looked_for)
-    return DataError(
-        f"{source.folder} holds no {name} (looked for {places}): {fetch}{likeness(source)}"
-    )
 
 
 def likeness(source: DataSource) -> str:

@@ -10,37 +10,49 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gft_edge.bundle.images import CocoCategory, DataSource
-from gft_edge.datasets import Split, not_here
+from gft_edge.datasets import Split
 from gft_edge.datasets.listing import (
+    Layout,
     Listed,
     first_difference,
     hold_out,
     refuse_elsewhere,
     refuse_shared,
-    refuse_unknown_split,
     split_of,
 )
 from gft_edge.errors import DataError
 
 NAME = "coco"
-SPLITS = ("train", "val", "test", "trainval")
 
 # test2017 has no public labels, so val2017 is the test split, as in the paper. An epoch chosen on it
 # would be judged on what chose it: one image in twenty of train2017, about as many as val2017 has, is
 # held out as val, the same ones whichever category counts. `trainval` is all of train2017.
 HELD_OUT_ONE_IN = 20
 
-FETCH = (
+
+def _year(split: str) -> str:
+    return "val2017" if split == "test" else "train2017"
+
+
+def _list_of(split: str) -> str:
+    return f"annotations/instances_{_year(split)}.json"
+
+
+LAYOUT = Layout(
+    NAME,
+    ("train", "val", "test", "trainval"),
+    ("", "coco"),
+    _list_of,
     "fetch annotations_trainval2017.zip, train2017.zip and val2017.zip from "
-    "https://cocodataset.org/#download and unpack them so that {}/annotations, {}/train2017 and "
-    "{}/val2017 exist"
+    "https://cocodataset.org/#download and unpack them so that {root}/annotations, {root}/train2017 and "
+    "{root}/val2017 exist",
 )
+locate, splits = LAYOUT.locate, LAYOUT.splits_of
 
 # An outline is a list of lists of numbers. Without them three quarters of train2017's annotations need
 # not be parsed: 9 s and 0.4 GiB instead of 18 s and 0.9 GiB (benchmarks/coco_listing.py).
@@ -58,42 +70,21 @@ class _Instances:
     images: int
 
 
-def locate(folder: Path) -> Path | None:
-    """The folder of annotations/: `folder` or coco/ in it."""
-    for place in (folder, folder / "coco"):
-        if any(_file(place, year).is_file() for year in ("train2017", "val2017")):
-            return place
-    return None
-
-
-def splits(source: DataSource) -> tuple[str, ...]:
-    """The splits whose annotations are there."""
-    root = locate(source.folder)
-    return tuple(s for s in SPLITS if root is not None and _file(root, _official(s)).is_file())
-
-
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
     """One split, the categories in the order of their ids. Raises DataError.
 
     An image without an annotation has no category and is left out; the remarks count them.
     """
-    refuse_unknown_split(NAME, split, SPLITS)
-    root = locate(source.folder)
-    fetch = FETCH.format(*[root or source.folder] * 3)
-    if root is None:
-        looked_for = ["annotations/instances_train2017.json", "coco/annotations/"]
-        raise not_here(NAME, source, looked_for, fetch)
-    year = _official(split)
-    file = _file(root, year)
+    root, fetch = LAYOUT.opened(source, split)
+    file, other = root / _list_of(split), root / _list_of("test")
     category = source.coco_category or "largest"
     found = _read(file, category, fetch)
-    other = _file(root, "val2017")
-    if year == "train2017" and other.is_file():
+    if file != other and other.is_file():
         _refuse_disagreement(file, found, other, _read(other, category, fetch))
-    listed: Sequence[Listed] = found.listed
+    year, listed = _year(split), found.listed
     if split in ("train", "val"):
         rest, held = hold_out(listed, HELD_OUT_ONE_IN, by_class=False)
-        listed = held if split == "val" else rest
+        listed = tuple(held if split == "val" else rest)
     folder = next((f for f in (year, f"images/{year}") if (root / f).is_dir()), year)
     placed = [Listed(f"{folder}/{image.name}", image.label) for image in listed]
     result = split_of(split, root, placed, found.names, labels, fetch)
@@ -102,14 +93,6 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         return result
     remark = f"{file.name}: {left_out} of {found.images} images have no annotation and are left out"
     return dataclasses.replace(result, remarks=(remark,))
-
-
-def _official(split: str) -> str:
-    return "val2017" if split == "test" else "train2017"
-
-
-def _file(root: Path, year: str) -> Path:
-    return root / "annotations" / f"instances_{year}.json"
 
 
 def _read(file: Path, category: CocoCategory, fetch: str) -> _Instances:

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.datasets import Split, not_here
+from gft_edge.datasets import Split
 from gft_edge.datasets.listing import (
+    Layout,
     Listed,
     class_names,
     file_text,
@@ -18,64 +19,44 @@ from gft_edge.datasets.listing import (
     hold_out,
     refuse_elsewhere,
     refuse_shared,
-    refuse_unknown_split,
     split_of,
 )
 from gft_edge.errors import DataError
 
 NAME = "food-101"
-OFFICIAL = ("train", "test")
-SPLITS = ("train", "val", "test", "trainval")
 
 # There is no official val, and an epoch chosen on test would be judged on what chose it: one training
 # image in ten of each class, 75 of 750, is held out. `trainval` is the whole official train.
 HELD_OUT_ONE_IN = 10
 
-FETCH = (
+
+def _list_of(split: str) -> str:
+    return "meta/test.json" if split == "test" else "meta/train.json"
+
+
+LAYOUT = Layout(
+    NAME,
+    ("train", "val", "test", "trainval"),
+    ("", "food-101"),
+    _list_of,
     "fetch food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/ and unpack "
-    "it so that {}/images and {}/meta exist"
+    "it so that {root}/images and {root}/meta exist",
 )
-
-
-def locate(folder: Path) -> Path | None:
-    """The folder of images/ and meta/: `folder` or food-101/ in it."""
-    for place in (folder, folder / "food-101"):
-        if any(_file(place, split).is_file() for split in OFFICIAL):
-            return place
-    return None
-
-
-def splits(source: DataSource) -> tuple[str, ...]:
-    """The splits whose files are there."""
-    root = locate(source.folder)
-    return tuple(s for s in SPLITS if root is not None and _file(root, _official(s)).is_file())
+locate, splits = LAYOUT.locate, LAYOUT.splits_of
 
 
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
     """One split, the classes in the order of meta/classes.txt. Raises DataError."""
-    refuse_unknown_split(NAME, split, SPLITS)
-    root = locate(source.folder)
-    fetch = FETCH.format(*[root or source.folder] * 2)
-    if root is None:
-        raise not_here(NAME, source, ["meta/train.json", "food-101/meta/train.json"], fetch)
+    root, fetch = LAYOUT.opened(source, split)
     classes = class_names(root / "meta" / "classes.txt", fetch)
-    official = _official(split)
-    here = [s for s in OFFICIAL if s == official or _file(root, s).is_file()]
-    listed = {_file(root, s).name: _listed(_file(root, s), classes, fetch) for s in here}
+    files = dict.fromkeys(root / _list_of(s) for s in (split, *splits(source)))
+    listed = {file.name: _listed(file, classes, fetch) for file in files}
     refuse_shared(listed)
-    images = listed[_file(root, official).name]
+    images = listed[(root / _list_of(split)).name]
     if split in ("train", "val"):
         rest, held = hold_out(images, HELD_OUT_ONE_IN, by_class=True)
         images = held if split == "val" else rest
     return split_of(split, root, images, classes, labels, fetch)
-
-
-def _official(split: str) -> str:
-    return "test" if split == "test" else "train"
-
-
-def _file(root: Path, split: str) -> Path:
-    return root / "meta" / f"{split}.json"
 
 
 def _listed(file: Path, classes: tuple[str, ...], fetch: str) -> list[Listed]:

@@ -1,16 +1,60 @@
-"""What the files of the data sets share: lists of images, read, checked and made a split."""
+"""What the files of the data sets share: where they lie, and lists of images made a split."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from gft_edge.datasets import Split
+from gft_edge.bundle.images import DataSource
+from gft_edge.datasets import Split, likeness
 from gft_edge.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as its archives unpack it.
+
+    `places` are the folders, below the one that is given, that may be its root; `list_of` is the file
+    below a root that lists a split. `fetch` says where it comes from, {root} being where it goes.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    places: tuple[str, ...]
+    list_of: Callable[[str], str]
+    fetch: str
+
+    def locate(self, folder: Path) -> Path | None:
+        """The first root in a folder that has a split."""
+        return next((folder / p for p in self.places if self._splits_in(folder / p)), None)
+
+    def splits_of(self, source: DataSource) -> tuple[str, ...]:
+        """The splits whose lists are there."""
+        root = self.locate(source.folder)
+        return () if root is None else self._splits_in(root)
+
+    def opened(self, source: DataSource, split: str) -> tuple[Path, str]:
+        """The root, and `fetch` for it. Raises DataError where there is none, or no such split."""
+        if split not in self.splits:
+            known = ", ".join(self.splits)
+            raise DataError(f"{self.name} has no {split} split: choose from {known}")
+        root = self.locate(source.folder)
+        fetch = self.fetch.format(root=root or source.folder)
+        if root is None:
+            looked_for = ", ".join(str(Path(p) / self.list_of(split)) for p in self.places)
+            raise DataError(
+                f"{source.folder} holds no {self.name} (looked for {looked_for}): "
+                f"{fetch}{likeness(source)}"
+            )
+        return root, fetch
+
+    def _splits_in(self, root: Path) -> tuple[str, ...]:
+        return tuple(split for split in self.splits if (root / self.list_of(split)).is_file())
 
 
 class Listed(NamedTuple):
@@ -91,12 +135,6 @@ def refuse_shared(listed: Mapping[str, Sequence[Listed]]) -> None:
                     "own files again"
                 )
             owner[name] = file
-
-
-def refuse_unknown_split(name: str, split: str, known: Sequence[str]) -> None:
-    """Raise DataError for a split that a data set does not have."""
-    if split not in known:
-        raise DataError(f"{name} has no {split} split: choose from {', '.join(known)}")
 
 
 def refuse_elsewhere(path: str, file: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_cannot_be_read_at_all_says_what_was_looked_for(
         UsageError, partial(read_split, source(food, "cifar"), "train"), "'cifar'", "imagefolder"
     )
     refused(tmp_path / "nowhere", "coco", "train", "nowhere")
-    looked = ("data/variants.txt", "fgvc-aircraft-2013b/data/variants.txt", "/data/images")
+    looked = (f"data/{TRAIN}", f"fgvc-aircraft-2013b/data/{TRAIN}", "/images")
     refused(food, "fgvc-aircraft", "train", *looked, "--dataset food-101")
     refused(coco, "food-101", "train", "meta/train.json", "--dataset coco")
     refused(aircraft, "coco", "train", "annotations/inst", "--dataset fgvc-aircraft")
