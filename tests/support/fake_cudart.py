@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable
-from ctypes import c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import c_int, c_void_p
 from types import SimpleNamespace
 from typing import Any
 
 from gft_edge.nvidia.cuda import Cuda
-from gft_edge.nvidia.cudart import Runtime
+from gft_edge.nvidia.cudart import C_TYPES, PROTOTYPES, Runtime
 
 ERRORS = {
     0: "cudaSuccess",
@@ -34,15 +34,14 @@ INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS = 75, 76, 18, 16
 
 Work = Callable[[], object]
-Pointer = ctypes.POINTER(c_void_p)
-SIGNATURES: dict[str, tuple[Any, ...]] = {}
+METHODS: dict[str, Any] = {}
 
 
-def exported(name: str, *types: Any) -> Callable[[Any], Any]:
-    """Mark a method as the C function of that name and those parameters."""
+def exported(name: str) -> Callable[[Any], Any]:
+    """Mark a method as the C function of that name; the header's test holds the table of its types."""
 
     def mark(method: Any) -> Any:
-        SIGNATURES[name] = (method, *types)
+        METHODS[name] = method
         return method
 
     return mark
@@ -71,27 +70,28 @@ class FakeCudart:
         self._executables: dict[int, list[Work]] = {}
         self._texts: list[Any] = []
         # Kept: a C function dies with its Python object.
-        self._callbacks = {
-            name: self._callback(name, method, types)
-            for name, (method, *types) in SIGNATURES.items()
-        }
+        self._callbacks = {name: self._callback(name, method) for name, method in METHODS.items()}
 
     @property
     def live(self) -> Counter[str]:
         """Kind -> how many were made and not destroyed: {} when nothing leaks."""
-        kinds: dict[str, dict[int, Any]] = {
-            "stream": self._streams,
-            "event": self._events,
-            "graph": self._graphs,
-            "executable": self._executables,
-        }
         live = Counter(kind for kind, _ in self._memory.values())
-        live.update({kind: len(made) for kind, made in kinds.items() if made})
+        live.update({kind: len(made) for kind, made in self._handles.values() if made})
         return live
+
+    @property
+    def _handles(self) -> dict[str, tuple[str, dict[int, Any]]]:
+        """C type -> what it is called here, and those that live."""
+        return {
+            "cudaStream_t": ("stream", self._streams),
+            "cudaEvent_t": ("event", self._events),
+            "cudaGraph_t": ("graph", self._graphs),
+            "cudaGraphExec_t": ("executable", self._executables),
+        }
 
     def fail(self, name: str, code: int) -> None:
         """Make every later call of a function return this code; 0 makes it work again."""
-        assert name in SIGNATURES
+        assert name in METHODS
         assert code in ERRORS
         self._codes[name] = code
 
@@ -148,14 +148,16 @@ class FakeCudart:
             for start, (kind, buffer) in self._memory.items()
         )
 
-    def _callback(self, name: str, method: Any, types: list[Any]) -> Any:
-        returns_text = name.startswith("cudaGetError")
+    def _callback(self, name: str, method: Any) -> Any:
+        prototype = PROTOTYPES[name]
+        returns_text = bool(prototype.returns)
 
         def entry(*given: Any) -> int:
             # A callback is given None for a null address.
             arguments = [0 if value is None else value for value in given]
-            pairs = zip(arguments, types, strict=True)
-            self.calls.append((name, tuple(value for value, kind in pairs if not _is_output(kind))))
+            pairs = zip(arguments, prototype.parameters, strict=True)
+            inputs = tuple(value for value, (is_output, _) in pairs if not is_output)
+            self.calls.append((name, inputs))
             wanted = self._codes.get(name) or self._code_of_call.get(len(self.calls) - 1, 0)
             if name.startswith("cudaGet") and "Error" in name:
                 wanted = 0  # these describe a failure, and have none
@@ -163,17 +165,28 @@ class FakeCudart:
                 self._invalidate()
             # What ends something ends it; any other failure does nothing.
             if not wanted or any(word in name for word in ("Destroy", "Free", "EndCapture")):
-                code = method(self, *arguments)
+                known = self._handles
+                lost = (
+                    kind in known and value not in known[kind][1]
+                    for kind, value in zip(prototype.inputs, inputs, strict=True)
+                )
+                code = BAD_HANDLE if any(lost) else method(self, *arguments)
             code = wanted or code
             if code and not returns_text and name != "cudaGetLastError":
                 self.last_error = code
             return code
 
+        types = [
+            ctypes.POINTER(C_TYPES[kind]) if is_output else C_TYPES[kind]
+            for is_output, kind in prototype.parameters
+        ]
         return ctypes.CFUNCTYPE(c_void_p if returns_text else c_int, *types)(entry)
 
-    def _handle(self) -> int:
+    def _made(self, out: Any, kind: dict[int, Any], value: Any) -> int:
         self._next_handle += 0x10
-        return self._next_handle
+        out[0] = self._next_handle
+        kind[out[0]] = value
+        return 0
 
     def _allocate(self, kind: str, out: Any, size: int) -> int:
         if self._captures:
@@ -212,11 +225,11 @@ class FakeCudart:
             for start, (_, buffer) in self._memory.items()
         )
 
-    @exported("cudaGetErrorName", c_int)
+    @exported("cudaGetErrorName")
     def _error_name(self, code: int) -> int:
         return self._text(ERRORS.get(code, "unrecognized error code"))
 
-    @exported("cudaGetErrorString", c_int)
+    @exported("cudaGetErrorString")
     def _error_string(self, code: int) -> int:
         return self._text(f"the fake's words for {code}")
 
@@ -229,26 +242,26 @@ class FakeCudart:
         code, self.last_error = self.last_error, 0
         return code
 
-    @exported("cudaRuntimeGetVersion", ctypes.POINTER(c_int))
+    @exported("cudaRuntimeGetVersion")
     def _runtime_get_version(self, out: Any) -> int:
         out[0] = self.runtime_version
         return 0
 
-    @exported("cudaDriverGetVersion", ctypes.POINTER(c_int))
+    @exported("cudaDriverGetVersion")
     def _driver_get_version(self, out: Any) -> int:
         out[0] = self.driver_version
         return 0
 
-    @exported("cudaGetDeviceCount", ctypes.POINTER(c_int))
+    @exported("cudaGetDeviceCount")
     def _device_count(self, out: Any) -> int:
         out[0] = 1
         return 0
 
-    @exported("cudaSetDevice", c_int)
+    @exported("cudaSetDevice")
     def _set_device(self, device: int) -> int:
         return 0 if device == 0 else INVALID
 
-    @exported("cudaDeviceGetAttribute", ctypes.POINTER(c_int), c_int, c_int)
+    @exported("cudaDeviceGetAttribute")
     def _attribute(self, out: Any, attribute: int, device: int) -> int:
         attributes = {
             CAPABILITY_MAJOR: 8,
@@ -259,85 +272,73 @@ class FakeCudart:
         out[0] = attributes[attribute]
         return 0
 
-    @exported("cudaGetDeviceProperties", ctypes.POINTER(ctypes.c_char * 1032), c_int)
+    @exported("cudaGetDeviceProperties")
     def _properties(self, out: Any, device: int) -> int:
         ctypes.memset(out, 0x7F, 1032)  # sizeof(cudaDeviceProp) in CUDA 12
         name = b"Fake Orin\0"
         ctypes.memmove(out, name, len(name))
         return 0
 
-    @exported("cudaMemGetInfo", ctypes.POINTER(c_size_t), ctypes.POINTER(c_size_t))
+    @exported("cudaMemGetInfo")
     def _memory_info(self, free: Any, total: Any) -> int:
         free[0], total[0] = self.free_bytes, self.total_bytes
         return 0
 
-    @exported("cudaMalloc", Pointer, c_size_t)
+    @exported("cudaMalloc")
     def _malloc(self, out: Any, size: int) -> int:
         return self._allocate("device", out, size)
 
-    @exported("cudaFree", c_void_p)
+    @exported("cudaFree")
     def _free(self, address: int) -> int:
         return self._release("device", address)
 
-    @exported("cudaHostAlloc", Pointer, c_size_t, c_uint)
+    @exported("cudaHostAlloc")
     def _host_alloc(self, out: Any, size: int, flags: int) -> int:
         return self._allocate("mapped" if flags & 2 else "pinned", out, size)
 
-    @exported("cudaFreeHost", c_void_p)
+    @exported("cudaFreeHost")
     def _free_host(self, address: int) -> int:
         kind = self._memory.get(address, ("pinned", None))[0]
         return INVALID if kind == "device" else self._release(kind, address)
 
-    @exported("cudaHostGetDevicePointer", Pointer, c_void_p, c_uint)
+    @exported("cudaHostGetDevicePointer")
     def _host_pointer(self, out: Any, host: int, flags: int) -> int:
         if flags or self._memory.get(host, ("", None))[0] != "mapped":
             return INVALID
         out[0] = host
         return 0
 
-    @exported("cudaMemcpyAsync", c_void_p, c_void_p, c_size_t, c_int, c_void_p)
+    @exported("cudaMemcpyAsync")
     def _memcpy(self, to: int, source: int, size: int, kind: int, stream: int) -> int:
-        if stream not in self._streams:
-            return BAD_HANDLE
         if not self._on_device(to if kind == 1 else source, size):
             return INVALID
         self.enqueue(stream, lambda: ctypes.memmove(to, source, size))
         return 0
 
-    @exported("cudaStreamCreateWithFlags", Pointer, c_uint)
+    @exported("cudaStreamCreateWithFlags")
     def _stream_create(self, out: Any, flags: int) -> int:
-        out[0] = self._handle()
-        self._streams[out[0]] = []
-        return 0
+        return self._made(out, self._streams, [])
 
-    @exported("cudaStreamSynchronize", c_void_p)
+    @exported("cudaStreamSynchronize")
     def _synchronize(self, stream: int) -> int:
-        if stream not in self._streams:
-            return BAD_HANDLE
         if stream in self._captures:
             return self._invalidate()
         self._run(stream)
         return 0
 
-    @exported("cudaStreamDestroy", c_void_p)
+    @exported("cudaStreamDestroy")
     def _stream_destroy(self, stream: int) -> int:
-        if stream not in self._streams:
-            return BAD_HANDLE
         self._run(stream)
         del self._streams[stream]
         self._captures.pop(stream, None)
         return 0
 
-    @exported("cudaEventCreate", Pointer)
+    @exported("cudaEventCreate")
     def _event_create(self, out: Any) -> int:
-        out[0] = self._handle()
-        self._events[out[0]] = None
-        return 0
+        return self._made(out, self._events, None)
 
-    @exported("cudaEventRecord", c_void_p, c_void_p)
+    @exported("cudaEventRecord")
     def _event_record(self, event: int, stream: int) -> int:
-        if event not in self._events or stream not in self._streams:
-            return BAD_HANDLE
         self._events[event] = None
 
         def reached() -> None:
@@ -347,33 +348,27 @@ class FakeCudart:
         self.enqueue(stream, reached)
         return 0
 
-    @exported("cudaEventElapsedTime", ctypes.POINTER(c_float), c_void_p, c_void_p)
+    @exported("cudaEventElapsedTime")
     def _elapsed(self, out: Any, start: int, end: int) -> int:
-        if start not in self._events or end not in self._events:
-            return BAD_HANDLE
         began, ended = self._events[start], self._events[end]
         if began is None or ended is None:
             return NOT_READY
         out[0] = ended - began
         return 0
 
-    @exported("cudaEventDestroy", c_void_p)
+    @exported("cudaEventDestroy")
     def _event_destroy(self, event: int) -> int:
-        if event not in self._events:
-            return BAD_HANDLE
         del self._events[event]
         return 0
 
-    @exported("cudaStreamBeginCapture", c_void_p, c_int)
+    @exported("cudaStreamBeginCapture")
     def _begin_capture(self, stream: int, mode: int) -> int:
-        if stream not in self._streams:
-            return BAD_HANDLE
         if stream in self._captures:
             return INVALID
         self._captures[stream] = []
         return 0
 
-    @exported("cudaStreamEndCapture", c_void_p, Pointer)
+    @exported("cudaStreamEndCapture")
     def _end_capture(self, stream: int, out: Any) -> int:
         if stream not in self._captures:
             return INVALID
@@ -381,34 +376,24 @@ class FakeCudart:
         if captured is None:
             out[0] = None
             return INVALIDATED
-        out[0] = self._handle()
-        self._graphs[out[0]] = captured
-        return 0
+        return self._made(out, self._graphs, captured)
 
-    @exported("cudaGraphInstantiate", Pointer, c_void_p, c_ulonglong)
+    @exported("cudaGraphInstantiate")
     def _instantiate(self, out: Any, graph: int, flags: int) -> int:
-        if graph not in self._graphs:
-            return INVALID
-        out[0] = self._handle()
-        self._executables[out[0]] = list(self._graphs[graph])
+        return self._made(out, self._executables, list(self._graphs[graph]))
+
+    @exported("cudaGraphDestroy")
+    def _graph_destroy(self, graph: int) -> int:
+        del self._graphs[graph]
         return 0
 
-    @exported("cudaGraphDestroy", c_void_p)
-    def _graph_destroy(self, graph: int) -> int:
-        return INVALID if self._graphs.pop(graph, None) is None else 0
-
-    @exported("cudaGraphLaunch", c_void_p, c_void_p)
+    @exported("cudaGraphLaunch")
     def _launch(self, executable: int, stream: int) -> int:
-        if executable not in self._executables or stream not in self._streams:
-            return INVALID
         for work in self._executables[executable]:
             self.enqueue(stream, work)
         return 0
 
-    @exported("cudaGraphExecDestroy", c_void_p)
+    @exported("cudaGraphExecDestroy")
     def _executable_destroy(self, executable: int) -> int:
-        return INVALID if self._executables.pop(executable, None) is None else 0
-
-
-def _is_output(kind: Any) -> bool:
-    return hasattr(kind, "contents")
+        del self._executables[executable]
+        return 0
