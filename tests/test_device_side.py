@@ -84,13 +84,6 @@ print(gft_edge.Classifier.__name__, gft_edge.profile.__name__)
     assert out.splitlines() == [*missing, "Classifier profile"]
 
 
-def test_gft_edge_help_needs_the_base_install_alone() -> None:
-    code = "from gft_edge.cli import main; main(['--help'], prog_name='gft-edge')"
-    out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code)
-    assert out.startswith("Usage: gft-edge")
-    assert "predict" in out
-
-
 def test_gft_edge_help_loads_no_command_and_no_array() -> None:
     code = """
 from gft_edge.cli import main

@@ -32,6 +32,7 @@ GREY, ORANGE = "#7a8aa0", "#d9822b"
 # Words and axes: a page replaces it by the colour of its own text.
 INK = "#1b2126"
 DPI = 120
+HEADING_PX = 22
 
 _STYLE: dict[str, Any] = {
     "font.size": 12, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
@@ -95,36 +96,34 @@ def panel(figure: Figure, left: float, top: float, right: float, bottom: float) 
     return figure.add_axes((left / width, bottom / height, across / width, up / height))
 
 
-def write_at(figure: Figure, x: float, y: float, words: str, **look: Any) -> None:
-    """Words whose top left corner stands so many pixels from that of the figure."""
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    figure.text(x / width, 1 - y / height, literal(words), va="top", **look)
-
-
 def heading(figure: Figure, title: str, subtitle: str = "") -> None:
-    """A title at the top left, 20 pixels high, and 18 more for a line of small words below it."""
-    write_at(figure, 0, 2, title, size=15, weight="bold")
-    write_at(figure, 0, 26, subtitle)
+    """A title at the top left, HEADING_PX high, and 18 more for a line of small words below it."""
+    height = 72 * figure.get_size_inches()[1]
+    figure.text(0, 1 - 2 / height, literal(title), va="top", size=15, weight="bold")
+    figure.text(0, 1 - 26 / height, literal(subtitle), va="top")
 
 
-def legend(figure: Figure, top_px: float, handles: Sequence[Any], names: Sequence[str]) -> float:
-    """Names with their signs, in as many columns as fit. Return the height that they take."""
-    width = 72 * figure.get_size_inches()[0]
-    labels = [literal(shortened(name, int(width / 9))) for name in names]
-    columns = max(1, int(width / (9 * max(map(len, labels)) + 34)))
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Names with their signs below the heading, in as many columns as fit."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    labels, columns = _legend(width, names)
     figure.legend(
         handles, labels, loc="upper left", ncols=columns, borderaxespad=0, labelspacing=0.4,
         handletextpad=0.5, columnspacing=1.2, handlelength=1.2,
-        bbox_to_anchor=(0, 1 - top_px / (72 * figure.get_size_inches()[1])),
+        bbox_to_anchor=(0, 1 - HEADING_PX / height),
     )  # fmt: skip
-    return legend_px(width, names)
 
 
 def legend_px(width_px: float, names: Sequence[str]) -> float:
-    """The height of a legend of these names in a figure of that width."""
-    longest = max(len(shortened(name, int(width_px / 9))) for name in names)
-    columns = max(1, int(width_px / (9 * longest + 34)))
-    return 18 * math.ceil(len(names) / columns) + 4
+    """The height of a heading and a legend of these names in a figure of that width."""
+    labels, columns = _legend(width_px, names)
+    return HEADING_PX + 18 * math.ceil(len(labels) / columns) + 4
+
+
+def _legend(width_px: float, names: Sequence[str]) -> tuple[list[str], int]:
+    """The names as they are written, and the number of their columns."""
+    labels = [literal(shortened(name, int(width_px / 9))) for name in names]
+    return labels, max(1, int(width_px / (9 * max(map(len, labels)) + 34)))
 
 
 def svg_of(chart: Chart) -> str:
@@ -189,11 +188,6 @@ def plain_log(axis: Any) -> None:
 
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(minor)
-
-
-def finite(value: float) -> float:
-    """Infinity as NaN, which leaves a gap in a line."""
-    return value if math.isfinite(value) else math.nan
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def distribution_chart(series: Mapping[str, Sequence[float]], boundary: str) -> 
     axes.set(xlim=(low, high), ylim=(len(series), 0), yticks=[], xlabel="ms a call")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    return Chart(f"calls-{boundary}".replace(" ", "-"), title, _all_in_words(series), figure)
+    words = "; ".join(f"{name}: {_in_words(samples)}" for name, samples in series.items())
+    return Chart(f"calls-{boundary}".replace(" ", "-"), title, words, figure)
 
 
 @drawn
@@ -94,11 +95,11 @@ def timeline_chart(turns: Mapping[str, Sequence[Sequence[float]]], boundary: str
     off = {name: _off_median(own) for name, own in turns.items()}
     every = [value for own in off.values() for value in own]
     count = max(map(len, off.values()))
-    keys_px = legend_px(WIDTH_PX, [*off])
-    figure = new_figure(WIDTH_PX, 22 + keys_px + 250)
+    top_px = legend_px(WIDTH_PX, [*off])
+    figure = new_figure(WIDTH_PX, top_px + 250)
     title = f"Turn by turn, {boundary}"
     heading(figure, title)
-    axes = panel(figure, 54, 22 + keys_px + 32, MARGIN_PX, 42)
+    axes = panel(figure, 54, top_px + 32, MARGIN_PX, 42)
     lines = []
     for n, own in enumerate(off.values()):
         shown = [min(value, MOST_OFF) for value in own]
@@ -106,7 +107,7 @@ def timeline_chart(turns: Mapping[str, Sequence[Sequence[float]]], boundary: str
             range(1, len(own) + 1), shown, DASHES[n // 6 % 3], marker=MARKERS[n % 4], lw=1.5,
             markersize=5 if count <= 60 else 2.5, color=PALETTE[n % 6],
         )  # fmt: skip
-    legend(figure, 22, lines, [*off])
+    legend(figure, lines, [*off])
     low, high = max(min(every), -100.0), min(max(every), MOST_OFF)
     axes.set_ylim(min(1.1 * low, -6), max(1.1 * high, 6))
     axes.set_xlim(0.7, max(count, 2) + 0.3)
@@ -132,10 +133,10 @@ def timeline_chart(turns: Mapping[str, Sequence[Sequence[float]]], boundary: str
 def split_chart(splits: Mapping[str, Timing]) -> Chart:
     """The mean milliseconds of each part of a call end to end, stacked, one bar a name."""
     title = "End to end, part by part"
-    keys_px = legend_px(WIDTH_PX, PART_NAMES)
-    figure = new_figure(WIDTH_PX, 30 + keys_px + 66 * len(splits) + 42)
+    top_px = legend_px(WIDTH_PX, PART_NAMES) + 8
+    figure = new_figure(WIDTH_PX, top_px + 66 * len(splits) + 42)
     heading(figure, title)
-    axes = panel(figure, MARGIN_PX, 30 + keys_px, MARGIN_PX, 42)
+    axes = panel(figure, MARGIN_PX, top_px, MARGIN_PX, 42)
     longest_ms = max(sum(dataclasses.astuple(parts)) for parts in splits.values())
     axes.set(xlim=(0, 1.02 * longest_ms), ylim=(len(splits), 0), yticks=[])
     left = axes.get_yaxis_transform()
@@ -154,7 +155,7 @@ def split_chart(splits: Mapping[str, Timing]) -> Chart:
             handles[part] = bar[0]
             _write_below(axes, part, ms, done_ms, row + 0.85, longest_ms)
             done_ms += ms
-    legend(figure, 22, [*handles.values()], [*handles])
+    legend(figure, [*handles.values()], [*handles])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("ms, mean of a call")
     axes.grid(axis="x")
@@ -195,10 +196,6 @@ def breakdown_chart(breakdown: Breakdown) -> Chart:
     figure.text(0, 10 / (72 * figure.get_size_inches()[1]), foot)
     words = "; ".join(f"{part.name} {part.share:.1%}" for part in parts)
     return Chart("layers", title, words, figure)
-
-
-def _all_in_words(series: Mapping[str, Sequence[float]]) -> str:
-    return "; ".join(f"{name}: {_in_words(samples)}" for name, samples in series.items())
 
 
 def _latency_range(series: Mapping[str, Sequence[float]]) -> tuple[float, float]:

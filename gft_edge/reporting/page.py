@@ -17,10 +17,10 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Banner:
     """Lines of judgement, the words before each one's first colon in bold; green where it is good."""
 
-    kind: ClassVar[str] = "verdict"
+    kind: ClassVar[str] = "banner"
     lines: Sequence[str]
     good: bool
 
@@ -50,7 +50,7 @@ class Charts:
 
 
 # A string is a paragraph. Everything but a drawing is words, never markup.
-Block = str | Verdict | Note | Bullets | Charts | Table
+Block = str | Banner | Note | Bullets | Charts | Table
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,11 @@ def pareto_chart(points: Sequence[ParetoPoint], title: str, cost: str) -> Chart:
     assert points, "nothing to draw"
     front = pareto_front(points)
     groups = list(dict.fromkeys(point.group for point in points))
-    keys_px = legend_px(WIDTH_PX, groups)
+    top_px = legend_px(WIDTH_PX, groups) + 26
     plot_px = 320 + 6 * min(max(0, len(points) - 20), 40)
-    figure = new_figure(WIDTH_PX, 22 + keys_px + 26 + plot_px + 44)
+    figure = new_figure(WIDTH_PX, top_px + plot_px + 44)
     heading(figure, title)
-    axes = panel(figure, 54, 22 + keys_px + 26, 24, 44)
+    axes = panel(figure, 54, top_px, 24, 44)
     marks: list[Any] = []
     for n, group in enumerate(groups):
         own = [point for point in points if point.group == group]
@@ -68,7 +68,7 @@ def pareto_chart(points: Sequence[ParetoPoint], title: str, cost: str) -> Chart:
             [p.cost for p in own], [100 * p.accuracy for p in own], MARKERS[n % 4], markersize=8,
             color=PALETTE[n % len(PALETTE)], zorder=3,
         )  # fmt: skip
-    legend(figure, 22, marks, groups)
+    legend(figure, marks, groups)
     costs = [point.cost for point in points]
     shares = [100 * point.accuracy for point in points]
     if max(costs) > 8 * min(costs) > 0:

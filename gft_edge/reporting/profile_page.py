@@ -17,7 +17,7 @@ from gft_edge.reporting.latency_charts import (
     split_chart,
     timeline_chart,
 )
-from gft_edge.reporting.page import Block, Bullets, Charts, Note, Page, Section, Verdict
+from gft_edge.reporting.page import Banner, Block, Bullets, Charts, Note, Page, Section
 from gft_edge.reporting.profile_tables import (
     across_table,
     cost_table,
@@ -116,7 +116,7 @@ def _verdict(file: str, profile: Profile) -> list[Block]:
     if good:
         lines.insert(0, "STABLE: windows and calls agree within the bounds given below")
     words = ", ".join(filter(None, (file, summary(profile.machine), profile.made_at)))
-    return [Verdict(lines, good), Note(words)]
+    return [Banner(lines, good), Note(words)]
 
 
 def _machine(profile: Profile) -> list[Block]:

@@ -14,7 +14,6 @@ from gft_edge.reporting.drawing import (
     PALETTE,
     Chart,
     drawn,
-    finite,
     literal,
     new_figure,
     plain_log,
@@ -53,7 +52,7 @@ def curves_chart(runs: Mapping[str, Columns]) -> Chart:
             if several and style == "--":
                 continue
             axes.plot(
-                columns["epoch"], [finite(factor * value) for value in columns[column]], style,
+                columns["epoch"], [factor * value for value in columns[column]], style,
                 color=PALETTE[number % len(PALETTE)],
                 # The only epoch, or one between two gaps, is no line.
                 marker="o", markersize=3.5,
@@ -87,9 +86,8 @@ def gradients_chart(norms: Mapping[int, Mapping[str, float]]) -> Chart:
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(norms)))
     labelled = len(norms) <= 12
     for shade, (epoch, by_layer) in zip(shades, sorted(norms.items()), strict=True):
-        values = [finite(by_layer.get(layer, math.nan)) for layer in layers]
         # A logarithmic axis has no place for zero.
-        values = [value if value > 0 else math.nan for value in values]
+        values = [by_layer.get(layer, 0) or math.nan for layer in layers]
         axes.plot(
             range(len(layers)), values, color=shade, marker="o", markersize=3.5,
             label=f"epoch {epoch}" if labelled or epoch in (min(norms), max(norms)) else None,

@@ -10,7 +10,7 @@ from gft_edge.bundle.json_form import from_json
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.report_file import read_profile
-from gft_edge.reporting.page import Block, Bullets, Charts, Note, Page, Section, Verdict
+from gft_edge.reporting.page import Banner, Block, Bullets, Charts, Note, Page, Section
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
 from gft_edge.reporting.profile_page import latency_charts, layer_sections, parts_blocks
 from gft_edge.studies.benchmark_table import (
@@ -57,9 +57,7 @@ def benchmark_page(benchmark: Benchmark, profile: Profile | None) -> Page:
     if missing := shortfalls(benchmark):
         rows.append(Bullets(missing))
     sections = [
-        Section(
-            "", [Verdict(lines, good), Bullets(conditions(benchmark)), Note(origin(benchmark))]
-        ),
+        Section("", [Banner(lines, good), Bullets(conditions(benchmark)), Note(origin(benchmark))]),
         Section("Everything that runs here", rows),
     ]
     cost, points = _points(benchmark)

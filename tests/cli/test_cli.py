@@ -73,21 +73,6 @@ def test_verify_without_images_checks_the_bundle_alone(micro_bundles: dict[str, 
         assert content["top1"] is content["reference_top1"] is content["kept_overlap"] is None
 
 
-def test_verify_against_the_run_and_against_another_bundle(
-    micro_run: Path, micro_bundles: dict[str, Path], micro_data: Path
-) -> None:
-    for reference in (micro_run, micro_bundles["onnx"]):
-        content = run_json(
-            "verify", micro_bundles["openvino"], "--data", micro_data, "--reference", reference
-        )
-        assert content["verdict"] == "pass"
-        assert content["top1"] == content["reference_top1"]
-        assert content["top1_agreement"] == 1.0
-        assert content["kept_overlap"] == [1.0, 1.0, 1.0]
-        assert content["cosine"] == pytest.approx(1.0, abs=1e-6)
-        assert content["images"] == 12
-
-
 def test_verify_of_an_altered_bundle_prints_a_failed_verdict(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from gft_edge.fidelity.confusion import confusion_of
 from gft_edge.reporting.drawing import Chart
 from gft_edge.reporting.latency_charts import distribution_chart, split_chart, timeline_chart
-from gft_edge.reporting.page import Bullets, Charts, Page, Section, Verdict, html_of
+from gft_edge.reporting.page import Banner, Bullets, Charts, Page, Section, html_of
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart
 from gft_edge.reporting.profile_page import latency_charts, layer_sections, parts_blocks
 from gft_edge.reporting.run_page import RunResult, run_page
@@ -144,7 +144,7 @@ def benchmark_page() -> Page:
     at = [ParetoPoint("dense", 13.0, 0.9, "onnx"), ParetoPoint("sparse", 10.2, 0.89, "onnx")]
     reports = {"dense": dense, "sparse": sparse}
     sections = [
-        Section("", [Verdict(["fastest: sparse"], True)]),
+        Section("", [Banner(["fastest: sparse"], True)]),
         Section("Everything that runs here", [table, Bullets(missing)]),
         Section("Accuracy against cost", [Charts([pareto_chart(at, "Top-1", "ms")])]),
         Section("Latency", latency_charts(reports)),
