@@ -40,9 +40,7 @@ class _Opened(NamedTuple):
     sha256: str
     labels: tuple[str, ...] | None  # unknown of a timm model, which has their number alone
     classes: int
-    image_size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    images: tuple[int, tuple[float, ...], tuple[float, ...]]  # side in px, mean and deviation
 
 
 def teacher_of(name: str | Path) -> Teacher:
@@ -76,9 +74,7 @@ def load_teacher(teacher: Teacher, pupil: ModelSpec, network: Network, recipe: R
         )
     if recipe.distillation:
         _check_classes(teacher.run, opened, pupil.labels)
-    theirs = (opened.image_size_px, opened.mean, opened.std)
-    images = pupil.preprocessing
-    ours = (images.image_size_px, images.mean, images.std)
+    theirs, ours = opened.images, _images(pupil)
     if theirs != ours:
         raise UsageError(
             f"--teacher {teacher.run} reads images of {theirs[0]} px with mean {theirs[1]} and deviation "
@@ -112,28 +108,22 @@ def taught_recipe(recipe: Recipe, teacher: Teacher, pupil: ModelSpec, say: Say) 
 def _open(name: str) -> _Opened:
     if name.startswith(TIMM):
         network = load_pretrained(name.removeprefix(TIMM))
-        set_up = network.backbone.pretrained_cfg
+        size_px, found = network.image_size_px, network.backbone.pretrained_cfg
         return _Opened(
             network,
             _sha256_of_weights(network.backbone),
             None,
             network.backbone.num_classes,
-            network.image_size_px,
-            tuple(set_up["mean"]),
-            tuple(set_up["std"]),
+            (size_px, tuple(found["mean"]), tuple(found["std"])),
         )
-    run = Path(name)
-    spec, network = load_run(run)
-    images = spec.preprocessing
-    return _Opened(
-        network,
-        sha256_of(run / WEIGHTS_FILE),
-        spec.labels,
-        len(spec.labels),
-        images.image_size_px,
-        images.mean,
-        images.std,
-    )
+    spec, network = load_run(Path(name))
+    weights = sha256_of(Path(name) / WEIGHTS_FILE)
+    return _Opened(network, weights, spec.labels, len(spec.labels), _images(spec))
+
+
+def _images(spec: ModelSpec) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    given = spec.preprocessing
+    return given.image_size_px, given.mean, given.std
 
 
 def _sha256_of_weights(model: torch.nn.Module) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import pydoc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,6 @@ def latency(p50_ms: float, ratio: float) -> tuple[Latency, ...]:
     return (Latency("openvino", "int8", "bundles/x", p50_ms, ratio),)
 
 
-def markdown_of(runs: RunsTable) -> str:
-    return markdown(forms.shown(runs))
-
-
-def latex_of(runs: RunsTable) -> str:
-    return latex(forms.shown(runs))
-
-
-def csv_of(runs: RunsTable) -> str:
-    return to_csv(forms.in_full(runs))
-
-
 TABLE = RunsTable(
     data="100% cats & dogs",
     split="test",
@@ -66,11 +55,9 @@ TABLE = RunsTable(
     ),
 )  # fmt: skip
 
-UNSTABLE = RunsTable(**{**vars(TABLE), "measured": MeasuredOn("AMD", 1, False, ("50% busy",))})
-
 
 def test_markdown_has_the_paper_columns_with_the_best_in_bold() -> None:
-    text = markdown_of(TABLE)
+    text = markdown(forms.shown(TABLE))
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()
@@ -91,7 +78,7 @@ def test_markdown_has_the_paper_columns_with_the_best_in_bold() -> None:
 
 
 def test_csv_has_the_numbers_in_full() -> None:
-    lines = [*csv.DictReader(io.StringIO(csv_of(TABLE)))]
+    lines = [*csv.DictReader(io.StringIO(to_csv(forms.in_full(TABLE))))]
     assert lines[0] == {
         "model": "gft_tiny", "run": "runs/a", "type": "ViT", "data": "100% cats & dogs",
         "split": "test", "images": "1200", "accuracy": "0.76511", "average": "weighted",
@@ -101,23 +88,22 @@ def test_csv_has_the_numbers_in_full() -> None:
     }  # fmt: skip
     assert lines[1]["model"] == "[x]_|y\\*"
     assert lines[1]["openvino_int8_p50_ms"] == ""
-    macro = RunsTable(**{**vars(TABLE), "average": "macro"})
-    (line, *_) = csv.DictReader(io.StringIO(csv_of(macro)))
-    assert [float(line[name]) for name in ("precision", "recall", "f1")] == pytest.approx(
+    macro = forms.in_full(replace(TABLE, average="macro")).records()[0]
+    assert [macro[name] for name in ("precision", "recall", "f1")] == pytest.approx(
         [0.665, 0.565, 0.465]
     )
 
 
 def test_latencies_that_are_not_to_be_trusted_say_so() -> None:
+    shaky = replace(TABLE, measured=MeasuredOn("AMD", 1, False, ("50% busy",)))
     doubt = "UNSTABLE: do not decide on these numbers. Likely cause: 50% busy"
-    assert doubt in markdown_of(UNSTABLE)
-    assert doubt.replace("%", "\\%") in latex_of(UNSTABLE)
-    assert "False" in csv_of(UNSTABLE)
+    assert doubt in markdown(forms.shown(shaky))
+    assert doubt.replace("%", "\\%") in latex(forms.shown(shaky))
+    assert "False" in to_csv(forms.in_full(shaky))
 
 
 def test_nothing_is_the_best_of_one_row() -> None:
-    alone = RunsTable(**{**vars(TABLE), "rows": TABLE.rows[:1]})
-    assert "**" not in markdown_of(alone)
+    assert "**" not in markdown(forms.shown(replace(TABLE, rows=TABLE.rows[:1])))
 
 
 @pytest.mark.parametrize(
