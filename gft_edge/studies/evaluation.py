@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,14 +186,11 @@ def chosen_device(device: str) -> str:
 
 def _kept_logits(case: Case, record: Record) -> npt.NDArray[np.float32] | None:
     """The logits of a record; None where there are none, or others."""
-    try:
-        content = _logits_file(case).read_bytes()
-        if hashlib.sha256(content).hexdigest() != record.logits_sha256:
-            return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            logits: npt.NDArray[np.float32] = file["logits"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    file = _logits_file(case)
+    if not file.is_file() or sha256_of(file) != record.logits_sha256:
         return None
+    with np.load(file, allow_pickle=False) as content:
+        logits: npt.NDArray[np.float32] = content["logits"]
     return logits
 
 
