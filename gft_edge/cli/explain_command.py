@@ -165,7 +165,7 @@ def _explain(
 
 
 def _each_once(paths: Iterator[str]) -> list[str]:
-    """The paths without repetitions, which are told."""
+    """Each path once; a repetition is told."""
     found: dict[str, str] = {}
     for path in paths:
         key = os.path.realpath(path)
@@ -176,7 +176,7 @@ def _each_once(paths: Iterator[str]) -> list[str]:
 
 
 def _explained(subject: Subject, of: Path, entries: list[dict[str, Any]]) -> Table:
-    """A row an image that could be read."""
+    """A table with a row for each image that could be read."""
     without = {"gft": "all", "timm": "-", "transfg": "not shown"}[subject.model.family]
     rows = []
     for entry in entries:

@@ -143,7 +143,7 @@ def command(
 
 
 def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progress) -> Built | None:
-    """The engine, where this machine can build one; elsewhere the reason is said."""
+    """Build the engine where this machine can; say why not elsewhere."""
     settings = bundle.manifest.engine_settings
     if settings is None:
         return None

@@ -23,7 +23,7 @@ class GivenImages:
         return any(value is not None for value in (self.data, self.dataset, self.coco_category))
 
     def source(self) -> DataSource | None:
-        """The options alone; None without --data. Raises UsageError for those that do not fit."""
+        """The source that the options alone name; None without --data. Raises UsageError."""
         name = self.dataset or "imagefolder"
         category = _category(name, self.coco_category)
         if self.data is not None:
@@ -33,7 +33,7 @@ class GivenImages:
         return None
 
     def of_run(self, run: Path) -> DataSource:
-        """The options, and for what is not given the run's own.
+        """The source that the options name, with the run's own for what is not given.
 
         Raises CheckpointError for a run without a finished epoch, DataError where the images that it
         was trained on are not here, and UsageError.

@@ -112,7 +112,7 @@ def command(
 
 
 def _labels(found: Published, classes: int | None, file: Path | None) -> tuple[str, ...]:
-    """One name a class. Raises UsageError where they are not as many as the classifier's rows."""
+    """Give each class its name. Raises UsageError for more or fewer names than the classifier has rows."""
     if file is None:
         labels = tuple(f"class {number}" for number in range(classes or 0))
         source, mend = f"--classes is {classes}", f"--classes {found.classes}"

@@ -25,7 +25,7 @@ PATH = click.Path(path_type=Path)
 
 
 def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator; --help lists them in this order."""
+    """Join several options into one decorator; --help lists them in this order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -109,12 +109,12 @@ def cache_folder(given: str | None, target: str) -> Path | None:
     return user_cache("openvino") if target == "openvino" else None
 
 
-# How an engine is built, in trtexec's names.
+# How an engine is built: options in trtexec's names, parameters in those of EngineSettings.
 engine_options = together(
     click.option("--flavor", type=click.Choice(["auto", *get_args(Flavor)]),
                  help="Library to build the engine with: TensorRT, or TensorRT-RTX for desktop GPUs "
                  "[default: the one that is installed]."),
-    click.option("--workspace", type=float, metavar="GIB",
+    click.option("--workspace", "workspace_gib", type=float, metavar="GIB",
                  help="Scratch memory of the engine's builder in GiB [default: all there is]."),
     click.option("--builder-optimization-level", type=int, metavar="0..5",
                  help="Effort of the builder: 0 is quick, 5 searches longest [default: TensorRT's, 3]."),
@@ -122,7 +122,7 @@ engine_options = together(
                  help="Timing cache to read and write [default: beside the engine]."),
     click.option("--version-compatible", is_flag=True,
                  help="Build an engine that later TensorRT versions load too; it is slower."),
-    click.option("--hardware-compatibility-level",
+    click.option("--hardware-compatibility-level", "hardware_compatibility",
                  type=click.Choice(get_args(HardwareCompatibility)),
                  help="GPUs that can load the engine; not on a Jetson [default: those like this one]."),
 )  # fmt: skip
@@ -132,15 +132,10 @@ def engine_settings(
     options: dict[str, Any], base: EngineSettings | None = None
 ) -> EngineSettings | None:
     """`base` with what was asked for of engine_options, None when nothing was. Raises UsageError."""
-    asked = {
-        "workspace_gib": options["workspace"],
-        "builder_optimization_level": options["builder_optimization_level"],
-        "version_compatible": options["version_compatible"] or None,
-        "hardware_compatibility": options["hardware_compatibility_level"],
-    }
-    changes = {name: value for name, value in asked.items() if value is not None}
-    if options["flavor"] is not None:
-        changes["flavor"] = None if options["flavor"] == "auto" else options["flavor"]
+    known = {field.name for field in dataclasses.fields(EngineSettings)}
+    changes = {name: options[name] for name in names_given() if name in known}
+    if changes.get("flavor") == "auto":
+        changes["flavor"] = None
     settings = dataclasses.replace(base or EngineSettings(), **changes)
     check_settings(settings, options["timing_cache"])
     return settings if changes else None
@@ -177,7 +172,7 @@ def names_given() -> list[str]:
 
 
 def flag(name: str) -> str:
-    """An option of the running command as it is written: "duration_s" is --duration."""
+    """The flag of a parameter of the running command: "duration_s" is --duration."""
     parameters = click.get_current_context().command.params
     return next(one.opts[0] for one in parameters if one.name == name)
 

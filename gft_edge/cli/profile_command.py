@@ -94,7 +94,7 @@ def command(bundles: tuple[Path, ...], out: Path | None, as_json: bool, **option
 def _baseline(
     like: Path, given: str, kept: Path | None, report: Progress, stack: ExitStack
 ) -> Path:
-    """A bundle as it is; a timm model exported like the first bundle, to `kept` where it is given."""
+    """Open a bundle, or export a timm model like the first bundle, to `kept` where it is given."""
     if is_bundle(Path(given)):
         if kept is not None:
             raise UsageError(f"{given} is a bundle already: leave --baseline-out out")

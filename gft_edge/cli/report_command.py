@@ -125,7 +125,7 @@ def _kind(paths: Sequence[Path]) -> Kind:
 
 
 def _kind_of(path: Path) -> Kind:
-    """A file that cannot be told is taken for a profile, which then says more."""
+    """Tell what a file or folder holds. A file that cannot be told is a profile, which then says more."""
     *others, profile, run = KINDS
     if path.is_dir():
         return next((kind for kind in (*others, profile) if (path / str(kind.file)).is_file()), run)
@@ -207,7 +207,7 @@ def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Report:
 
 
 def _evaluated(run: Path, options: dict[str, Any]) -> RunResult | None:
-    """None, with a remark, where images that nobody asked for cannot be had."""
+    """Evaluate the run; None, with a remark, where images that nobody asked for cannot be had."""
     from gft_edge.studies.evaluation import evaluate_run
 
     given, split = options["given"], options["split"]

@@ -123,7 +123,7 @@ def _checks(bundle: Path, result: Any) -> Table:
 
 
 def _disagreements(result: VerifyReport) -> list[Table | str]:
-    """What the two artifacts classify differently; nothing where there is one alone."""
+    """List what the two artifacts classify differently; nothing where there is one alone."""
     differing = result.disagreements
     if differing is None:
         return []

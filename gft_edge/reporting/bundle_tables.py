@@ -19,7 +19,7 @@ FACTS = ("what", "value")
 
 
 def bundle_tables(bundle: Bundle) -> list[Table]:
-    """All that a bundle's manifest says."""
+    """Tables of all that a bundle's manifest says."""
     manifest = bundle.manifest
     model, given = manifest.model, manifest.input
     size = model.preprocessing.image_size_px

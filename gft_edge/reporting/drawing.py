@@ -167,12 +167,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def literal(text: str) -> str:
-    """On one line: a name may hold anything."""
+    """The text on one line: a name may hold anything."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def shortened(words: str, most: int) -> str:
-    """At most so many characters, the middle left out: paths differ at the end."""
+    """The words in at most so many characters, the middle left out: paths differ at the end."""
     if len(words) <= most:
         return words
     head = most // 3
@@ -180,7 +180,7 @@ def shortened(words: str, most: int) -> str:
 
 
 def plain_log(axis: Any) -> None:
-    """Give a logarithmic axis plain numbers, over few powers of ten at 2 and 5 times these too."""
+    """Write plain numbers on a logarithmic axis: at powers of ten, and where these are few at 2 and 5."""
 
     def minor(value: float, _: object) -> str:
         low, high = axis.get_view_interval()
@@ -192,7 +192,7 @@ def plain_log(axis: Any) -> None:
 
 @contextmanager
 def _missing_glyphs_allowed() -> Iterator[None]:
-    """A class named in a script that the font lacks is drawn as boxes."""
+    """Draw a class named in a script that the font lacks as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield

@@ -199,7 +199,7 @@ def breakdown_chart(breakdown: Breakdown) -> Chart:
 
 
 def _latency_range(series: Mapping[str, Sequence[float]]) -> tuple[float, float]:
-    """From 0 where that leaves room enough for the rows."""
+    """Both ends of the axis in ms; it starts at 0 where that leaves room enough for the rows."""
     low = min(map(min, series.values()))
     high = max(
         min(_quantile(samples, AXIS_QUANTILE), AXIS_TIMES_P90 * _quantile(samples, 0.9))
@@ -226,7 +226,7 @@ def _in_words(samples: Sequence[float]) -> str:
 
 
 def _rounded(value: float, digits: int) -> str:
-    """To so many digits that count, and never with an exponent."""
+    """The value to so many significant digits, never with an exponent."""
     return (
         f"{value:.{digits}g}"
         if 1e-4 <= value < 10**digits - 0.5
@@ -235,7 +235,7 @@ def _rounded(value: float, digits: int) -> str:
 
 
 def _off_median(turns: Sequence[Sequence[float]]) -> list[float]:
-    """In percent."""
+    """Each turn's median, in percent off the median of the turns."""
     medians = [statistics.median(turn) for turn in turns]
     middle = statistics.median(medians)
     return [100 * (value / middle - 1) for value in medians]

@@ -27,7 +27,7 @@ class Banner:
 
 @dataclass(frozen=True)
 class Note:
-    """Small words."""
+    """A remark in small print."""
 
     kind: ClassVar[str] = "note"
     words: str
@@ -35,7 +35,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list of words."""
+    """A bulleted list, an item a line."""
 
     kind: ClassVar[str] = "bullets"
     lines: Sequence[str]

@@ -34,7 +34,7 @@ LONGEST_NAME = 32  # in the title, which stands above the verdict
 
 
 def profile_page(profiles: Mapping[str, Profile]) -> Page:
-    """All that the profiles say. Keys are the files they came from, "" for one just measured."""
+    """A page of all that the profiles say. Keys are the files they came from, "" for one just measured."""
     names = named(profiles)
     everything = {name: report for own in names.values() for name, report in own}
     # The verdict stands under the title itself: a heading would stand above what matters most.
@@ -163,7 +163,7 @@ def _gpu(state: GpuState) -> str:
 
 
 def _listed(names: Sequence[str] | None) -> str:
-    """None is silence; an empty list is that all is well."""
+    """The names; None means that the machine does not say, an empty list that all is well."""
     return "-" if names is None else ", ".join(names) or "none"
 
 

@@ -102,7 +102,7 @@ def _latency_row(
         str(len(boundary.samples_ms)),
         f"{boundary.images_per_s:.1f}",
         f"{ratio} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ratio,
-        judged(boundary),
+        stability(boundary),
     ]
 
 
@@ -110,8 +110,8 @@ def _ms(value: float | None) -> str:
     return "withheld" if value is None else f"{value:.3f}"
 
 
-def judged(boundary: Boundary) -> str:
-    """Stable, or the bound that was missed."""
+def stability(boundary: Boundary) -> str:
+    """The word stable, or the bound that was missed."""
     return "stable" if boundary.stable else why_unstable(boundary)
 
 
@@ -126,7 +126,7 @@ def across_table(profiles: Mapping[str, Profile]) -> Table:
                 first.setdefault(boundary_name, median_ms)
                 rows.append(
                     (file, name, summary(profiles[file].machine), boundary_name, _of(median_ms),
-                     _of(median_ms / first[boundary_name]), judged(boundary))
+                     _of(median_ms / first[boundary_name]), stability(boundary))
                 )  # fmt: skip
     columns = ("profile", "bundle", "machine", "boundary", "median ms", "time / first", "verdict")
     return Table("Measured apart: a drift of the machine is in these ratios", columns, rows)

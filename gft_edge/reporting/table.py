@@ -218,10 +218,10 @@ def _line(text: str) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """0.8996 -> 89.96 %."""
+    """The fraction as a percentage: 0.8996 is 89.96 %."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def per_stage(values: Sequence[float] | None) -> str:
-    """One number a stage, such as the overlap of the kept patches."""
+    """The values as one number a stage, such as the overlaps of the kept patches."""
     return "-" if values is None else " / ".join(f"{value:.4f}" for value in values) or "no stage"
