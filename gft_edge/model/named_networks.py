@@ -39,10 +39,11 @@ class NamedNetwork:
     """A row of the table below; `stages` as `parse_stages` reads it."""
 
     backbone: str
-    gala: GalaMode
-    stages: str
+    gala: GalaMode = "layer"
+    stages: str = "none"
     score: Score = "gala"
     backbone_args: Mapping[str, int] = field(default_factory=dict)
+    family: Family = "gft"
 
 
 def _family(size: str) -> dict[str, NamedNetwork]:
@@ -62,17 +63,17 @@ def _family(size: str) -> dict[str, NamedNetwork]:
     }
 
 
-GFT_NETWORKS: Mapping[str, NamedNetwork] = {
-    **_family("tiny"),
-    **_family("small"),
-    **_family("base"),
-}
+def _transfg(size: str) -> NamedNetwork:
+    arguments = {PATCH_STRIDE: DEFAULT_STRIDE_PX}
+    return NamedNetwork(f"vit_{size}_patch16_224", backbone_args=arguments, family="transfg")
 
-# The authors start from the ViT-B/16 of ImageNet-21k.
-TRANSFG: Mapping[str, str] = {
-    "transfg": "vit_base_patch16_224",
-    **{f"transfg_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")},
-}
+
+NETWORKS: Mapping[str, NamedNetwork] = {
+    **_family("tiny"), **_family("small"), **_family("base"),
+    # The authors start from the ViT-B/16 of ImageNet-21k.
+    "transfg": _transfg("base"),
+    **{f"transfg_{size}": _transfg(size) for size in ("tiny", "small", "base")},
+}  # fmt: skip
 
 _BUILDERS = {"gft": build_gft, "timm": build_dense, "transfg": build_transfg}
 
@@ -103,23 +104,25 @@ def spec_from_name(
     """
     if not 0 < temperature < math.inf:
         raise SpecError(f"--temperature is {temperature:g}: give a number above 0, such as 1")
-    named = GFT_NETWORKS.get(name) or NamedNetwork(TRANSFG.get(name, name), "layer", "none")
-    if name not in GFT_NETWORKS and name not in TRANSFG:
-        check_name(name, [*GFT_NETWORKS, *TRANSFG])
+    named = NETWORKS.get(name)
+    if named is None:
+        check_name(name, NETWORKS)
+        named = NamedNetwork(name)
     arguments = {**named.backbone_args, **(backbone_args or {})}
     size = image_size_px or default_image_size_px(named.backbone)
-    family: Family = "gft"
+    family = named.family
     # Shapes alone: timm has models of a gigabyte.
     with torch.device("meta"):
-        if name in TRANSFG:
-            arguments.setdefault(PATCH_STRIDE, DEFAULT_STRIDE_PX)
+        if family == "transfg":
             backbone = create_overlapping(named.backbone, size, len(labels), **arguments)
-            family, unfit = "transfg", "TransFG chooses its parts by itself"
+            unfit = "TransFG chooses its parts by itself"
         else:
             backbone = create_dense(named.backbone, size, len(labels), **arguments)
             try:
                 check_backbone(backbone)
             except SpecError as error:
+                if name in NETWORKS:
+                    raise
                 family, unfit = "timm", str(error)
                 check_classifier(backbone, name, size, len(labels))
     chosen: tuple[Stage, ...] = ()

@@ -15,7 +15,7 @@ from gft_edge.bundle.specs import ModelSpec, Score, Stage
 from gft_edge.errors import SpecError
 from gft_edge.model.cost import cost_of
 from gft_edge.model.gft import GFT, build_gft
-from gft_edge.model.named_networks import GFT_NETWORKS, spec_from_name
+from gft_edge.model.named_networks import NETWORKS, spec_from_name
 from gft_edge.model.reference import recorded_scores, selection_reaches_logits
 from gft_edge.runtime.outputs import grid_positions
 from tests.support.networks import MICRO_BACKBONE
@@ -197,7 +197,7 @@ def test_a_network_it_cannot_wrap_is_refused_by_the_property_it_lacks(
     refusal_of(SpecError, lambda: GFT(model, ()), words)
 
 
-@pytest.mark.parametrize("name", GFT_NETWORKS)
+@pytest.mark.parametrize("name", [n for n, named in NETWORKS.items() if named.family == "gft"])
 def test_every_named_gft_has_three_stages_of_the_papers_ratios(name: str) -> None:
     spec = spec_from_name(name, LABELS)
     keeps = [stage.keep for stage in spec.stages]
