@@ -45,7 +45,7 @@ SPLITS = ("test", "val", "train")
 
 
 @dataclass(frozen=True)
-class Report:
+class Reported:
     """What is known of the given files: for --json, for a terminal, and how their page is drawn."""
 
     content: dict[str, Any]
@@ -60,7 +60,7 @@ class Kind:
     name: str
     file: str | None
     key: str | None
-    read: Callable[[Sequence[Path], dict[str, Any]], Report]
+    read: Callable[[Sequence[Path], dict[str, Any]], Reported]
 
 
 @click.command("report")
@@ -137,7 +137,7 @@ def _kind_of(path: Path) -> Kind:
     return next((kind for kind in others if kind.key in keys), profile)
 
 
-def _written(report: Report, page_file: Path | None, out: Path | None) -> list[str]:
+def _written(report: Reported, page_file: Path | None, out: Path | None) -> list[str]:
     if page_file is None and out is None:
         return []
     page = report.page()
@@ -152,30 +152,30 @@ def _written(report: Report, page_file: Path | None, out: Path | None) -> list[s
     return written
 
 
-def _profiles(files: Sequence[Path], options: dict[str, Any]) -> Report:
+def _profiles(files: Sequence[Path], options: dict[str, Any]) -> Reported:
     profiles = {shown(file): read_profile(file) for file in files}
     check_comparable(profiles)
     across = across_table(profiles)
     blocks = [block for name, one in profiles.items() for block in profile_blocks(one, name)]
     content = {"rows": across.records(), "stable": all(one.stable for one in profiles.values())}
     beside = [across] if len(profiles) > 1 else []
-    return Report(content, [*blocks, *beside], lambda: profile_page(profiles))
+    return Reported(content, [*blocks, *beside], lambda: profile_page(profiles))
 
 
-def _benchmark(files: Sequence[Path], options: dict[str, Any]) -> Report:
+def _benchmark(files: Sequence[Path], options: dict[str, Any]) -> Reported:
     from gft_edge.studies.benchmark_page import benchmark_page, read_results
 
     benchmark, profile = read_results(files[0])
     page = benchmark_page(benchmark, profile)
-    return Report({"best": benchmark.best}, _tables(page, "best"), lambda: page)
+    return Reported({"best": benchmark.best}, _tables(page, "best"), lambda: page)
 
 
-def _curves(files: Sequence[Path], options: dict[str, Any]) -> Report:
+def _curves(files: Sequence[Path], options: dict[str, Any]) -> Reported:
     from gft_edge.explanation.curves_page import curves_page, read_curves
 
     name, report = read_curves(files[0])
     page = curves_page(shown(name), report)
-    return Report({"explained": name}, _tables(page), lambda: page)
+    return Reported({"explained": name}, _tables(page), lambda: page)
 
 
 def _tables(page: Page, *without: str) -> list[Table]:
@@ -184,7 +184,7 @@ def _tables(page: Page, *without: str) -> list[Table]:
     return [block.without(*without) for block in blocks if isinstance(block, Table)][:1]
 
 
-def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Report:
+def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Reported:
     from gft_edge.training.gradients import GRADIENTS_FILE, read_norms
     from gft_edge.training.history import read_history
 
@@ -195,7 +195,7 @@ def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Report:
     columns = {name: history.by_column() for name, history in histories.items()}
     content: dict[str, Any] = {"histories": histories}
     if len(runs) > 1:
-        return Report(content, [epochs_table(columns)], lambda: run_page(columns))
+        return Reported(content, [epochs_table(columns)], lambda: run_page(columns))
     file = runs[0] / GRADIENTS_FILE
     norms = read_norms(file) if file.is_file() else {}
     if not norms:
@@ -203,7 +203,7 @@ def _runs(runs: Sequence[Path], options: dict[str, Any]) -> Report:
     result = _evaluated(runs[0], options)
     content |= {"gradients": norms or None, "confusion": result and result.record()}
     tables = [epochs_table(columns), *(confusion_tables(result) if result else [])]
-    return Report(content, tables, lambda: run_page(columns, norms, result))
+    return Reported(content, tables, lambda: run_page(columns, norms, result))
 
 
 def _evaluated(run: Path, options: dict[str, Any]) -> RunResult | None:

@@ -61,24 +61,20 @@ def profile_page(profiles: Mapping[str, Profile]) -> Page:
 
 def latency_charts(reports: Mapping[str, Report], turn_by_turn: bool = False) -> list[Block]:
     """Every call at each boundary that was measured, and the turns beside it; keys are the names."""
-    pairs = []
+    charts = []
     for said in ("engine", "end to end"):
         found = {
-            name: boundary
+            name: report.boundaries.named()[said]
             for name, report in reports.items()
-            for boundary_name, boundary in report.boundaries.named().items()
-            if boundary_name == said
+            if said in report.boundaries.named()
         }
         if found:
             samples = {name: boundary.samples_ms for name, boundary in found.items()}
-            charts = [distribution_chart(samples, said)]
-            if turn_by_turn:
-                turns = {name: boundary.by_turn() for name, boundary in found.items()}
-                charts.append(timeline_chart(turns, said))
-            pairs.append(charts)
-    if turn_by_turn:
-        return [Charts(charts) for charts in pairs]
-    return [Charts([chart for charts in pairs for chart in charts])]
+            charts.append(distribution_chart(samples, said))
+        if found and turn_by_turn:
+            turns = {name: boundary.by_turn() for name, boundary in found.items()}
+            charts.append(timeline_chart(turns, said))
+    return [Charts(charts)]
 
 
 def parts_blocks(reports: Mapping[str, Report]) -> list[Block]:
