@@ -89,21 +89,19 @@ def assign(
         if len(rows) > 1:
             trained = dataclasses.replace(manifest.model, stages=manifest.trained_stages)
             rows = [row for row in rows if cases[row].spec == trained]
+        reason = mend = None
         if not rows:
-            if given:
-                raise UsageError(
-                    f"{bundle.folder} was exported from none of the runs (other weights): "
-                    "export the run again, or leave it out"
-                )
-            say(f"{bundle.folder} was exported from none of the runs: left out")
-            continue
-        if manifest.rescheduled is not None:
+            reason = f"{bundle.folder} was exported from none of the runs"
+            mend = "export the run again, or leave it out"
+        elif manifest.rescheduled is not None:
             reason = (
                 f"{bundle.folder} keeps other numbers of patches than {cases[rows[0]].run} was trained "
-                "to: its latency does not belong beside that accuracy"
+                "to, and its latency does not belong beside that accuracy"
             )
+            mend = "gft-edge benchmark --keep shows both"
+        if reason is not None:
             if given:
-                raise UsageError(f"{reason}; gft-edge benchmark --keep shows both")
+                raise UsageError(f"{reason}: {mend}")
             say(f"{reason}: left out")
             continue
         missing = backend_for(manifest.target).missing()
