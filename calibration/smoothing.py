@@ -108,7 +108,7 @@ def channel_peaks(
 ) -> dict[str, Tensor]:
     """The largest magnitude each layer reads, by channel (last axis), on (B,3,S,S) batches.
 
-    Of all calibration images: smoothing levels the channels on what it has seen, and a strong one
+    All calibration images count: smoothing levels the channels on what it has seen, and a strong one
     makes outliers of what it has not.
     """
     peaks: dict[str, Tensor] = {}

@@ -160,5 +160,5 @@ class Manifest:
 
     @property
     def trained_stages(self) -> tuple[Stage, ...]:
-        """Those of the run that the bundle was exported from."""
+        """The stages of the run that the bundle was exported from."""
         return self.rescheduled.trained_stages if self.rescheduled else self.model.stages

@@ -148,7 +148,7 @@ def _compared(
     bound: Tolerance,
     targets: Sequence[int] | None = None,
 ) -> FidelityReport:
-    """As compare; where an engine returns no kept patches, of the logits alone."""
+    """Compare two outputs; where an engine returns no kept patches, their logits alone."""
     if len(outputs.kept) < len(expected.kept):
         expected = Outputs(expected.logits, ())
     return compare(name, expected, outputs, bound, targets)

@@ -37,7 +37,7 @@ PUBLISHED_START = (
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors, or from a PyTorch file through weights_only.
 
-    Of a folder its one weights file or all shards (`weight_files`). Raises CheckpointError when a
+    A folder gives its one weights file or all shards (`weight_files`). Raises CheckpointError when a
     file is missing, is neither, or holds a NaN or infinity.
     """
     state: dict[str, Tensor] = {}

@@ -64,7 +64,7 @@ def cost_of(model: Network) -> Cost:
 
 
 def _counted(model: Network) -> Cost:
-    """By torch's own counter, in one run on shapes alone; a row for each part of the backbone."""
+    """Count by torch's own counter, in one run on shapes alone; a row for each part of the backbone."""
     network = copy.deepcopy(model).to("meta").eval()
     size = model.image_size_px
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -96,7 +96,7 @@ def _counted(model: Network) -> Cost:
 
 
 def _cost_of_transfg(model: TransFG) -> Cost:
-    """Beside its blocks: for each block before the last, one row of attention times a map."""
+    """Count, beside the blocks, one row of attention times a map for each block before the last."""
     *first, last = model.backbone.blocks
     width, prefix = model.backbone.embed_dim, model.backbone.num_prefix_tokens
     heads = last.attn.num_heads

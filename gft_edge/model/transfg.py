@@ -26,7 +26,7 @@ MARGIN = 0.4  # alpha of the contrastive loss
 
 
 class PartSelection(nn.Module):
-    """Of each head of the last block but one, the patch that the class token sees most of."""
+    """For each head of the last block but one, the patch that the class token sees most of."""
 
     def forward(self, attention: list[Tensor], prefix: int) -> Tensor:
         """Attention (B,H,T,T) of each block in order, rows summing to 1 -> parts (B,H), int64.

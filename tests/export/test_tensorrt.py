@@ -220,7 +220,7 @@ def test_casts_stand_at_the_ends_and_around_each_score_alone(parsed: Parsed) -> 
 
 
 def engine_bytes(parsed: Parsed) -> int:
-    """Of the engine that the ahead-of-time builder makes of a network."""
+    """The size of the engine that the ahead-of-time builder makes of a network."""
     plan = parsed.builder.build_serialized_network(
         parsed.network, parsed.builder.create_builder_config()
     )

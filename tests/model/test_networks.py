@@ -104,7 +104,7 @@ def test_a_model_without_a_classifier_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_heads_that_config_json_states_are_compared_for_any_vit(tmp_path: Path) -> None:
-    """Beside a file as in a folder, and where the whole network is loaded as it is."""
+    """They are read beside a file as in a folder, and where the whole network is loaded as it is."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=9, **VIT_OF_TRANSFG)
     file = tmp_path / "model.safetensors"
     safetensors.torch.save_file(vit.state_dict(), file)

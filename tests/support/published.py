@@ -82,7 +82,7 @@ class PublishedGFT(nn.Module):
 
 @functools.cache
 def published(width: int = WIDTH, heads: int = HEADS, depth: int = DEPTH) -> PublishedGFT:
-    """As after a training: seeded random weights, and an ema_grad of the last batch's shape."""
+    """The network as after a training: seeded random weights, an ema_grad of the last batch's shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = PublishedGFT(width, heads, depth, len(MICRO_LABELS))
