@@ -105,7 +105,9 @@ class FromPixels(nn.Module):
         self.folded = folds_normalisation(model)
         self.centred = centred and self.folded
         if self.folded:
-            fold_normalisation(_first_convolution(self.network), spec, centred)
+            _, convolution = self.network.first_convolution()
+            assert isinstance(convolution, nn.Conv2d)
+            fold_normalisation(convolution, spec, centred)
         else:
             mean, std = _mean_and_std(spec)
             self.register_buffer("scale", (1 / (255 * std)).to(dtype_of(model)))
@@ -161,12 +163,6 @@ def folds_normalisation(model: Network) -> bool:
 
 class _ReachedError(Exception):
     """Ends a forward pass that has shown what it was run for."""
-
-
-def _first_convolution(model: Network) -> nn.Conv2d:
-    _, convolution = model.first_convolution()
-    assert isinstance(convolution, nn.Conv2d)
-    return convolution
 
 
 def _mean_and_std(spec: ModelSpec) -> tuple[Tensor, Tensor]:
