@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ def profile_data(profile_file: Path) -> dict[str, Any]:
     """The content of that JSON."""
     content: dict[str, Any] = json.loads(profile_file.read_text())
     return content
+
+
+@pytest.fixture
+def altered(
+    profile_data: dict[str, Any], tmp_path: Path
+) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+    """That JSON again in a file of its own, after a change."""
+
+    def write(change: Callable[[dict[str, Any]], object]) -> Path:
+        content = copy.deepcopy(profile_data)
+        change(content)
+        path = tmp_path / "altered.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gft_edge.bundle.manifest import Engine, EngineSettings
+from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.errors import UsageError
 from gft_edge.nvidia.cuda import Gpu
-from gft_edge.nvidia.engines import Host, engine_for
+from gft_edge.nvidia.engines import Host, engine_for, engine_of, fingerprint
 from gft_edge.nvidia.library import Library
 from tests.support.paths import ROOT
 
@@ -122,32 +122,22 @@ def test_the_readme_names_the_guide() -> None:
 
 
 def test_what_the_guide_says_after_an_update_is_what_is_said() -> None:
-    """Of an Orin that went from JetPack 6.2 to 7.2."""
-    folder = "tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87"
-    engine = Engine(
-        path=f"engines/{folder}/model.engine",
-        sha256="",
-        graph_sha256="graph",
-        outputs=("logits",),
-        settings=EngineSettings("tensorrt"),
-        flags=("STRONGLY_TYPED",),
-        flavor="tensorrt",
-        version="10.3.0",
-        platform="linux-aarch64",
-        gpu="Orin",
-        multiprocessors=8,
-        compute_capabilities=("8.7",),
-        cuda="12.6",
-        driver=None,
-        l4t="R36.4.3",
-        timing_cache=None,
-        build_seconds=60,
-    )
+    """An Orin went from JetPack 6.2 to 7.2."""
     orin = Gpu("Orin", "8.7", integrated=True, multiprocessors=8)
-    host = Host("linux-aarch64", orin, "13.2", None, "R39.2.0")
-    library = Library(SimpleNamespace(__version__="10.16.1.11"), "tensorrt")
+    before = Host("linux-aarch64", orin, "12.6", None, "R36.4.3")
+    after = Host("linux-aarch64", orin, "13.2", None, "R39.2.0")
+    old, new = (
+        Library(SimpleNamespace(__version__=version), "tensorrt")
+        for version in ("10.3.0", "10.16.1.11")
+    )
+    settings = EngineSettings("tensorrt")
+    path = f"engines/{fingerprint(settings, old, before)}/model.engine"
+    engine = engine_of(
+        old, before, settings, path=path, sha256="", graph_sha256="graph", outputs=("logits",),
+        flags=("STRONGLY_TYPED",), timing_cache=None, build_seconds=60,
+    )  # fmt: skip
     with pytest.raises(UsageError) as raised:
-        engine_for(Path("bundles/grocery-trt"), [engine], "graph", ("logits",), [library], host)
+        engine_for(Path("bundles/grocery-trt"), [engine], "graph", ("logits",), [new], after)
     ((_, quoted),) = blocks("text")
     assert str(raised.value) == quoted.strip()
 

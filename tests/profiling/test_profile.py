@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -37,20 +36,6 @@ SCHEMA = ROOT / "docs" / "profile.schema.json"
 QUICK = ("--duration", 0.05, "--min-samples", 20, "--warmup-ms", 10)
 
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def altered(profile_data: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """The JSON again, after a change."""
-
-    def write(change: Change) -> Path:
-        content = copy.deepcopy(profile_data)
-        change(content)
-        path = tmp_path / "altered.json"
-        path.write_text(json.dumps(content))
-        return path
-
-    return write
 
 
 # What is in it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import sys
@@ -38,20 +37,6 @@ def trained(tmp_path: Path, micro_run: Path, micro_data: Path) -> Path:
 
 
 Altered = Callable[[Callable[[dict[str, Any]], object]], Path]
-
-
-@pytest.fixture
-def altered(profile_data: dict[str, Any], tmp_path: Path) -> Altered:
-    """The profile again, after a change."""
-
-    def write(change: Callable[[dict[str, Any]], object]) -> Path:
-        content = copy.deepcopy(profile_data)
-        change(content)
-        path = tmp_path / "altered.json"
-        path.write_text(json.dumps(content))
-        return path
-
-    return write
 
 
 # Profiles
