@@ -20,7 +20,7 @@ from gft_edge.training import data, loop, processes, run_folder, trainer
 from gft_edge.training.recipes import Recipe
 from gft_edge.training.run_folder import RunConfig
 
-RECIPE = Recipe(epochs=2, batch_size=6)
+RECIPE = Recipe(epochs=2, batch_size=8)
 
 
 def small_run(folder: Path) -> tuple[ModelSpec, RunConfig]:

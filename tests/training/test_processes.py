@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -29,27 +28,12 @@ from tests.support.cli import refused, run
 from tests.support.paths import ROOT
 from tests.support.refusals import refusal_of
 
-IMAGES = {"train": 10, "val": 3}  # a class: 20 images in batches of 6 leave two out
-
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split, count in IMAGES.items():
-        for label in ("even", "odd"):
-            (folder / split / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    spec, config = launched.small_run(data)
+    spec, config = launched.small_run(coloured)
     train(run, spec, config, None)
     return run
 
@@ -97,10 +81,10 @@ def logged(run: Path, what: str, rank: int) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_see_each_image_once_write_once_and_train_what_one_trains(
-    data: Path, alone: Path, tmp_path: Path
+    coloured: Path, alone: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    result = together(data, run, "together")
+    result = together(coloured, run, "together")
     assert result.returncode == 0, result.stderr
     assert_same_run(run, alone)
     assert not logged(run, "wrote", 1)
@@ -109,17 +93,17 @@ def test_two_processes_see_each_image_once_write_once_and_train_what_one_trains(
     seen = [
         Counter(line for line in logged(run, "read", rank) if "train" in line) for rank in (0, 1)
     ]
-    # Three steps of three images, in two epochs.
-    assert [sum(counter.values()) for counter in seen] == [18, 18]
+    # Four steps of four images, in two epochs; four of 36 images are left out.
+    assert [sum(counter.values()) for counter in seen] == [32, 32]
     assert max((seen[0] + seen[1]).values()) == 2
 
 
 @pytest.mark.slow
 def test_a_run_whose_process_died_goes_on_with_another_number_of_processes(
-    data: Path, alone: Path, tmp_path: Path
+    coloured: Path, alone: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    result = together(data, run, "dies")
+    result = together(coloured, run, "dies")
     assert result.returncode != 0
     assert len((run / "history.csv").read_text().split()) == 2
     resume(run)
@@ -128,10 +112,10 @@ def test_a_run_whose_process_died_goes_on_with_another_number_of_processes(
 
 @pytest.mark.slow
 def test_fsdp_trains_what_one_process_trains_and_its_checkpoint_is_whole(
-    data: Path, alone: Path, tmp_path: Path
+    coloured: Path, alone: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    result = together(data, run, "fsdp")
+    result = together(coloured, run, "fsdp")
     assert result.returncode == 0, result.stderr
     assert_same_run(run, alone)
     saved = torch.load(run / "last.pt", weights_only=True)
@@ -142,11 +126,11 @@ def test_fsdp_trains_what_one_process_trains_and_its_checkpoint_is_whole(
 
 @pytest.mark.slow
 def test_the_command_line_is_the_same_program_under_the_launcher(
-    data: Path, tmp_path: Path
+    coloured: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     trained = launch(
-        "-m", "gft_edge", "train", "--data", data, "--out", run, "--model", "vit_tiny_patch16_224",
+        "-m", "gft_edge", "train", "--data", coloured, "--out", run, "--model", "vit_tiny_patch16_224",
         "--image-size", 32, "--stages", "1:3,2:2", "--epochs", 1, "--batch-size", 4, "--no-amp",
         "--device", "cpu", "--workers", 1, "--tensorboard", "--json",
     )  # fmt: skip
@@ -156,7 +140,7 @@ def test_the_command_line_is_the_same_program_under_the_launcher(
     evaluated = launch("-m", "gft_edge", "evaluate", run, "--split", "val", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads(evaluated.stdout)
-    assert metrics["images"] == 6
+    assert metrics["images"] == 8
     assert metrics.pop("split") == "val"
     assert metrics == json.loads((run / "metrics.json").read_text())["metrics"]
     events = EventAccumulator(str(run / "tensorboard"))
