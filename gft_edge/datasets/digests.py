@@ -36,7 +36,7 @@ def file_digests(
     cannot be used, or without `remember`, every file is read. Raises OSError for a file that is gone.
     """
     file = _kept_file(root) if remember else None
-    kept = _read(file)
+    kept = {} if file is None else _read(file)
     keys = [_key(path) for path in paths]
     names = [path.relative_to(root).as_posix() for path in paths]
     unread = [
@@ -58,7 +58,11 @@ def file_digests(
                     kept[names[n]] = [*keys[n], digest]
                 if progress is not None:
                     progress("reading images", done, len(unread))
-        _write(file, kept)
+        # A cache that cannot be written costs time alone.
+        with suppress(OSError, BundleError):
+            if file is not None:
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_whole(file, json.dumps(kept, separators=(",", ":")).encode())
     return [found[name] for name in names]
 
 
@@ -75,10 +79,8 @@ def _kept_file(root: Path) -> Path | None:
     return folder / f"{name}.json"
 
 
-def _read(file: Path | None) -> dict[str, Entry]:
+def _read(file: Path) -> dict[str, Entry]:
     """Return what was kept; nothing where it is absent, damaged or of another form."""
-    if file is None:
-        return {}
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -90,12 +92,3 @@ def _read(file: Path | None) -> dict[str, Entry]:
         for name, entry in content.items()
         if isinstance(entry, list) and len(entry) == 5 and isinstance(entry[-1], str)
     }
-
-
-def _write(file: Path | None, kept: dict[str, Entry]) -> None:
-    if file is None:
-        return
-    # A cache that cannot be written costs time alone.
-    with suppress(OSError, BundleError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(file, json.dumps(kept, separators=(",", ":")).encode())
