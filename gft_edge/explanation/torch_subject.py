@@ -1,21 +1,22 @@
-"""A run's network in PyTorch, looked into as a bundle is. Needs torch, imported inside functions."""
+"""A run's network in PyTorch, looked into as a bundle is."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gft_edge.bundle.specs import ModelSpec, Score
 from gft_edge.explanation.subject import Floats, Pixels, Seen, finite, no_stages
+from gft_edge.model.checkpoint import load_run
+from gft_edge.model.gala import mean_attention_scores
+from gft_edge.model.gft import GFT
+from gft_edge.model.network import Network
 from gft_edge.runtime.preprocess import batch_from_pixels
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gft_edge.model.network import Network
 
 BATCH = 16
 
@@ -24,8 +25,6 @@ class NetworkSubject:
     """A network in PyTorch on the CPU, in evaluation mode."""
 
     def __init__(self, model: ModelSpec, network: Network):
-        import torch
-
         self.model = model
         self.network = network.eval()
         self.runs = f"torch {torch.__version__}, fp32 run"
@@ -34,8 +33,6 @@ class NetworkSubject:
 
     def logits(self, pixels: Pixels) -> Floats:
         """See Subject."""
-        import torch
-
         self.inferences += len(pixels)
         with torch.inference_mode():
             parts = [self.network(images).float().numpy() for images in self._batches(pixels)]
@@ -43,8 +40,6 @@ class NetworkSubject:
 
     def see(self, pixels: Pixels) -> Seen:
         """See Subject."""
-        import torch
-
         self.inferences += len(pixels)
         record: list[tuple[Tensor, Tensor]] = []
         parts = []
@@ -71,8 +66,6 @@ class NetworkSubject:
 
     def ranking_by(self, score: Score) -> NetworkSubject:
         """The same weights with every stage ranking by another score, its kernel as one starts."""
-        from gft_edge.model.gft import GFT
-
         network = copy.deepcopy(self.network)
         assert isinstance(network, GFT)
         network.rank_by(score)
@@ -82,8 +75,6 @@ class NetworkSubject:
         """See Subject."""
 
     def _batches(self, pixels: Pixels) -> list[Tensor]:
-        import torch
-
         spec = self.model.preprocessing
         return [
             torch.from_numpy(batch_from_pixels(pixels[start : start + BATCH], spec, "float32"))
@@ -93,14 +84,11 @@ class NetworkSubject:
 
 def open_run(folder: Path) -> NetworkSubject:
     """The network of a run folder. Raises CheckpointError."""
-    from gft_edge.model.checkpoint import load_run
-
     return NetworkSubject(*load_run(folder))
 
 
 def _noting(record: list[tuple[Tensor, Tensor]]) -> Any:
     """A hook in front of a Selection that records its scores and its Eq. 1, (B,N) each."""
-    from gft_edge.model.gala import mean_attention_scores
 
     def note(selection: Any, given: tuple[Any, ...]) -> None:
         q, k, scale = given[:3]
