@@ -36,22 +36,12 @@ class GpuState:
 
 @dataclass(frozen=True)
 class Card:
-    """One card, and what it does and draws at one moment. None: it does not say."""
+    """One card, and what it does at one moment."""
 
     name: str
     driver: str
     compute_capability: str
-    power_w: float | None
     state: GpuState
-
-
-def missing() -> str | None:
-    """Say why no card can be asked; None where some can."""
-    try:
-        with _opened() as pynvml:
-            return None if pynvml.nvmlDeviceGetCount() else "it names no GPU"
-    except OSError as error:
-        return str(error)
 
 
 def cards() -> tuple[Card, ...]:
@@ -64,19 +54,21 @@ def cards() -> tuple[Card, ...]:
 
 
 @contextmanager
-def power_meter() -> Iterator[Callable[[], dict[str, float]]]:
-    """Give a function that reads the watts of every card that says them, by name.
+def power_meter() -> Iterator[Callable[[], dict[str, float | None]]]:
+    """Give a function that reads the watts of every card, by name. None: the card does not say.
 
     NVML stays open until the block ends. Raises OSError where it cannot be opened.
     """
     with _opened() as pynvml:
 
-        def read() -> dict[str, float]:
-            handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-            watts = {f"GPU {n}": _power_w(pynvml, card) for n, card in enumerate(handles)}
-            return {name: value for name, value in watts.items() if value is not None}
+        def watts(index: int) -> float | None:
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            try:
+                return float(pynvml.nvmlDeviceGetPowerUsage(card)) / 1000
+            except pynvml.NVMLError:
+                return None
 
-        yield read
+        yield lambda: {f"GPU {n}": watts(n) for n in range(pynvml.nvmlDeviceGetCount())}
 
 
 @contextmanager
@@ -123,11 +115,4 @@ def _card(pynvml: Any, index: int) -> Card:
     )
     driver = str(told(pynvml.nvmlSystemGetDriverVersion))
     capability = "unknown" if compute is None else "{}.{}".format(*compute)
-    return Card(name, driver, capability, _power_w(pynvml, card), state)
-
-
-def _power_w(pynvml: Any, card: Any) -> float | None:
-    try:
-        return float(pynvml.nvmlDeviceGetPowerUsage(card)) / 1000
-    except pynvml.NVMLError:
-        return None
+    return Card(name, driver, capability, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import threading
@@ -108,16 +109,9 @@ def _hwmon(sysfs: Path) -> PowerSource | str:
 
 def _hwmon_reading(rails: Mapping[str, tuple[Path, ...]]) -> Reading:
     """Every rail at this moment; its files hold microwatts, or millivolts and milliamperes."""
-    watts, failure = {}, None
-    for rail, files in rails.items():
-        try:
-            values = [int(file.read_text()) for file in files]
-        except (OSError, ValueError) as error:
-            failure = failure or _reason(rail, error)
-            continue
-        # mV x mA are microwatts too.
-        watts[rail] = (values[0] * values[1] if len(values) == 2 else values[0]) / 1e6
-    return Reading(watts, failure)
+    values, failure = _numbers_of(rails)
+    # mV x mA are microwatts too.
+    return Reading({rail: math.prod(numbers) / 1e6 for rail, numbers in values.items()}, failure)
 
 
 def _chip_rails(chip: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
@@ -176,21 +170,22 @@ def tegrastats_watts(line: str) -> dict[str, float]:
 
 
 def _nvidia() -> PowerSource | str:
-    reason = nvml.missing()
-    if reason is not None:
-        return f"NVML: {reason}"
-    names = {f"GPU {number}": card.power_w for number, card in enumerate(nvml.cards())}
-    unread = [name for name, watts in names.items() if watts is None]
+    """The cards of a desktop or a server, each a rail."""
+    try:
+        with nvml.power_meter() as read:
+            watts = read()
+    except OSError as error:
+        return f"NVML: {error}"
+    unread = [name for name, w in watts.items() if w is None]
     if unread:
         return f"NVML: it does not read the power of {', '.join(unread)}"
-    return PowerSource("NVML", tuple(names), _nvml_readings)
+    return PowerSource("NVML", tuple(watts), _nvml_readings) if watts else "NVML: it names no GPU"
 
 
 def _nvml_readings(stop: threading.Event, interval_s: float) -> Iterator[Reading]:
-    """The cards of a desktop or a server, each a rail."""
     try:
-        with nvml.power_meter() as watts:
-            yield from _polled(lambda: Reading(watts()), stop, interval_s)
+        with nvml.power_meter() as read:
+            yield from _polled(lambda: _reading(read()), stop, interval_s)
     except OSError as error:
         yield Reading({}, str(error))
 
@@ -205,8 +200,8 @@ def _rapl(sysfs: Path) -> PowerSource | str:
     }
     if not zones:
         return "RAPL: no package in /sys/class/powercap"
-    counters, failure = _rapl_counters(zones)
-    if len(counters) < len(zones):
+    _, failure = _rapl_counters(zones)
+    if failure is not None:
         return f"RAPL: {failure} (root may read it)"
     return PowerSource("RAPL", tuple(zones), partial(_rapl_readings, zones), averaged=True)
 
@@ -224,7 +219,7 @@ def _rapl_readings(
             for rail, after in now.items()
             if rail in before
         }
-        yield Reading({rail: w for rail, w in watts.items() if w is not None}, failure)
+        yield _reading(watts, failure)
         before |= now
 
 
@@ -232,15 +227,9 @@ def _rapl_counters(
     zones: Mapping[str, Path],
 ) -> tuple[dict[str, tuple[float, int]], str | None]:
     """The time in seconds and the counter of each zone, and why one could not be read."""
-    counters, failure = {}, None
-    for rail, zone in zones.items():
-        try:
-            energy_uj = int((zone / "energy_uj").read_text())
-        except (OSError, ValueError) as error:
-            failure = failure or _reason(rail, error)
-            continue
-        counters[rail] = (time.perf_counter(), energy_uj)
-    return counters, failure
+    values, failure = _numbers_of({rail: (zone / "energy_uj",) for rail, zone in zones.items()})
+    now_s = time.perf_counter()
+    return {rail: (now_s, energy_uj) for rail, (energy_uj,) in values.items()}, failure
 
 
 def _rapl_watts(zone: Path, before: tuple[float, int], after: tuple[float, int]) -> float | None:
@@ -271,8 +260,22 @@ def _no_total(rails: Iterable[str]) -> str:
     return f"which of its rails make up the total is not known here: {', '.join(sorted(rails))}"
 
 
-def _reason(rail: str, error: OSError | ValueError) -> str:
-    """Without the path, which differs from boot to boot."""
-    if isinstance(error, OSError):
-        return f"{rail}: {error.strerror or error}"
-    return f"{rail}: not a number"
+def _reading(watts: Mapping[str, float | None], failure: str | None = None) -> Reading:
+    """A reading without the rails that say nothing."""
+    return Reading({rail: w for rail, w in watts.items() if w is not None}, failure)
+
+
+def _numbers_of(
+    rails: Mapping[str, tuple[Path, ...]],
+) -> tuple[dict[str, list[int]], str | None]:
+    """The numbers in the files of each rail that can be read, and why the first other one cannot."""
+    numbers, failure = {}, None
+    for rail, files in rails.items():
+        try:
+            numbers[rail] = [int(file.read_text()) for file in files]
+        # Without the path, which differs from boot to boot.
+        except OSError as error:
+            failure = failure or f"{rail}: {error.strerror or error}"
+        except ValueError:
+            failure = failure or f"{rail}: not a number"
+    return numbers, failure
