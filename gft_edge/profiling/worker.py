@@ -122,10 +122,25 @@ def timed_turn(
     Lost is a call that took no time or less: the clock went backwards. Calls are numbered from
     `number`; those that settle the engine use that number too.
     """
-    _repeat(measure, settle_s, lambda: number)
-    parts: list[list[float]] = []
-    lost = _repeat(measure, seconds, lambda: number + len(parts), parts.append)
-    return parts, lost
+    _calls(measure, settle_s, number, step=0)
+    return _calls(measure, seconds, number, step=1)
+
+
+def _calls(
+    measure: Measure, seconds: float, number: int, step: int
+) -> tuple[list[list[float]], int]:
+    """Call until the sum of what the calls took reaches `seconds`."""
+    kept: list[list[float]] = []
+    elapsed_ms, lost = 0.0, 0
+    while True:
+        parts = list(measure(number + step * len(kept)))
+        if sum(parts) > 0 and min(parts) >= 0:
+            kept.append(parts)
+            elapsed_ms += sum(parts)
+        else:
+            lost += 1
+        if elapsed_ms >= seconds * 1000 or lost > MOST_LOST:
+            return kept, lost
 
 
 def requests_turn(
@@ -149,26 +164,6 @@ def requests_turn(
         else:
             latencies_ms.append(finished.latency_ms)
     return latencies_ms, time.perf_counter() - counted_from
-
-
-def _repeat(
-    measure: Measure,
-    seconds: float,
-    number: Callable[[], int],
-    keep: Callable[[list[float]], object] = lambda parts: None,
-) -> int:
-    """Call until the sum of what the calls took reaches `seconds`; how many took no time or less."""
-    elapsed_ms, lost = 0.0, 0
-    while True:
-        parts = list(measure(number()))
-        took_ms = sum(parts)
-        if took_ms > 0 and min(parts) >= 0:
-            keep(parts)
-            elapsed_ms += took_ms
-        else:
-            lost += 1
-        if elapsed_ms >= seconds * 1000 or lost > MOST_LOST:
-            return lost
 
 
 def _free_device_bytes() -> int | None:
