@@ -8,22 +8,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.placement import groups_by_flow
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import LayerRun, LayerTime
-from gft_edge.runtime.classifier import bundle_request, static_batches
+from gft_edge.runtime.classifier import bundle_request
+from gft_edge.runtime.preprocess import batch_from_pixels
 
-RUNS = 50
 # ONNX Runtime keeps its events in a file, 200 KB an inference.
-MOST_RUNS = 1000
+RUNS = 50
 TOP_LAYERS = 15
 
 Verdict: TypeAlias = Literal["fused", "not fused", "unknown"]
@@ -97,20 +95,20 @@ def layer_profile(
     backend: str | None = None,
     threads: int | None = None,
     runs: int = RUNS,
-    pixels: npt.NDArray[np.uint8] | None = None,
 ) -> Breakdown:
     """Time the layers of a bundle over `runs` inferences, each beside a plain one.
 
-    `pixels` are preprocessed images, uint8 (N,S,S,3), of which the first batch is used; seeded noise
-    unless given: no layer's time depends on what it computes. Raises UsageError where the engine
-    cannot run here or has no layers to time.
+    Images are seeded noise: no layer's time depends on what it computes. Raises UsageError where the
+    engine cannot run here or has no layers to time.
     """
-    if not 1 <= runs <= MOST_RUNS:
-        raise UsageError(f"runs is {runs}: give 1 to {MOST_RUNS}")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
     engine, request = bundle_request(opened, backend, threads, spin=False)
-    images = _batch(manifest, pixels)
+    preprocessing = manifest.model.preprocessing
+    size = preprocessing.image_size_px
+    shape = (manifest.input.batch, size, size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = batch_from_pixels(pixels, preprocessing, manifest.input.dtype)
     path = opened.artifact_path
     plain_ms: list[float] = []
     session = engine.open_session(path, request)
@@ -232,14 +230,3 @@ def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
             return "not fused", "one of its products runs apart, as MatMul"
         return "fused", f"one {layer.kind}, {layer.kernel}"
     return "unknown", "no layer of it names a softmax"
-
-
-def _batch(manifest: Manifest, pixels: npt.NDArray[np.uint8] | None) -> npt.NDArray[Any]:
-    """The first batch of pixels, or noise, as the graph takes it."""
-    preprocessing = manifest.model.preprocessing
-    if pixels is None:
-        size = preprocessing.image_size_px
-        shape = (manifest.input.batch, size, size, 3)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    batch, _ = next(static_batches(pixels, manifest.input, preprocessing))
-    return batch

@@ -168,11 +168,8 @@ def test_what_openvino_converts_once_at_load_is_no_layer(micro_bundles: dict[str
         written.update(one.writes)
 
 
-def test_openvino_profiles_an_onnx_bundle_too_and_pixels_may_be_given(
-    micro_bundles: dict[str, Path],
-) -> None:
-    pixels = np.zeros((3, 64, 64, 3), np.uint8)
-    found = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=1, pixels=pixels)
+def test_openvino_profiles_an_onnx_bundle_too(micro_bundles: dict[str, Path]) -> None:
+    found = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=1)
     assert (found.target, found.runs) == ("openvino", 1)
     assert "stage 2: GALA" in [part.name for part in found.parts]
 
@@ -301,9 +298,6 @@ def test_the_softmax_of_a_class_score_is_no_attention() -> None:
 @pytest.mark.parametrize(
     ("target", "given", "words"),
     [
-        ("onnx", {"runs": 0}, "runs is 0"),
-        ("onnx", {"runs": -3}, "runs is -3"),
-        ("onnx", {"runs": 1001}, "1000"),
         ("onnx", {"backend": "tensorrt", "threads": 1}, "threads"),
         ("openvino", {"backend": "onnx"}, "model.xml"),
     ],
