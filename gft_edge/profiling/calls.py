@@ -10,14 +10,11 @@ from gft_edge.runtime.backends import warmed_up
 
 
 def interleaved_medians_ms(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 50, warm_up_ms: float = 200
+    calls: Mapping[str, Callable[[], object]], rounds: int = 50
 ) -> dict[str, float]:
-    """Median wall time of each call, in milliseconds: A B C A B C ..., `rounds` times.
-
-    Each call is first repeated for `warm_up_ms`.
-    """
+    """Median wall time of each call once warm, in milliseconds: A B C A B C ..., `rounds` times."""
     for call in calls.values():
-        warmed_up(call, warm_up_ms)
+        warmed_up(call)
     samples_ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():

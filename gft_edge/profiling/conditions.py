@@ -160,7 +160,8 @@ def throttle_counts(sysfs: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     cores = sysfs / "devices" / "system" / "cpu"
     for scope in ("core", "package"):
-        seen = _numbers(listed(cores, f"cpu[0-9]*/thermal_throttle/{scope}_throttle_count"))
+        files = listed(cores, f"cpu[0-9]*/thermal_throttle/{scope}_throttle_count")
+        seen = [count for count in map(number, files) if count is not None]
         if seen:
             # Each core of a package repeats the count of the package.
             counts[f"CPU {scope} too hot"] = int(sum(seen) if scope == "core" else max(seen))
@@ -276,7 +277,3 @@ def _load_1min() -> float | None:
         return float(psutil.getloadavg()[0])
     except (AttributeError, OSError):
         return None
-
-
-def _numbers(files: Iterable[Path]) -> list[float]:
-    return [value for value in map(number, files) if value is not None]

@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.store import sha256_of
-from gft_edge.runtime.backends import (
-    OpenRequest,
-)
+from gft_edge.runtime.backends import OpenRequest
 from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
 
 
