@@ -168,11 +168,8 @@ def _unfused(attention: Sequence[Attention]) -> list[str]:
     for one in attention:
         if one.verdict in ("not fusable", "not fused"):
             groups[one.verdict, one.reason].append(one.group)
-    return [
-        f"attention is {verdict} {_where(names, attention)}: {reason}"
-        for (verdict, reason), names in groups.items()
-    ]
-
-
-def _where(names: Sequence[str], attention: Sequence[Attention]) -> str:
-    return "anywhere" if len(names) == len(attention) else f"in {', '.join(names)}"
+    warnings = []
+    for (verdict, reason), names in groups.items():
+        where = "anywhere" if len(names) == len(attention) else f"in {', '.join(names)}"
+        warnings.append(f"attention is {verdict} {where}: {reason}")
+    return warnings

@@ -50,7 +50,4 @@ def _kill_when(stop: threading.Event, process: subprocess.Popen[str]) -> None:
     """Kill it with the children that it may have, which hold its output open."""
     stop.wait()
     with suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
