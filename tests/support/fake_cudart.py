@@ -4,6 +4,7 @@ A stream is lazy: its work is done when something waits for it, so that a forgot
 A function that destroys destroys even when told to fail, as CUDA does: its code is an earlier error's.
 """
 
+# ruff: noqa: N802 - the methods have the names of C functions
 from __future__ import annotations
 
 import ctypes
@@ -34,21 +35,13 @@ INVALID, OUT_OF_MEMORY, BAD_HANDLE, NOT_READY, UNSUPPORTED, INVALIDATED = 1, 2, 
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED, MULTIPROCESSORS = 75, 76, 18, 16
 
 Work = Callable[[], object]
-METHODS: dict[str, Any] = {}
-
-
-def exported(name: str) -> Callable[[Any], Any]:
-    """Mark a method as the C function of that name; the header's test holds the table of its types."""
-
-    def mark(method: Any) -> Any:
-        METHODS[name] = method
-        return method
-
-    return mark
 
 
 class FakeCudart:
-    """`live` counts objects by kind, `calls` are (name, inputs), `fail` makes a function fail."""
+    """`live` counts objects by kind, `calls` are (name, inputs), `fail` makes a function fail.
+
+    The C functions stand at the end, by their own names.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -70,7 +63,7 @@ class FakeCudart:
         self._executables: dict[int, list[Work]] = {}
         self._texts: list[Any] = []
         # Kept: a C function dies with its Python object.
-        self._callbacks = {name: self._callback(name, method) for name, method in METHODS.items()}
+        self._callbacks = {name: self._callback(name) for name in PROTOTYPES}
 
     @property
     def live(self) -> Counter[str]:
@@ -91,7 +84,7 @@ class FakeCudart:
 
     def fail(self, name: str, code: int) -> None:
         """Make every later call of a function return this code; 0 makes it work again."""
-        assert name in METHODS
+        assert name in PROTOTYPES
         assert code in ERRORS
         self._codes[name] = code
 
@@ -111,18 +104,13 @@ class FakeCudart:
         return Cuda(self.runtime())
 
     def runtime(self) -> Runtime:
-        """Over this fake as a shared library."""
-        return Runtime(self.library())
-
-    def library(self) -> Any:
-        """Like a CDLL: functions of unknown types, so that an int goes in and out with 32 bits."""
+        """Over this fake as a CDLL: functions of unknown types, to which an int has 32 bits."""
         make: Any = ctypes.CDLL(None)._FuncPtr
-        return SimpleNamespace(
-            **{
-                name: make(ctypes.cast(callback, c_void_p).value)
-                for name, callback in self._callbacks.items()
-            }
-        )
+        functions = {
+            name: make(ctypes.cast(callback, c_void_p).value)
+            for name, callback in self._callbacks.items()
+        }
+        return Runtime(SimpleNamespace(**functions))
 
     def enqueue(self, stream: int, work: Work) -> None:
         """Put work into a stream, as an engine does: into the graph while the stream is captured."""
@@ -135,21 +123,24 @@ class FakeCudart:
 
     def drain(self, stream: int) -> None:
         """Do what waits in a stream, as an engine does that reports its times at once."""
-        self._run(stream)
+        waiting, self._streams[stream] = self._streams[stream], []
+        for work in waiting:
+            self._clock_ms += 1
+            work()
 
     def refuse_in_capture(self, stream: int) -> bool:
         """Whether a stream is being captured; what may not be done in a capture has then broken it."""
         return stream in self._captures and bool(self._invalidate())
 
     def device_sees(self, address: int, size: int) -> bool:
-        """Whether this is live memory that a kernel may touch: page-locked is not enough."""
+        """Whether this is live memory of the device's, which page-locked memory alone is not."""
         return any(
             kind != "pinned" and start <= address and address + size <= start + len(buffer)
             for start, (kind, buffer) in self._memory.items()
         )
 
-    def _callback(self, name: str, method: Any) -> Any:
-        prototype = PROTOTYPES[name]
+    def _callback(self, name: str) -> Any:
+        prototype, method = PROTOTYPES[name], getattr(self, name)
         returns_text = bool(prototype.returns)
 
         def entry(*given: Any) -> int:
@@ -170,7 +161,7 @@ class FakeCudart:
                     kind in known and value not in known[kind][1]
                     for kind, value in zip(prototype.inputs, inputs, strict=True)
                 )
-                code = BAD_HANDLE if any(lost) else method(self, *arguments)
+                code = BAD_HANDLE if any(lost) else method(*arguments)
             code = wanted or code
             if code and not returns_text and name != "cudaGetLastError":
                 self.last_error = code
@@ -205,7 +196,7 @@ class FakeCudart:
         if self._memory.get(address, ("", None))[0] != kind:
             return INVALID
         for stream in self._streams:
-            self._run(stream)
+            self.drain(stream)
         self.free_bytes += len(self._memory.pop(address)[1])
         return 0
 
@@ -213,56 +204,36 @@ class FakeCudart:
         self._captures = dict.fromkeys(self._captures)
         return UNSUPPORTED
 
-    def _run(self, stream: int) -> None:
-        waiting, self._streams[stream] = self._streams[stream], []
-        for work in waiting:
-            self._clock_ms += 1
-            work()
-
-    def _on_device(self, address: int, size: int) -> bool:
-        return any(
-            start <= address and address + size <= start + len(buffer)
-            for start, (_, buffer) in self._memory.items()
-        )
-
-    @exported("cudaGetErrorName")
-    def _error_name(self, code: int) -> int:
+    def cudaGetErrorName(self, code: int) -> int:
         return self._text(ERRORS.get(code, "unrecognized error code"))
 
-    @exported("cudaGetErrorString")
-    def _error_string(self, code: int) -> int:
+    def cudaGetErrorString(self, code: int) -> int:
         return self._text(f"the fake's words for {code}")
 
     def _text(self, text: str) -> int:
         self._texts.append(ctypes.create_string_buffer(text.encode()))
         return ctypes.addressof(self._texts[-1])
 
-    @exported("cudaGetLastError")
-    def _get_last_error(self) -> int:
+    def cudaGetLastError(self) -> int:
         code, self.last_error = self.last_error, 0
         return code
 
-    @exported("cudaRuntimeGetVersion")
-    def _runtime_get_version(self, out: Any) -> int:
+    def cudaRuntimeGetVersion(self, out: Any) -> int:
         out[0] = self.runtime_version
         return 0
 
-    @exported("cudaDriverGetVersion")
-    def _driver_get_version(self, out: Any) -> int:
+    def cudaDriverGetVersion(self, out: Any) -> int:
         out[0] = self.driver_version
         return 0
 
-    @exported("cudaGetDeviceCount")
-    def _device_count(self, out: Any) -> int:
+    def cudaGetDeviceCount(self, out: Any) -> int:
         out[0] = 1
         return 0
 
-    @exported("cudaSetDevice")
-    def _set_device(self, device: int) -> int:
+    def cudaSetDevice(self, device: int) -> int:
         return 0 if device == 0 else INVALID
 
-    @exported("cudaDeviceGetAttribute")
-    def _attribute(self, out: Any, attribute: int, device: int) -> int:
+    def cudaDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> int:
         attributes = {
             CAPABILITY_MAJOR: 8,
             CAPABILITY_MINOR: 7,
@@ -272,73 +243,60 @@ class FakeCudart:
         out[0] = attributes[attribute]
         return 0
 
-    @exported("cudaGetDeviceProperties")
-    def _properties(self, out: Any, device: int) -> int:
+    def cudaGetDeviceProperties(self, out: Any, device: int) -> int:
         ctypes.memset(out, 0x7F, 1032)  # sizeof(cudaDeviceProp) in CUDA 12
         name = b"Fake Orin\0"
         ctypes.memmove(out, name, len(name))
         return 0
 
-    @exported("cudaMemGetInfo")
-    def _memory_info(self, free: Any, total: Any) -> int:
+    def cudaMemGetInfo(self, free: Any, total: Any) -> int:
         free[0], total[0] = self.free_bytes, self.total_bytes
         return 0
 
-    @exported("cudaMalloc")
-    def _malloc(self, out: Any, size: int) -> int:
+    def cudaMalloc(self, out: Any, size: int) -> int:
         return self._allocate("device", out, size)
 
-    @exported("cudaFree")
-    def _free(self, address: int) -> int:
+    def cudaFree(self, address: int) -> int:
         return self._release("device", address)
 
-    @exported("cudaHostAlloc")
-    def _host_alloc(self, out: Any, size: int, flags: int) -> int:
+    def cudaHostAlloc(self, out: Any, size: int, flags: int) -> int:
         return self._allocate("mapped" if flags & 2 else "pinned", out, size)
 
-    @exported("cudaFreeHost")
-    def _free_host(self, address: int) -> int:
+    def cudaFreeHost(self, address: int) -> int:
         kind = self._memory.get(address, ("pinned", None))[0]
         return INVALID if kind == "device" else self._release(kind, address)
 
-    @exported("cudaHostGetDevicePointer")
-    def _host_pointer(self, out: Any, host: int, flags: int) -> int:
+    def cudaHostGetDevicePointer(self, out: Any, host: int, flags: int) -> int:
         if flags or self._memory.get(host, ("", None))[0] != "mapped":
             return INVALID
         out[0] = host
         return 0
 
-    @exported("cudaMemcpyAsync")
-    def _memcpy(self, to: int, source: int, size: int, kind: int, stream: int) -> int:
-        if not self._on_device(to if kind == 1 else source, size):
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> int:
+        if not self.device_sees(to if kind == 1 else source, size):
             return INVALID
         self.enqueue(stream, lambda: ctypes.memmove(to, source, size))
         return 0
 
-    @exported("cudaStreamCreateWithFlags")
-    def _stream_create(self, out: Any, flags: int) -> int:
+    def cudaStreamCreateWithFlags(self, out: Any, flags: int) -> int:
         return self._made(out, self._streams, [])
 
-    @exported("cudaStreamSynchronize")
-    def _synchronize(self, stream: int) -> int:
+    def cudaStreamSynchronize(self, stream: int) -> int:
         if stream in self._captures:
             return self._invalidate()
-        self._run(stream)
+        self.drain(stream)
         return 0
 
-    @exported("cudaStreamDestroy")
-    def _stream_destroy(self, stream: int) -> int:
-        self._run(stream)
+    def cudaStreamDestroy(self, stream: int) -> int:
+        self.drain(stream)
         del self._streams[stream]
         self._captures.pop(stream, None)
         return 0
 
-    @exported("cudaEventCreate")
-    def _event_create(self, out: Any) -> int:
+    def cudaEventCreate(self, out: Any) -> int:
         return self._made(out, self._events, None)
 
-    @exported("cudaEventRecord")
-    def _event_record(self, event: int, stream: int) -> int:
+    def cudaEventRecord(self, event: int, stream: int) -> int:
         self._events[event] = None
 
         def reached() -> None:
@@ -348,28 +306,24 @@ class FakeCudart:
         self.enqueue(stream, reached)
         return 0
 
-    @exported("cudaEventElapsedTime")
-    def _elapsed(self, out: Any, start: int, end: int) -> int:
+    def cudaEventElapsedTime(self, out: Any, start: int, end: int) -> int:
         began, ended = self._events[start], self._events[end]
         if began is None or ended is None:
             return NOT_READY
         out[0] = ended - began
         return 0
 
-    @exported("cudaEventDestroy")
-    def _event_destroy(self, event: int) -> int:
+    def cudaEventDestroy(self, event: int) -> int:
         del self._events[event]
         return 0
 
-    @exported("cudaStreamBeginCapture")
-    def _begin_capture(self, stream: int, mode: int) -> int:
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> int:
         if stream in self._captures:
             return INVALID
         self._captures[stream] = []
         return 0
 
-    @exported("cudaStreamEndCapture")
-    def _end_capture(self, stream: int, out: Any) -> int:
+    def cudaStreamEndCapture(self, stream: int, out: Any) -> int:
         if stream not in self._captures:
             return INVALID
         captured = self._captures.pop(stream)
@@ -378,22 +332,18 @@ class FakeCudart:
             return INVALIDATED
         return self._made(out, self._graphs, captured)
 
-    @exported("cudaGraphInstantiate")
-    def _instantiate(self, out: Any, graph: int, flags: int) -> int:
+    def cudaGraphInstantiate(self, out: Any, graph: int, flags: int) -> int:
         return self._made(out, self._executables, list(self._graphs[graph]))
 
-    @exported("cudaGraphDestroy")
-    def _graph_destroy(self, graph: int) -> int:
+    def cudaGraphDestroy(self, graph: int) -> int:
         del self._graphs[graph]
         return 0
 
-    @exported("cudaGraphLaunch")
-    def _launch(self, executable: int, stream: int) -> int:
+    def cudaGraphLaunch(self, executable: int, stream: int) -> int:
         for work in self._executables[executable]:
             self.enqueue(stream, work)
         return 0
 
-    @exported("cudaGraphExecDestroy")
-    def _executable_destroy(self, executable: int) -> int:
+    def cudaGraphExecDestroy(self, executable: int) -> int:
         del self._executables[executable]
         return 0

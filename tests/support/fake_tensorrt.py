@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -37,14 +36,8 @@ DTYPES: dict[str, type[Any]] = {
 DataType = enum.Enum("DataType", [name.upper() for name in DTYPES])  # type: ignore[misc]
 
 
-class Severity(enum.IntEnum):
-    """Of a log line, as in TensorRT."""
-
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
+Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
+LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
 
 
 class ILogger:
@@ -66,13 +59,6 @@ class IProfiler:
     def report_layer_time(self, layer_name: str, ms: float) -> None:
         """To be overridden."""
         raise NotImplementedError
-
-
-class LayerInformationFormat(enum.Enum):
-    """Of an inspector's answer."""
-
-    ONELINE = 0
-    JSON = 1
 
 
 class FakeTensorrt:
@@ -191,12 +177,11 @@ class _Engine(_Counted):
     def get_tensor_name(self, number: int) -> str:
         return [*self._tensors][number]
 
-    def get_tensor_shape(self, name: str) -> _Dims:
-        return _Dims(self._tensors[name].shape)
+    def get_tensor_shape(self, name: str) -> Iterator[int]:
+        return iter(self._tensors[name].shape)  # no tuple, as TensorRT's Dims is none
 
     def get_tensor_dtype(self, name: str) -> Any:
-        kind = self._tensors[name].type.removeprefix("tensor(").removesuffix(")")
-        return DataType[kind.upper()]
+        return DataType[_kind(self._tensors[name]).upper()]
 
     def create_engine_inspector(self) -> _Inspector:
         return _Inspector(self._fake, graph_nodes(self._model))
@@ -207,7 +192,7 @@ class _Engine(_Counted):
         if self._fake.cudart.free_bytes < SCRATCH_BYTES:
             self._logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
-        return _Context(self._fake, self, self._logger, self._session)
+        return _Context(self._fake, self, self._logger)
 
 
 class _Inspector(_Counted):
@@ -221,28 +206,27 @@ class _Inspector(_Counted):
 
     def get_engine_information(self, form: LayerInformationFormat) -> str:
         assert form is LayerInformationFormat.JSON
-        return json.dumps({"Layers": [self._entry(node) for node in self._nodes], "Bindings": []})
-
-    def _entry(self, node: GraphNode) -> dict[str, Any]:
-        kind = "Float"
-        return {
-            "Name": node.name,
-            "LayerType": node.operator,
-            "Inputs": [{"Name": name, "Format/Datatype": kind} for name in node.reads],
-            "Outputs": [{"Name": name, "Format/Datatype": kind} for name in node.writes],
-            "TacticName": f"fake_{node.operator.lower()}",
-            "Metadata": f"[ONNX Layer: {node.name}]",
-        }
+        layers = [
+            {
+                "Name": node.name,
+                "LayerType": node.operator,
+                "Inputs": [{"Name": name, "Format/Datatype": "Float"} for name in node.reads],
+                "Outputs": [{"Name": name, "Format/Datatype": "Float"} for name in node.writes],
+                "TacticName": f"fake_{node.operator.lower()}",
+                "Metadata": f"[ONNX Layer: {node.name}]",
+            }
+            for node in self._nodes
+        ]
+        return json.dumps({"Layers": layers, "Bindings": []})
 
 
 class _Context(_Counted):
-    __slots__ = ("_addresses", "_engine", "_logger", "_session", "_warm", "profiler")
+    __slots__ = ("_addresses", "_logger", "_warm", "engine", "profiler")
 
-    def __init__(self, fake: FakeTensorrt, engine: _Engine, logger: ILogger, session: Any):
+    def __init__(self, fake: FakeTensorrt, engine: _Engine, logger: ILogger):
         super().__init__(fake)
-        self._engine = engine  # which a context keeps alive
+        self.engine = engine  # which a context keeps alive
         self._logger = logger
-        self._session = session
         self._addresses: dict[str, int] = {}
         self._warm = False
         self.profiler: IProfiler | None = None
@@ -252,14 +236,10 @@ class _Context(_Counted):
         self._fake.cudart.free_bytes += SCRATCH_BYTES
         super().__del__()
 
-    @property
-    def engine(self) -> _Engine:
-        return self._engine
-
     def set_tensor_address(self, name: str, address: int) -> bool:
         if self._fake.refuses("set_tensor_address", self._logger):
             return False
-        self._engine.get_tensor_dtype(name)  # or KeyError
+        self.engine.get_tensor_dtype(name)  # or KeyError
         self._addresses[name] = address
         return True
 
@@ -280,17 +260,16 @@ class _Context(_Counted):
         if self.profiler is not None:
             assert self.profiler.constructed
             cudart.drain(stream_handle)
-            for node in graph_nodes(self._engine._model):
+            for node in graph_nodes(self.engine._model):
                 self.profiler.report_layer_time(node.name, LAYER_MS)
         return True
 
     def _work(self) -> Any:
         """What a launch does later, with the addresses of its time; it keeps no context alive."""
-        cudart, session = self._fake.cudart, self._session
+        cudart, session = self._fake.cudart, self.engine._session
 
         def array(value: Any, address: int) -> npt.NDArray[Any]:
-            kind = value.type.removeprefix("tensor(").removesuffix(")")
-            dtype: np.dtype[Any] = np.dtype(DTYPES[kind])
+            dtype: np.dtype[Any] = np.dtype(DTYPES[_kind(value)])
             size = int(np.prod(value.shape)) * dtype.itemsize
             assert cudart.device_sees(address, size), f"{value.name} lies at {address:#x}"
             memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
@@ -305,16 +284,9 @@ class _Context(_Counted):
         return work
 
 
-class _Dims:
-    """A shape that is no tuple, as TensorRT's."""
-
-    __slots__ = ("_sizes",)
-
-    def __init__(self, sizes: list[int]) -> None:
-        self._sizes = sizes
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._sizes)
+def _kind(value: Any) -> str:
+    """The element type of an ONNX Runtime tensor: tensor(float16) -> float16."""
+    return str(value.type).removeprefix("tensor(").removesuffix(")")
 
 
 def _nptype(kind: Any) -> type[Any]:
@@ -322,19 +294,12 @@ def _nptype(kind: Any) -> type[Any]:
     return DTYPES[kind.name.lower()]
 
 
-_sessions: dict[str, Any] = {}
-
-
+@functools.cache
 def _onnx_session(model: bytes) -> Any:
     """One thread, so that the same model gives the same bits. Loaded once a model."""
     import onnxruntime
 
-    digest = hashlib.sha256(model).hexdigest()
-    if digest not in _sessions:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        _sessions[digest] = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-    return _sessions[digest]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
