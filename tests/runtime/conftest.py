@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from gft_edge.runtime.backends import trt
 from tests.support.fake_cudart import FakeCudart
 from tests.support.fake_tensorrt import FakeTensorrt
 from tests.support.networks import export_run
-from tests.support.trt import assert_released
+from tests.support.trt import add_engine, assert_released, session_of
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,17 @@ def machine(
     monkeypatch.setattr(trt, "installed", lambda: [library])
     yield fake_tensorrt
     assert_released(fake_tensorrt)
+
+
+@pytest.fixture
+def opened(machine: FakeTensorrt, bundle_of: Callable[[int], Path]) -> Iterator[Callable[..., Any]]:
+    """Opens sessions on engines of a bundle; they are closed when the test is over."""
+    with ExitStack() as stack:
+
+        def open_(batch: int = 1, explain: bool = True, cuda_graph: bool = False) -> Any:
+            add_engine(machine, bundle_of(batch), explain)
+            session = session_of(bundle_of(batch), explain, cuda_graph)
+            stack.callback(session.close)
+            return session
+
+        yield open_

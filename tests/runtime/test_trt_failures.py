@@ -111,10 +111,9 @@ def test_a_failure_of_any_call_is_told_and_leaks_nothing(
 
 
 def test_closing_releases_everything_after_a_crash_on_the_gpu(
-    machine: FakeTensorrt, bundle: Path
+    machine: FakeTensorrt, opened: Callable[..., Any]
 ) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle, cuda_graph=True)
+    session = opened(cuda_graph=True)
     session.run(pictures())
     for name in FUNCTIONS:
         if name not in DESCRIBING:
@@ -199,11 +198,9 @@ def test_an_engine_with_other_tensors_or_another_shape_is_refused(
 
 
 def test_images_of_another_shape_or_type_are_refused_in_one_line(
-    machine: FakeTensorrt, bundle_of: Callable[[int], Path]
+    machine: FakeTensorrt, bundle_of: Callable[[int], Path], opened: Callable[..., Any]
 ) -> None:
-    bundle = bundle_of(3)
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False)
+    session = opened(3, explain=False)
     images, wanted = pictures(3), "(3, 64, 64, 3)"
     for wrong, *words in (
         (images.astype(np.float32), "float32", "uint8"),
@@ -219,13 +216,11 @@ def test_images_of_another_shape_or_type_are_refused_in_one_line(
         assert machine.cudart.calls == []
         refusal_of(UsageError, functools.partial(session.run_split, wrong))
         assert machine.cudart.live["event"] == 0
-    assert_same(session.run(images), expected_of(bundle, images, explain=False))
-    session.close()
+    assert_same(session.run(images), expected_of(bundle_of(3), images, explain=False))
 
 
-def test_images_need_not_be_contiguous(machine: FakeTensorrt, bundle: Path) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle)
+def test_images_need_not_be_contiguous(bundle: Path, opened: Callable[..., Any]) -> None:
+    session = opened()
     images = pictures(seed=6)
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     views = (images[:, ::-1, ::-1], planes.transpose(0, 2, 3, 1), np.asfortranarray(images))
@@ -235,17 +230,15 @@ def test_images_need_not_be_contiguous(machine: FakeTensorrt, bundle: Path) -> N
     read_only = images.copy()
     read_only.flags.writeable = False
     assert_same(session.run(read_only), expected_of(bundle, images))
-    session.close()
 
 
 # Closing.
 
 
 def test_a_closed_session_refuses_to_run_and_closes_twice(
-    machine: FakeTensorrt, bundle: Path
+    machine: FakeTensorrt, opened: Callable[..., Any]
 ) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False)
+    session = opened(explain=False)
     session.run(pictures())
     session.close()
     assert calls_of(machine, session.close) == []
@@ -265,9 +258,10 @@ def test_a_session_that_is_dropped_gives_everything_back(
     assert_released(machine)
 
 
-def test_what_uses_something_goes_before_it(machine: FakeTensorrt, bundle: Path) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False, cuda_graph=True)
+def test_what_uses_something_goes_before_it(
+    machine: FakeTensorrt, opened: Callable[..., Any]
+) -> None:
+    session = opened(explain=False, cuda_graph=True)
     session.run(pictures())
     names = calls_of(machine, session.close)
     order = [name for name in dict.fromkeys(names) if name not in ("~runtime", "~engine")]

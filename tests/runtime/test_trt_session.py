@@ -36,6 +36,7 @@ SIZE_PX = 64
 @pytest.mark.parametrize("integrated", [False, True])
 def test_every_way_to_run_gives_what_onnx_runtime_gives(
     machine: FakeTensorrt,
+    opened: Callable[..., Any],
     bundle_of: Callable[[int], Path],
     batch: int,
     explain: bool,
@@ -43,13 +44,11 @@ def test_every_way_to_run_gives_what_onnx_runtime_gives(
 ) -> None:
     """Plainly and replaying a CUDA graph, whole and split, with and without kept patches."""
     machine.cudart.integrated = integrated
-    folder = bundle_of(batch)
-    add_engine(machine, folder, explain)
-    sessions = [session_of(folder, explain, cuda_graph) for cuda_graph in (False, True)]
+    sessions = [opened(batch, explain, cuda_graph) for cuda_graph in (False, True)]
     seen = set()
     for seed in range(3):
         images = pictures(batch, seed)
-        expected = expected_of(folder, images, explain)
+        expected = expected_of(bundle_of(batch), images, explain)
         assert [output.shape for output in expected] == [
             (batch, 4), *([(batch, 48), (batch, 32), (batch, 16)] if explain else []),
         ]  # fmt: skip
@@ -62,17 +61,13 @@ def test_every_way_to_run_gives_what_onnx_runtime_gives(
         seen.add(expected[0].tobytes())
     assert len(seen) == 3
     assert machine.cudart.live["event"] == 0
-    for session in sessions:
-        session.close()
 
 
-def test_outputs_stay_as_they_were_after_further_runs(machine: FakeTensorrt, bundle: Path) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle)
+def test_outputs_stay_as_they_were_after_further_runs(opened: Callable[..., Any]) -> None:
+    session = opened()
     first = session.run(pictures(seed=0))
     copies = [output.copy() for output in first]
     session.run(pictures(seed=1))
-    session.close()
     assert_same(first, copies)
 
 
@@ -97,10 +92,9 @@ def test_a_classifier_predicts_what_onnx_runtime_predicts(
 
 
 def test_images_go_in_the_engine_runs_and_outputs_come_back(
-    machine: FakeTensorrt, bundle_of: Callable[[int], Path]
+    machine: FakeTensorrt, opened: Callable[..., Any]
 ) -> None:
-    add_engine(machine, bundle_of(3), explain=True)
-    session = session_of(bundle_of(3))
+    session = opened(3)
     names = calls_of(machine, lambda: session.run(pictures(3)))
     assert names == [
         "cudaSetDevice",
@@ -116,7 +110,6 @@ def test_images_go_in_the_engine_runs_and_outputs_come_back(
         (3 * 4 * 4, 2),
         *[(3 * keep * 8, 2) for keep in (48, 32, 16)],
     ]
-    session.close()
 
 
 def test_where_memory_is_shared_nothing_is_copied(machine: FakeTensorrt, bundle: Path) -> None:
@@ -150,10 +143,9 @@ CAPTURING = [
 
 
 def test_a_cuda_graph_is_captured_after_a_plain_run_and_then_replayed(
-    machine: FakeTensorrt, bundle: Path
+    machine: FakeTensorrt, opened: Callable[..., Any]
 ) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle, cuda_graph=True)
+    session = opened(cuda_graph=True)
     first = calls_of(machine, lambda: session.run(pictures()))
     waiting = ["cudaStreamSynchronize"]
     assert first == ["cudaSetDevice", *COPY_IN, *CAPTURING, *COPIES_OUT, *waiting]
@@ -162,14 +154,12 @@ def test_a_cuda_graph_is_captured_after_a_plain_run_and_then_replayed(
         assert again == ["cudaSetDevice", *COPY_IN, "cudaGraphLaunch", *COPIES_OUT, *waiting]
     assert machine.cudart.live["executable"] == 1
     assert machine.cudart.live["graph"] == 0
-    session.close()
 
 
 def test_a_capture_that_fails_leaks_nothing_and_the_next_run_tries_again(
-    machine: FakeTensorrt, bundle: Path
+    machine: FakeTensorrt, bundle: Path, opened: Callable[..., Any]
 ) -> None:
-    add_engine(machine, bundle, explain=True)
-    session = session_of(bundle, cuda_graph=True)
+    session = opened(cuda_graph=True)
     resting = machine.cudart.live
     for name, code in (
         ("cudaStreamBeginCapture", 900),
@@ -187,19 +177,16 @@ def test_a_capture_that_fails_leaks_nothing_and_the_next_run_tries_again(
     machine.refuse_in_capture = None
     assert_same(session.run(pictures(seed=5)), expected_of(bundle, pictures(seed=5)))
     assert calls_of(machine, lambda: session.run(pictures())).count("cudaGraphLaunch") == 1
-    session.close()
 
 
 # Several sessions and several threads.
 
 
 def test_sessions_take_turns_and_threads_get_their_own_outputs(
-    machine: FakeTensorrt, bundle_of: Callable[[int], Path]
+    opened: Callable[..., Any], bundle_of: Callable[[int], Path]
 ) -> None:
     """One session launches, the other replays a graph; four threads share the two."""
-    for batch in BATCHES:
-        add_engine(machine, bundle_of(batch), explain=True)
-    sessions = {batch: session_of(bundle_of(batch), cuda_graph=batch == 3) for batch in BATCHES}
+    sessions = {batch: opened(batch, cuda_graph=batch == 3) for batch in BATCHES}
     expected = {
         (batch, seed): expected_of(bundle_of(batch), pictures(batch, seed))
         for seed in range(5)
@@ -219,12 +206,12 @@ def test_sessions_take_turns_and_threads_get_their_own_outputs(
         list(pool.map(work, range(4)))
     sessions[1].close()
     assert_same(sessions[3].run(pictures(3, 4)), expected[3, 4])
-    sessions[3].close()
 
 
-def test_closing_waits_for_a_run_in_another_thread(machine: FakeTensorrt, bundle: Path) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False)
+def test_closing_waits_for_a_run_in_another_thread(
+    machine: FakeTensorrt, bundle: Path, opened: Callable[..., Any]
+) -> None:
+    session = opened(explain=False)
     expected = expected_of(bundle, pictures(), explain=False)
     # On any machine the session is closed long before the last.
     most = 100_000
@@ -248,14 +235,12 @@ def test_closing_waits_for_a_run_in_another_thread(machine: FakeTensorrt, bundle
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_many_runs_take_no_more_than_one(
-    machine: FakeTensorrt, bundle: Path, cuda_graph: bool
+    machine: FakeTensorrt, opened: Callable[..., Any], cuda_graph: bool
 ) -> None:
-    add_engine(machine, bundle)
-    session = session_of(bundle, explain=False, cuda_graph=cuda_graph)
+    session = opened(explain=False, cuda_graph=cuda_graph)
     session.run(pictures())
     live, free, lines = machine.cudart.live, machine.cudart.free_bytes, len(session._log.lines)
     for _ in range(100):
         session.run(pictures())
     assert (machine.cudart.live, machine.cudart.free_bytes) == (live, free)
     assert len(session._log.lines) <= lines
-    session.close()
