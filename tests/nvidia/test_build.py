@@ -28,9 +28,8 @@ from gft_edge.errors import BundleError, CudaError, UsageError
 from gft_edge.nvidia import build as build_room
 from gft_edge.nvidia.build import build_engine
 from gft_edge.nvidia.library import builder_library, parse
-from tests.support.bundles import sign
+from tests.support.bundles import assert_untouched, files_of, sign
 from tests.support.cli import refusal, refused, run, run_json
-from tests.support.files import contents
 from tests.support.refusals import refusal_of
 
 if TYPE_CHECKING:
@@ -39,17 +38,6 @@ if TYPE_CHECKING:
 QUICK = EngineSettings(builder_optimization_level=0)
 
 pytestmark = pytest.mark.usefixtures("no_gpu", "remembered")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return every file of a bundle but its lock."""
-    return {name: each for name, each in contents(folder).items() if name != LOCK_FILE}
-
-
-def assert_free(folder: Path) -> None:
-    """Check that nobody holds the bundle's lock."""
-    with locked(folder):
-        pass
 
 
 # What is built, and what a second build does.
@@ -219,9 +207,8 @@ def test_a_full_disk_leaves_the_bundle_readable(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         refused(run("build", built, "--fresh"), "model.engine", os.strerror(errno.ENOSPC))
-    assert files_of(built) == before
+    assert_untouched(built, before)
     read_bundle(built)
-    assert_free(built)
 
 
 def test_a_disk_that_fills_between_engine_and_manifest_costs_one_more_build(
@@ -242,19 +229,18 @@ def test_a_disk_that_fills_between_engine_and_manifest_costs_one_more_build(
     assert build_engine(bundle, QUICK).made
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_bundle_that_cannot_be_written_is_refused_before_the_build(
-    code: int, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Path.open
 
     def read_only(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if self.is_relative_to(bundle) and "w" in mode:
-            raise OSError(code, os.strerror(code), str(self))
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
         return plain(self, mode, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", read_only)
-    refused(run("build", bundle), str(bundle), os.strerror(code))
+    refused(run("build", bundle), str(bundle), os.strerror(errno.EROFS))
 
 
 def test_a_disk_without_locks_is_not_taken_for_another_build(
@@ -271,7 +257,7 @@ def test_a_file_in_place_of_the_engines_folder_is_named(bundle: Path) -> None:
     (bundle / "engines").write_text("in the way")
     before = files_of(bundle)
     refused(run("build", bundle), str(bundle / "engines"), exit_code=1)
-    assert files_of(bundle) == before
+    assert_untouched(bundle, before)
 
 
 def test_a_bundle_that_is_exported_anew_meanwhile_keeps_its_manifest(bundle: Path) -> None:
@@ -288,18 +274,16 @@ def test_a_bundle_that_is_exported_anew_meanwhile_keeps_its_manifest(bundle: Pat
     assert not (bundle / "engines").exists()
 
 
-@pytest.mark.parametrize("op", ["Nonsense", "Transpose"])
-def test_a_graph_that_the_parser_refuses_is_named_by_node(op: str, bundle: Path) -> None:
+def test_a_graph_that_the_parser_refuses_is_named_by_node(bundle: Path) -> None:
     path = read_bundle(bundle).artifact_path
     graph = onnx.load(path)
     node = next(node for node in graph.graph.node if node.op_type == "TopK")
-    node.op_type = op
+    node.op_type = "Nonsense"
     onnx.save(graph, path)
     sign(bundle, path.name)
     before = files_of(bundle)
     refused(run("build", bundle), repr(node.name), exit_code=1)
-    assert files_of(bundle) == before
-    assert_free(bundle)
+    assert_untouched(bundle, before)
 
 
 def test_a_second_build_is_refused_while_another_runs(built: Path) -> None:
@@ -326,7 +310,6 @@ def test_a_bundle_of_another_target_builds_no_engine(target: str, bundle: Path) 
     ("option", "value", "word"),
     [
         ("--workspace", "0", "0"),
-        ("--workspace", "-1", "-1"),
         ("--workspace", "nan", "nan"),
         ("--workspace", "inf", "inf"),
         ("--builder-optimization-level", "6", "6"),
@@ -350,19 +333,12 @@ def test_options_that_this_library_has_not_are_refused(trt_bundle: Path) -> None
     assert read_bundle(trt_bundle).manifest.engines == ()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [EngineSettings(workspace_gib=-1.0), EngineSettings(builder_optimization_level=9)],
-)
-def test_numbers_in_a_manifest_that_no_library_takes_are_refused(
-    settings: EngineSettings, bundle: Path
-) -> None:
+def test_numbers_in_a_manifest_that_no_library_takes_are_refused(bundle: Path) -> None:
     """Settings need not come from the command line."""
-    write_manifest(
-        bundle, dataclasses.replace(read_bundle(bundle).manifest, engine_settings=settings)
-    )
-    refusal_of(UsageError, lambda: build_engine(bundle))
-    refusal_of(UsageError, lambda: build_engine(bundle, settings))
+    wrong = EngineSettings(builder_optimization_level=9)
+    manifest = dataclasses.replace(read_bundle(bundle).manifest, engine_settings=wrong)
+    write_manifest(bundle, manifest)
+    refusal_of(UsageError, lambda: build_engine(bundle), "9")
 
 
 # The command, and export.

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from gft_edge.bundle.locks import LOCK_FILE, locked
 from gft_edge.bundle.manifest import EngineSettings
 from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import PipelineError
@@ -20,19 +19,12 @@ from gft_edge.nvidia import build as build_room
 from gft_edge.nvidia.build import build_engine
 from gft_edge.nvidia.log import LogReader
 from gft_edge.nvidia.watch import monitor_of
-from tests.support.files import contents
+from tests.support.bundles import assert_untouched, files_of
 from tests.support.refusals import refusal_of
 
 QUICK = EngineSettings(builder_optimization_level=0, workspace_gib=2)
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
-
-
-def assert_untouched(bundle: Path, before: dict[str, bytes]) -> None:
-    """Check that a build has left the files as they were, and no lock."""
-    with locked(bundle):
-        pass
-    assert {name: each for name, each in contents(bundle).items() if name != LOCK_FILE} == before
 
 
 # What the user sees meanwhile.
@@ -88,7 +80,7 @@ def test_phases_fill_no_more_than_their_parents_step_and_strange_ones_do_no_harm
 def test_what_progress_raises_ends_the_build(
     bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = contents(bundle)
+    before = files_of(bundle)
 
     def progress(text: str, done: int, total: int) -> None:
         if done > 300:
@@ -126,7 +118,7 @@ print("built")
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(
     number: signal.Signals, bundle: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    before = contents(bundle)
+    before = files_of(bundle)
     process = start("-c", SLOW_BUILD, bundle)
     assert process.stdout is not None
     assert process.stdout.readline() == "under way\n"
@@ -149,7 +141,7 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
 def test_a_build_that_fails_gives_the_reason_and_what_to_do(
     reason: str, advice: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = contents(bundle)
+    before = files_of(bundle)
     monkeypatch.setattr(build_room, "watched", lambda *_: None)
     monkeypatch.setattr(LogReader, "first_error", lambda log, otherwise: reason)
     refusal_of(PipelineError, lambda: build_engine(bundle), "tensorrt-rtx", reason, advice)

@@ -72,8 +72,6 @@ def on(host: Host, **gpu: Any) -> Host:
     ("expected", "made_by", "host", "level"),
     [
         ("tensorrt-10.3.0-linux-aarch64-orin-8mp-sm87", library(), JETSON, "none"),
-        ("tensorrt-10.16.1.11-linux-aarch64-thor-20mp-sm110", library("10.16.1.11"),
-         on(JETSON, name="NVIDIA Thor", compute_capability="11.0", multiprocessors=20), "none"),
         ("tensorrt-10.13.3.9-linux-x86_64-geforce-rtx-4090-128mp-sm89", library("10.13.3.9"),
          WORKSTATION, "none"),
         ("tensorrt-10.13.3.9-linux-x86_64-sm80+", library("10.13.3.9"), WORKSTATION, "ampere+"),
@@ -171,7 +169,6 @@ OTHER_89 = on(WORKSTATION, name="NVIDIA L4")
 FITTING = {
     "built here": (engine(), library(), JETSON),
     "newer library, version-compatible": (engine(settings=COMPATIBLE), library("10.13.3.9"), JETSON),
-    "next major, version-compatible": (engine(settings=COMPATIBLE), library("11.0.0.114"), JETSON),
     "same library, version-compatible": (engine(settings=COMPATIBLE), library(), JETSON),
     "ampere+ on the first Ampere": (
         engine(WORKSTATION, settings=AMPERE), library(),
@@ -198,7 +195,6 @@ def test_what_an_engine_is_not_bound_to_may_differ(case: str) -> None:
     assert misfit(made, GRAPH, here, host) is None
 
 
-BUILT_13 = library("10.13.3.9")
 MISFITS = {
     "another graph": (
         engine(graph_sha256="c" * 64), library(), JETSON, "was built from another graph",
@@ -210,24 +206,13 @@ MISFITS = {
         engine(made_by=library("10.3.0.26")), library("10.3.0.30"), JETSON,
         "was built by tensorrt 10.3.0.26, here is 10.3.0.30",
     ),
-    "newer library": (
-        engine(), BUILT_13, JETSON, "was built by tensorrt 10.3.0, here is 10.13.3.9",
-    ),
     "older library, version-compatible": (
-        engine(made_by=BUILT_13, settings=COMPATIBLE), library(), JETSON,
+        engine(made_by=library("10.13.3.9"), settings=COMPATIBLE), library(), JETSON,
         "was built by tensorrt 10.13.3.9, here is 10.3.0",
-    ),
-    "another RTX": (
-        engine(NO_GPU, RTX), library("1.8.0.1", "tensorrt-rtx"), WORKSTATION,
-        "was built by tensorrt-rtx 1.7.1.116, here is 1.8.0.1",
     ),
     "another platform": (
         engine(on(JETSON, compute_capability="8.9")), library(), WORKSTATION,
         "was built on linux-aarch64",
-    ),
-    "another system": (
-        engine(WORKSTATION), library(),
-        dataclasses.replace(WORKSTATION, platform="windows-amd64"), "was built on linux-x86_64",
     ),
     "no GPU": (engine(WORKSTATION), library(), NO_GPU, "needs a GPU"),
     "RTX without a GPU": (engine(NO_GPU, RTX), RTX, NO_GPU, "needs a GPU"),
@@ -235,18 +220,10 @@ MISFITS = {
         engine(WORKSTATION), library(), on(WORKSTATION, compute_capability="8.6"),
         "was built for compute capability 8.9, this GPU has 8.6",
     ),
-    "another capability of the same model's compatibility": (
-        engine(WORKSTATION, settings=SAME), library(), on(OTHER_89, compute_capability="9.0"),
-        "was built for compute capability 8.9, this GPU has 9.0",
-    ),
     "ampere+ before Ampere": (
         engine(WORKSTATION, settings=AMPERE), library(),
         on(WORKSTATION, name="Tesla T4", compute_capability="7.5"),
         "was built for compute capability 8.0+, this GPU has 7.5",
-    ),
-    "RTX on Hopper": (
-        engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="9.0"),
-        "was built for compute capability 8.0, 8.6, 8.9, 12.0+, this GPU has 9.0",
     ),
     "RTX on data-centre Blackwell": (
         engine(NO_GPU, RTX), RTX, on(WORKSTATION, compute_capability="10.0"),
@@ -307,7 +284,6 @@ def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     [
         (TEGRA, "R36.4.0"),
         (TEGRA.replace("R36", "R38").replace("4.0,", "2.1,"), "R38.2.1"),
-        ("# R35 (release), REVISION: 5.0, GCID: 35550185\n", "R35.5.0"),
         ("", None),
         ("# R36\n", None),
     ],

@@ -323,42 +323,39 @@ both_versions = pytest.mark.parametrize("version", [10, 11])
 
 @both_versions
 def test_an_engine_s_layers_have_their_precision_and_place(version: int) -> None:
-    quantized = entry(
-        version, "backbone.blocks.0.attn.qkv/MatMul_myl0_3", "gemm", "Int8", "Half",
-        ("layer_norm_DequantizeLinear", "backbone.blocks.0.attn.qkv/MatMul"),
-    )  # fmt: skip
-    scores = entry(
-        version, "__myl_SubAbsMea_myl0_9", "kgen", "Float", "Float",
-        ("selections.0/Sub", "selections.0/Abs", "selections.0/ReduceMean"),
-    )  # fmt: skip
-    finishing = entry(
-        version, "__myl_MulAdd_myl0_4", "kgen", "Half", "Half",
-        ("backbone.blocks.1.mlp.fc2/MatMul", "backbone.blocks.1/Add_2"),
-    )  # fmt: skip
-    copy = entry(
-        version, "Reformatting CopyNode for Input Tensor 0 to backbone.patch_embed.proj/Conv",
-        "Reformat", "Half", "Int8", (),
-    )  # fmt: skip
-    top_k = entry(version, "selections.2/TopK", "TopK", "Float", "Float", ("selections.2/TopK",))
-    cast = entry(version, "__myl_Cast_myl0_1", "kgen", "Half", "Float", ("selections.2/Cast",))
-    quantize = entry(version, "q", "kgen", "Half", "Int8", ("layer_norm_QuantizeLinear",))
-    made = [quantized, scores, finishing, copy, top_k, cast, quantize]
-    layers = engine_layers(information(version, made))
-    assert [(layer.kind, layer.precision, layer.group) for layer in layers] == [
-        ("MATRIX_MULTIPLY", "int8", "block 0"),
-        ("KGEN", "fp32", "selection 1"),
-        ("KGEN", "fp16", "block 1"),
-        ("REFORMAT", "int8", "other"),
-        ("TOPK", "fp32", "selection 3"),
-        ("CAST", "fp32", "selection 3"),
-        ("QUANTIZE", "int8", "other"),
-    ]
+    rows: list[tuple[Any, ...]] = [
+        (("MATRIX_MULTIPLY", "int8", "block 0"),
+         "backbone.blocks.0.attn.qkv/MatMul_myl0_3", "gemm", "Int8", "Half",
+         ("layer_norm_DequantizeLinear", "backbone.blocks.0.attn.qkv/MatMul")),
+        (("KGEN", "fp32", "selection 1"), "__myl_SubAbsMea_myl0_9", "kgen", "Float", "Float",
+         ("selections.0/Sub", "selections.0/Abs", "selections.0/ReduceMean")),
+        (("KGEN", "fp16", "block 1"), "__myl_MulAdd_myl0_4", "kgen", "Half", "Half",
+         ("backbone.blocks.1.mlp.fc2/MatMul", "backbone.blocks.1/Add_2")),
+        (("REFORMAT", "int8", "other"),
+         "Reformatting CopyNode for Input Tensor 0 to backbone.patch_embed.proj/Conv",
+         "Reformat", "Half", "Int8", ()),
+        (("TOPK", "fp32", "selection 3"), "selections.2/TopK", "TopK", "Float", "Float",
+         ("selections.2/TopK",)),
+        (("CAST", "fp32", "selection 3"), "__myl_Cast_myl0_1", "kgen", "Half", "Float",
+         ("selections.2/Cast",)),
+        (("QUANTIZE", "int8", "other"), "q", "kgen", "Half", "Int8",
+         ("layer_norm_QuantizeLinear",)),
+    ]  # fmt: skip
+    layers = engine_layers(information(version, [entry(version, *made) for _, *made in rows]))
+    for layer, (expected, *_) in zip(layers, rows, strict=True):
+        assert (layer.kind, layer.precision, layer.group) == expected
 
 
-def kernels(version: int, report: LayerReport, **changed: str) -> list[Any]:
+def made_of(asked: LayerReport, layers: list[Any], version: int = 10) -> LayerReport:
+    """Return the report on an engine of these layers, built from the network that was asked for."""
+    made = engine_layers(information(version, layers))
+    return report_of(made, network()[0], "engine", asked.layers)
+
+
+def kernels(version: int, report: LayerReport, apart: str = "") -> list[Any]:
     """An engine in which each product and each attention of a network is one kernel.
 
-    `changed` says of a block's attention, `block_0="apart"`, that its softmax is a kernel of its own.
+    The attention of the group `apart` is left as it was: each of its nodes is a kernel of its own.
     """
     inner = {node for one in report.attention for node in one.nodes}
     made: list[Any] = []
@@ -367,7 +364,7 @@ def kernels(version: int, report: LayerReport, **changed: str) -> list[Any]:
             given = "Int8" if layer.precision == "int8" else "Half"
             made.append(entry(version, layer.name, "gemm", given, "Half", layer.nodes))
     for number, one in enumerate(report.attention):
-        if changed.get(one.group.replace(" ", "_")) == "apart":
+        if one.group == apart:
             made += [entry(version, n, "kgen", "Half", "Half", (n,)) for n in one.nodes]
         else:
             name = f"_gemm_mha_v2_myl0_{number}"
@@ -380,8 +377,7 @@ def test_an_engine_is_compared_with_the_network_it_was_built_from(
     version: int, report_for: ReportFor
 ) -> None:
     asked = report_for("layer", "int8")
-    layers = engine_layers(information(version, kernels(version, asked)))
-    report = report_of(layers, network()[0], "engine", asked.layers)
+    report = made_of(asked, kernels(version, asked), version)
     assert report.source == "engine"
     assert report.int8_layers == asked.int8_layers
     assert {one.verdict for one in report.attention} == {"fused"}
@@ -394,8 +390,7 @@ def test_an_engine_is_compared_with_the_network_it_was_built_from(
 
 def test_attention_that_an_engine_left_apart_is_warned_of(report_for: ReportFor) -> None:
     asked = report_for("layer", "fp16")
-    layers = engine_layers(information(10, kernels(10, asked, block_1="apart")))
-    report = report_of(layers, network()[0], "engine", asked.layers)
+    report = made_of(asked, kernels(10, asked, apart="block 1"))
     reason = "its network allows it, and TensorRT chose other kernels"
     assert [one.group for one in report.attention if one.verdict != "fused"] == ["block 1"]
     assert report.warnings == (f"attention is not fused in block 1: {reason}",)
@@ -410,9 +405,7 @@ def test_attention_in_fp32_is_not_fused_for_the_reason_its_network_gives(
         for one in asked.attention
         for node in one.nodes
     ]
-    layers = engine_layers(information(10, apart))
-    report = report_of(layers, network()[0], "engine", asked.layers)
-    assert report.warnings == (
+    assert made_of(asked, apart).warnings == (
         "attention is not fused anywhere: "
         "it computes in FP32, and fused kernels in FP16, BF16 or INT8",
     )
@@ -424,7 +417,7 @@ def test_a_quantized_layer_that_runs_in_half_is_warned_of(report_for: ReportFor)
     name = "backbone.blocks.2.attn.proj/MatMul"
     fallen = next(one for one in made if one["Name"] == name)
     fallen["Inputs"] = [tensor(11, "in", "Half")]
-    report = report_of(engine_layers(information(11, made)), network()[0], "engine", asked.layers)
+    report = made_of(asked, made, 11)
     assert report.int8_layers == asked.int8_layers - 1
     assert report.warnings == (
         f"{name} falls back to fp16: its network quantizes it, and TensorRT chose another kernel",
@@ -436,14 +429,12 @@ def test_an_engine_of_names_alone_tells_fused_attention_by_its_count(
 ) -> None:
     asked = report_for("layer", "fp16")
     names = [one["Name"] for one in kernels(10, asked)]
-    spec = network()[0]
     untold = "the engine tells no precisions: build it with detailed profiling verbosity"
-    report = report_of(engine_layers(information(10, names)), spec, "engine", asked.layers)
+    report = made_of(asked, names)
     assert {one.verdict for one in report.attention} == {"fused"}
     assert report.warnings == (untold,)
-    fewer = engine_layers(information(10, names[:-1]))
-    report = report_of(fewer, spec, "engine", asked.layers)
-    assert {(one.verdict, one.reason) for one in report.attention} == {
+    fewer = made_of(asked, names[:-1])
+    assert {(one.verdict, one.reason) for one in fewer.attention} == {
         ("unknown", "6 fused kernels for 7 of them")
     }
 
@@ -451,9 +442,9 @@ def test_an_engine_of_names_alone_tells_fused_attention_by_its_count(
 def test_a_foreign_node_hides_what_is_in_it(report_for: ReportFor) -> None:
     asked = report_for("layer", "fp16")
     box = "{ForeignNode[backbone.blocks.0.norm1/LayerNormalization...backbone.head/Gemm]}"
-    layers = engine_layers(information(10, [box]))
-    assert [(layer.kind, layer.precision) for layer in layers] == [("FOREIGN_NODE", "unknown")]
-    report = report_of(layers, network()[0], "engine", asked.layers)
+    report = made_of(asked, [box])
+    (layer,) = report.layers
+    assert (layer.kind, layer.precision) == ("FOREIGN_NODE", "unknown")
     assert {(one.verdict, one.reason) for one in report.attention} == {
         ("unknown", "a ForeignNode hides it")
     }

@@ -10,7 +10,6 @@ import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from gft_edge.errors import PipelineError, UsageError
+from gft_edge.errors import UsageError
 from gft_edge.nvidia.library import (
     SINCE,
     Library,
@@ -28,6 +27,7 @@ from gft_edge.nvidia.library import (
     version_of,
 )
 from gft_edge.nvidia.log import KEPT_LINES
+from tests.support.fake_tensorrt import ILogger, Severity
 from tests.support.paths import ROOT
 from tests.support.refusals import refusal_of
 
@@ -194,13 +194,6 @@ def test_what_the_table_denies_tensorrt_rtx_does_nothing_or_fails_there(rtx: Any
     assert "libnvinfer_lean" in log.first_error("it gives no reason")
 
 
-class FakeLogger:
-    """As much of ILogger as a log builds upon."""
-
-    class Severity(IntEnum):
-        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
-
-
 class FakeBuilder:
     """Builds nothing; `refuses` stands for a machine without a GPU."""
 
@@ -208,14 +201,13 @@ class FakeBuilder:
 
     def __init__(self, logger: Any) -> None:
         if self.refuses:
-            message = "CUDA initialization failure with error: 35\nhelp"
-            logger.log(FakeLogger.Severity.ERROR, message)
+            logger.log(Severity.ERROR, "CUDA initialization failure with error: 35\nhelp")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 def fake_module(version: str = "10.3.0", **names: Any) -> Any:
     """A TensorRT without a library, for what no machine of the tests has."""
-    return SimpleNamespace(__version__=version, ILogger=FakeLogger, **names)
+    return SimpleNamespace(__version__=version, ILogger=ILogger, **names)
 
 
 def test_no_constant_of_tensorrt_is_written_as_a_number() -> None:
@@ -326,8 +318,3 @@ print(log.first_error("nothing said"))
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Unable to load library: /no/such/library.so" in done.stdout
-
-
-def test_a_graph_without_an_output_is_refused_by_name(rtx: Any) -> None:
-    library = Library(rtx, "tensorrt-rtx")
-    refusal_of(PipelineError, lambda: parse(library, b"", Path("empty.onnx")), "empty.onnx")

@@ -1,4 +1,4 @@
-"""Bundles that were altered on purpose and signed anew, as nobody by accident would."""
+"""Bundles that were altered on purpose and signed anew, or are to stay as they were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.bundle.locks import LOCK_FILE, locked
 from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
+from tests.support.files import contents
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +29,18 @@ def sign(bundle: Path, name: str) -> None:
         artifact = dataclasses.replace(artifact, sha256=digest)
     files = {**manifest.files, name: digest}
     write_manifest(bundle, dataclasses.replace(manifest, artifact=artifact, files=files))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return every file of a bundle but its lock."""
+    return {name: each for name, each in contents(folder).items() if name != LOCK_FILE}
+
+
+def assert_untouched(folder: Path, before: dict[str, bytes]) -> None:
+    """Check that a bundle's files are as they were, and that nobody holds its lock."""
+    with locked(folder):
+        pass
+    assert files_of(folder) == before
 
 
 def alter_head(graph: Path, change: Change, *suffixes: str) -> None:
