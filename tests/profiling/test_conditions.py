@@ -29,25 +29,13 @@ from gft_edge.profiling.conditions import (
 )
 from gft_edge.profiling.sysfs import listed, number, text
 from tests.profiling.machines import tool, write
-from tests.support.fake_nvml import NVMLError, fake_nvml
+from tests.support.fake_nvml import fake_nvml
+from tests.support.profiles import CONDITIONS
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 
-CALM = Conditions(
-    at_s=100.0,
-    cpu_mhz=(2000.0, 2000.0),
-    cpu_max_mhz=(2000.0, 2000.0),
-    governors=("performance",),
-    temperatures_c={"cpu-thermal": 50.0},
-    gpus=(GpuState("GPU 17000000.gpu", 918.0, 918.0, None, 0.0, ()),),
-    power_mode="MAXN (mode 0)",
-    throttling=(),
-    throttle_counts={"over-current oc3": 4},
-    load_1min=0.1,
-    busy_cpu_s=1000.0,
-    stolen_cpu_s=10.0,
-    own_cpu_s=5.0,
-)
+GPU = GpuState("GPU 17000000.gpu", 918.0, 918.0, None, 0.0, ())
+CALM = dataclasses.replace(CONDITIONS, cpu_mhz=(2000.0, 2000.0), gpus=(GPU,))
 
 
 def later(seconds: float = 10.0, **changes: Any) -> Conditions:
@@ -168,15 +156,6 @@ def test_a_machine_names_its_cards_and_their_driver(monkeypatch: pytest.MonkeyPa
     this = machine.this_machine()
     assert this.driver == "570.86.10"
     assert this.gpus == ("NVIDIA RTX A2000 (driver 570.86.10, compute 8.6)",)
-
-
-def test_without_nvml_there_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert read_conditions(tmp_path).gpus == ()
-    absent = fake_nvml([])
-    absent.nvmlInit = lambda: raises(NVMLError("NVML Shared Library Not Found"))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pynvml", absent)
-    assert read_conditions(tmp_path).gpus == ()
 
 
 def raises(error: Exception) -> None:
@@ -302,7 +281,7 @@ def test_another_process_shows_in_the_load() -> None:
     [
         ({"cpu_mhz": (1400.0, 1200.0)}, "the clock of the CPU went from 2000 to 1400 MHz"),
         (
-            {"gpus": (GpuState("GPU 17000000.gpu", 612.0, 918.0, None, 0.0, ()),)},
+            {"gpus": (dataclasses.replace(GPU, mhz=612.0),)},
             "the clock of the GPU 17000000.gpu went from 918 to 612 MHz",
         ),
         ({"throttling": ("gpu-throttle-alert",)}, "the machine was throttled: gpu-throttle-alert"),

@@ -54,17 +54,11 @@ def pixels(micro_bundles: dict[str, Path]) -> npt.NDArray[np.uint8]:
     return read_golden(read_bundle(micro_bundles["onnx"]))[0]
 
 
-def test_the_engines_are_found_by_their_files() -> None:
+def test_an_engine_is_found_by_its_file_and_answers_to_its_other_names() -> None:
     assert {"onnx", "openvino", "tensorrt"} <= set(ENGINES)
-
-
-def test_an_engine_answers_to_its_other_names() -> None:
     for alias, target in ALIASES.items():
         assert backend_for(alias) is backend_for(target)
     assert {"ort", "ov", "trt"} <= set(ALIASES)
-
-
-def test_an_unknown_target_lists_those_there_are() -> None:
     refusal_of(UsageError, lambda: backend_for("tpu"), "'tpu'", "onnx, openvino, tensorrt")
 
 
@@ -178,11 +172,6 @@ def test_openvino_computes_in_f32_whatever_the_machine_offers(
     assert executed == {"f32"}
 
 
-def test_threads_reach_openvino(sessions: dict[str, Session]) -> None:
-    compiled: Any = cast(ov.OpenVinoSession, sessions["openvino"])._compiled
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
-
-
 # Each length needs one byte more to write down: under 128, and over 16 383.
 @pytest.mark.parametrize("length", [1, 6, 100, 130, 20_000])
 def test_the_appended_bytes_are_those_the_onnx_package_writes(length: int) -> None:
@@ -221,6 +210,7 @@ def test_many_batches_give_in_their_order_what_each_gives_alone(
     target: str, sessions: dict[str, Session], pixels: npt.NDArray[np.uint8]
 ) -> None:
     session = sessions[target]
+    assert list(session.run_many([])) == []
     finished = list(session.run_many(taken(pixels, [])))
     assert len(finished) == len(pixels)
     for image, one in zip(pixels[:, None], finished, strict=True):
@@ -229,33 +219,11 @@ def test_many_batches_give_in_their_order_what_each_gives_alone(
             np.testing.assert_array_equal(ours, alone)
 
 
-def test_no_batch_gives_nothing(sessions: dict[str, Session]) -> None:
-    for session in sessions.values():
-        assert list(session.run_many([])) == []
-
-
-def test_the_hint_throughput_keeps_several_requests_running_and_the_order(
-    throughput: ov.OpenVinoSession,
-    sessions: dict[str, Session],
-    pixels: npt.NDArray[np.uint8],
-) -> None:
-    assert "PERFORMANCE_HINT=THROUGHPUT" in throughput.flags()
-    at_once = throughput._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    if os.cpu_count() != 1:
-        assert at_once > 1
-    many = np.concatenate([pixels] * 6)
-    finished = list(throughput.run_many(taken(many, [])))
-    assert len(finished) == len(many)
-    for image, one in zip(many[:, None], finished, strict=True):
-        logits, *kept = sessions["openvino"].run(image)
-        np.testing.assert_allclose(one.outputs[0], logits, atol=1e-5)
-        np.testing.assert_array_equal(one.outputs[3], kept[2])
-
-
-def test_batches_are_taken_no_earlier_than_the_engine_has_room(
+def test_several_batches_run_at_once_and_none_is_taken_before_the_engine_has_room(
     throughput: ov.OpenVinoSession, pixels: npt.NDArray[np.uint8]
 ) -> None:
     at_once = throughput._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    assert at_once > 1 or os.cpu_count() == 1
     log: list[int] = []
     finished = throughput.run_many(taken(np.concatenate([pixels] * 8), log))
     assert log == []

@@ -87,11 +87,8 @@ def test_a_list_gives_one_answer_an_image_in_order(
         assert_same(answer, classifier.predict(path))
     assert classifier.predict((images[0],)) == [classifier.predict(images[0])]
     assert classifier.predict([]) == []
-
-
-def test_different_images_get_different_answers(classifier: Classifier, images: list[Path]) -> None:
-    answers = classifier.predict(images, top_k=1)
-    assert len({answer[0].label for answer in answers}) > 1
+    # Answers that are all alike would be in any order.
+    assert len({answer[0].label for answer in classifier.predict(images)}) > 1
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (4, 4), (99, 4)])
@@ -101,11 +98,8 @@ def test_top_k_counts_the_answers_up_to_the_classes(
     assert classifier.predict(images[0], top_k) == classifier.predict(images[0])[:expected]
 
 
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_no_answer_at_all_cannot_be_asked_for(
-    classifier: Classifier, images: list[Path], top_k: int
-) -> None:
-    refusal_of(UsageError, lambda: classifier.predict(images[0], top_k), "top_k", str(top_k))
+def test_no_answer_at_all_cannot_be_asked_for(classifier: Classifier, images: list[Path]) -> None:
+    refusal_of(UsageError, lambda: classifier.predict(images[0], 0), "top_k", "0")
 
 
 def test_one_broken_image_among_several_is_named(
@@ -148,18 +142,13 @@ def test_outputs_are_those_of_preprocessed_pixels(
     assert seen == [1, 1, 1]
 
 
-def test_pixels_that_are_not_uint8_are_refused(classifier: Classifier) -> None:
-    # Floats from 0 to 1 would be truncated to black by an engine that converts in silence.
-    pixels: Any = np.ones((1, 64, 64, 3), np.float32)
-    refusal_of(UsageError, lambda: classifier.outputs(pixels), "uint8")
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (64, 64, 3), (1, 3, 64, 64)])
-def test_pixels_of_another_shape_are_refused(
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 32, 32, 3), (64, 64, 3), (1, 3, 64, 64)])
+def test_pixels_of_another_shape_or_type_are_refused(
     classifier: Classifier, shape: tuple[int, ...]
 ) -> None:
-    pixels = np.zeros(shape, np.uint8)
-    refusal_of(UsageError, lambda: classifier.outputs(pixels), "(images, 64, 64, 3)")
+    # Floats from 0 to 1 would be truncated to black by an engine that converts in silence.
+    pixels: Any = np.ones(shape, np.float32 if shape == (1, 64, 64, 3) else np.uint8)
+    refusal_of(UsageError, lambda: classifier.outputs(pixels), "uint8 (images, 64, 64, 3)")
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
@@ -218,18 +207,12 @@ def test_the_parts_of_a_timed_prediction_sum_to_it(
     with Classifier.load(micro_bundles["onnx"]) as classifier:
         predictions, timing = classifier.predict_timed([images[0].read_bytes()])
         assert predictions == [classifier.predict(images[0])]
+        refusal_of(UsageError, lambda: classifier.predict_timed(images[:2]), "2 images", "of 1")
     assert min(dataclasses.astuple(timing)) >= 0
     assert timing.total_ms == sum(dataclasses.astuple(timing))
     # An engine on the CPU copies to no device.
     assert timing.host_to_device_ms == timing.device_to_host_ms == 0
     assert min(timing.decode_ms, timing.preprocess_ms, timing.compute_ms) > 0
-
-
-def test_a_timed_prediction_fills_the_static_batch(
-    micro_bundles: dict[str, Path], images: list[Path]
-) -> None:
-    with Classifier.load(micro_bundles["onnx"]) as classifier:
-        refusal_of(UsageError, lambda: classifier.predict_timed(images[:2]), "2 images", "of 1")
 
 
 def test_prepared_pixels_are_predicted_like_the_image_they_come_from(
@@ -276,7 +259,7 @@ def test_a_list_is_classified_alike_under_either_hint(
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "tensorrt"])
-def test_an_option_of_one_engine_is_refused_for_another(
+def test_an_option_of_one_engine_is_refused_for_another_and_an_unknown_hint_for_all(
     micro_bundles: dict[str, Path], tmp_path: Path, backend: str
 ) -> None:
     loading = partial(Classifier.load, micro_bundles["onnx"], backend)
@@ -285,12 +268,7 @@ def test_an_option_of_one_engine_is_refused_for_another(
         refusal_of(UsageError, partial(loading, cache_dir=tmp_path), "cache_dir", backend)
     if backend != "tensorrt":
         refusal_of(UsageError, partial(loading, cuda_graph=True), "cuda_graph", backend)
-
-
-def test_an_unknown_hint_lists_those_there_are(micro_bundles: dict[str, Path]) -> None:
-    hint: Any = "speed"
-    loading = partial(Classifier.load, micro_bundles["openvino"], hint=hint)
-    refusal_of(UsageError, loading, "'speed'", "latency", "throughput")
+    refusal_of(UsageError, partial(loading, hint="speed"), "'speed'", "latency", "throughput")
 
 
 def cached_answer(

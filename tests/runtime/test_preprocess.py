@@ -160,6 +160,7 @@ def test_bytes_that_are_no_image_are_refused_with_their_length() -> None:
         (b"", ("empty",)),
         (b"not\nan image", ("12 bytes",)),
         (half, (f"{len(half):,} bytes",)),
+        # The header alone: an attempt to decode would complain about missing pixels instead.
         (png(20_000, 20_000, b""), (f"{MAX_PIXELS:,} pixels",)),
     ):
         refusal_of(ImageError, partial(rgb_from_bytes, data), *words)
@@ -256,12 +257,6 @@ def test_damage_anywhere_is_refused_or_read_and_never_escapes_as_another_error(
             (tmp_path / "a").write_bytes(damaged.tobytes())
             with contextlib.suppress(ImageError):
                 assert open_rgb(tmp_path / "a").mode == "RGB"
-
-
-def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
-    # The header alone: an attempt to decode would complain about missing pixels instead.
-    (tmp_path / "a.png").write_bytes(png(20_000, 20_000, b""))
-    assert f"{MAX_PIXELS:,} pixels" in refusal(tmp_path / "a.png")
 
 
 # As a user's process has it: pytest puts its own warning filters before the module's.
