@@ -162,7 +162,8 @@ def test_a_table_opens_a_run_once_that_keeps_its_evaluation(
             real = pydoc.locate(place)
 
             def counted(*given: Any, name: str = name, real: Any = real) -> Any:
-                calls.append(name)
+                if name != "sha256_of" or given[0].name == "model.safetensors":
+                    calls.append(name)
                 return real(*given)
 
             monkeypatch.setattr(place, counted)
