@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,12 +132,7 @@ def not_installed(flavor: Flavor | None = None) -> str:
 
 def version_of(text: str) -> Version:
     """10.13.3.9.post1 -> (10, 13, 3, 9)."""
-    parts = []
-    for part in text.split("."):
-        if not part.isdigit():
-            break
-        parts.append(int(part))
-    return tuple(parts)
+    return tuple(map(int, itertools.takewhile(str.isdigit, text.split("."))))
 
 
 def out_of_memory(reason: str) -> bool:

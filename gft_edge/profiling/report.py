@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,10 +106,8 @@ class Boundary:
 
     def by_turn(self) -> list[tuple[float, ...]]:
         """The samples, a tuple a turn."""
-        ends = [sum(self.turns[: n + 1]) for n in range(len(self.turns))]
-        return [
-            self.samples_ms[end - count : end] for end, count in zip(ends, self.turns, strict=True)
-        ]
+        samples_ms = iter(self.samples_ms)
+        return [tuple(itertools.islice(samples_ms, count)) for count in self.turns]
 
     def pace(self, hint: Hint) -> list[tuple[float, ...]]:
         """What paired ratios compare, a tuple a turn: samples, or where they overlap the ms between two."""

@@ -24,13 +24,6 @@ MAX_PIXELS = 2 * 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
-_RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
-
 
 def open_rgb(path: str | Path, crop_bottom_px: int = 0) -> Image.Image:
     """Decode a file into upright RGB, the first frame of an animation, less rows at its bottom.
@@ -165,7 +158,7 @@ def resize_and_crop(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.u
             f"{width}x{height} would be resized to {resized[0]}x{resized[1]}: "
             "crop it to a less extreme aspect ratio"
         )
-    image = image.resize(resized, _RESAMPLING[spec.interpolation])
+    image = image.resize(resized, Image.Resampling[spec.interpolation.upper()])
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
