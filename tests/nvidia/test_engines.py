@@ -26,6 +26,7 @@ from gft_edge.nvidia.engines import (
 )
 from gft_edge.nvidia.library import Library
 from gft_edge.nvidia.system import l4t
+from tests.support.files import write
 from tests.support.refusals import refusal_of
 
 GRAPH = "a" * 64
@@ -262,21 +263,10 @@ DESKTOP_DRIVER = (
 
 
 @pytest.fixture
-def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Path -> text of the files of another machine; what is not in it is not there."""
-    files: dict[str, str] = {}
-
-    class Elsewhere:
-        def __init__(self, path: str) -> None:
-            self.path = path
-
-        def read_text(self, errors: str) -> str:
-            if self.path not in files:
-                raise FileNotFoundError(self.path)
-            return files[self.path]
-
-    monkeypatch.setattr(system, "Path", Elsewhere)
-    return files
+def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The root folder of another machine, which has no file yet."""
+    monkeypatch.setattr(system, "Path", lambda path: tmp_path / path.lstrip("/"))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -289,10 +279,10 @@ def system_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ],
 )
 def test_jetson_linux_is_read_from_its_release_file(
-    text: str, expected: str | None, system_files: dict[str, str]
+    text: str, expected: str | None, root: Path
 ) -> None:
     assert l4t() is None
-    system_files["/etc/nv_tegra_release"] = text
+    write(root, {"etc/nv_tegra_release": text})
     assert l4t() == expected
 
 
@@ -309,17 +299,16 @@ def test_jetson_linux_is_read_from_its_release_file(
     ],
 )
 def test_the_driver_is_read_from_the_kernel_module(
-    text: str, expected: str | None, system_files: dict[str, str]
+    text: str, expected: str | None, root: Path
 ) -> None:
-    system_files["/proc/driver/nvidia/version"] = text
+    write(root, {"proc/driver/nvidia/version": text})
     assert host_of(None).driver == expected
 
 
 def test_a_host_is_what_the_cuda_runtime_and_the_system_say(
-    system_files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    system_files["/etc/nv_tegra_release"] = TEGRA
-    system_files["/proc/driver/nvidia/version"] = JETSON_DRIVER
+    write(root, {"etc/nv_tegra_release": TEGRA, "proc/driver/nvidia/version": JETSON_DRIVER})
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     cuda: Any = SimpleNamespace(gpu=lambda: ORIN, runtime_version="12.6")

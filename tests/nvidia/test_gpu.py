@@ -86,13 +86,13 @@ def built(
 
 @pytest.fixture(scope="module")
 def bundle(built: Callable[[str], Path]) -> Path:
-    """Of FP16, what most devices run."""
+    """The bundle in FP16, what most devices run."""
     return built("fp16")
 
 
 @pytest.fixture(scope="module")
 def pictures(micro_pictures: Path, calm_run: Path) -> Pixels:
-    """Those of the split val, as the network takes them."""
+    """The images of the split val, as the network takes them."""
     spec, _ = load_run(calm_run)
     split = read_split(micro_pictures, "val", spec.labels)
     return np.stack([load_pixels(path, spec.preprocessing) for path in split.paths])

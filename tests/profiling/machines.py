@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from gft_edge.profiling.power import PowerSource, find_power_source
+from tests.support.files import write
 
 # Printed by Jetsons with Jetson Linux 32 to 39.
 AGX_ORIN = (
@@ -40,14 +40,6 @@ NANO = (
 
 # What a tool prints, every 20 ms.
 LOOP = "while :; do echo '{}'; sleep 0.02; done"
-
-
-def write(folder: Path, files: Mapping[str, object]) -> Path:
-    """Write a line into each file, by its path below `folder`."""
-    for name, value in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{value}\n")
-    return folder
 
 
 def tool(folder: Path, name: str, script: str) -> None:

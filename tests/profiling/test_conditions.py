@@ -28,8 +28,9 @@ from gft_edge.profiling.conditions import (
     throttle_counts,
 )
 from gft_edge.profiling.sysfs import listed, number, text
-from tests.profiling.machines import tool, write
+from tests.profiling.machines import tool
 from tests.support.fake_nvml import fake_nvml
+from tests.support.files import write
 from tests.support.profiles import CONDITIONS
 
 pytestmark = pytest.mark.usefixtures("no_tools")

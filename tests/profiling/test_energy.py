@@ -16,8 +16,9 @@ from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.profiling import energy as energy_room
 from gft_edge.profiling.energy import Energy, PowerMeter, idle_power_w
 from gft_edge.profiling.power import PowerSource, Reading
-from tests.profiling.machines import LOOP, ORIN_NANO, found, orin_nano, rapl_zone, tool, write
+from tests.profiling.machines import LOOP, ORIN_NANO, found, orin_nano, rapl_zone, tool
 from tests.support.fake_nvml import fake_nvml
+from tests.support.files import write
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 
@@ -35,7 +36,7 @@ def measured(source: PowerSource, sysfs: Path, seconds: float = 0.2) -> PowerMet
 
 
 def alive(pids: list[str]) -> list[str]:
-    """Without those that are killed and wait for init to bury them."""
+    """Leave out those that are killed and wait for init to bury them."""
     states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
     return [
         pid

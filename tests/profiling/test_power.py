@@ -30,9 +30,9 @@ from tests.profiling.machines import (
     orin_nano,
     rapl_zone,
     tool,
-    write,
 )
 from tests.support.fake_nvml import fake_nvml
+from tests.support.files import write
 
 pytestmark = pytest.mark.usefixtures("no_tools")
 

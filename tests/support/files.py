@@ -1,7 +1,8 @@
-"""What lies in a folder, to compare before and after, and a file that must not be trusted."""
+"""What lies in a folder, to write and to compare, and a file that must not be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -12,6 +13,14 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def write(folder: Path, files: Mapping[str, object]) -> Path:
+    """Write a line into each file, by its path below `folder`."""
+    for name, value in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{value}\n")
+    return folder
 
 
 class Trap:
