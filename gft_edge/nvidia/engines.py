@@ -39,7 +39,7 @@ class Host:
 
     @property
     def text(self) -> str:
-        """For errors: what this machine is."""
+        """What this machine is, for errors."""
         gpu = self.gpu
         return f"{self.platform}, " + (
             f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else "no GPU"

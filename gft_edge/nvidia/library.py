@@ -44,12 +44,12 @@ class Library:
 
     @property
     def version(self) -> str:
-        """As the library says it: 10.3.0."""
+        """What the library calls its version: 10.3.0."""
         return str(self.module.__version__)
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The flavor and the version, for people."""
         return f"{self.flavor} {self.version}"
 
     def has(self, name: str) -> bool:

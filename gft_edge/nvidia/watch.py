@@ -84,7 +84,7 @@ def monitor_of(module: Any, progress: Progress) -> Any:
                 parent.filled += (1 - parent.filled) / 2
 
         def fraction(self, phase: Phase) -> float:
-            """Of the whole build."""
+            """The share of the whole build that is done."""
             inner = 0.0
             at: Phase | None = phase
             while at is not None:

@@ -183,7 +183,7 @@ def _clocks() -> list[Any]:
 
 
 def _temperatures_c(sysfs: Path) -> dict[str, float]:
-    """By zone; a second zone of the same name is told apart by its number."""
+    """The temperature of each zone; a second zone of one name is told apart by its number."""
     zones: dict[str, float] = {}
     for zone in listed(sysfs / "class" / "thermal", "thermal_zone*"):
         name, millidegrees = text(zone / "type"), number(zone / "temp")

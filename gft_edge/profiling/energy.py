@@ -94,7 +94,7 @@ class PowerMeter:
 
     @property
     def mean_power_w(self) -> float | None:
-        """Over the window, however short; None where it could not be read throughout."""
+        """The mean over the window, however short; None where it could not be read throughout."""
         return None if self._hole() else self._joules(self._source.total) / self._seconds()
 
     def energy(self, images: int, idle_power_w: float | None = None) -> Energy:

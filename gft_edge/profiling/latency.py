@@ -80,7 +80,7 @@ class Worker:
         return reply
 
     def _reply(self, asked: int) -> dict[str, Any] | None:
-        """To this request: an interrupt leaves the reply to the one before unread, or half read."""
+        """The reply to this request: an interrupt leaves the one before unread, or half read."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with suppress(ValueError):

@@ -216,7 +216,7 @@ def attention_kernels(
 
 
 def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
-    """By the layer that holds the softmax, of which every attention has one."""
+    """Judge by the layer that holds the softmax, of which every attention has one."""
     for layer in layers:
         if "ATTENTION" in layer.kind.upper():
             return "fused", f"one {layer.kind}"

@@ -233,7 +233,7 @@ def _rapl_counters(
 
 
 def _rapl_watts(zone: Path, before: tuple[float, int], after: tuple[float, int]) -> float | None:
-    """None where the counter, which wraps, tells nothing."""
+    """The mean power between two counts; None where the counter, which wraps, tells nothing."""
     if after[0] <= before[0]:
         return None
     used_uj: float = after[1] - before[1]

@@ -121,7 +121,10 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Never to be mixed. `end_to_end` is None for throughput, where one call has no latency of its own."""
+    """The two boundaries, never to be mixed.
+
+    `end_to_end` is None for throughput, where one call has no latency of its own.
+    """
 
     engine: Boundary
     end_to_end: Boundary | None

@@ -102,7 +102,7 @@ def paired_ratio(
 
 
 def _median_interval(ordered: Sequence[float]) -> tuple[float, float] | None:
-    """Between the ranks that a fair coin leaves 2.5 % outside on either side."""
+    """The samples at the ranks outside of which a fair coin leaves 2.5 % on either side."""
     count = len(ordered)
     outside, rank = 0.0, 0
     while outside + math.comb(count, rank) / 2**count <= 0.025:

@@ -84,7 +84,7 @@ class TrtSession(Session):
         return (*self._flags, f"cuda_graph={self._graph_wanted}", f"mapped_memory={self._shared}")
 
     def time_layers(self) -> dict[str, float]:
-        """From here on each run adds its layers' milliseconds to what is returned, by layer name."""
+        """Let each run from here on add its layers' milliseconds to what is returned, by layer name."""
         times_ms: dict[str, float] = {}
         with self._lock:
             self._check_open()

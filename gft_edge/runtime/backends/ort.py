@@ -87,7 +87,7 @@ def _content(path: Path) -> bytes:
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
-    """By its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
+    """Time layers by its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
     content = _content(path)
     with TemporaryDirectory() as folder:
         session = OrtSession(content, str(path), request, Path(folder))
@@ -124,7 +124,7 @@ def _layers(graph: bytes, events: list[dict[str, Any]], runs: int) -> tuple[Laye
 
 
 def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
-    """One without events was folded away and takes no time."""
+    """The time of a node: one without events was folded away and takes none."""
     said = events[-1]["args"] if events else {"provider": ""}
     types = [
         name

@@ -60,7 +60,7 @@ def missing() -> str | None:
 
 
 def unsupported(precision: str) -> str | None:
-    """Says so where the CPU has no instructions for it: the engine would silently compute in f32."""
+    """Say where the CPU has no instructions for it: the engine would silently compute in f32."""
     with kept_signal_stack():
         has = _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
@@ -117,7 +117,7 @@ def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
-    """By its performance counters. Raises as `open_session`.
+    """Time layers by its performance counters. Raises as `open_session`.
 
     They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers, as
     a selection, comes out some microseconds a layer too low.

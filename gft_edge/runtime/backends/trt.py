@@ -100,7 +100,7 @@ def open_session(path: Path, request: OpenRequest) -> TrtSession:
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
-    """By its profiler, between whose layers the GPU waits. Raises as `open_session`.
+    """Time layers by its profiler, between whose layers the GPU waits. Raises as `open_session`.
 
     A replayed CUDA graph reports no layers: every inference is launched anew.
     """
