@@ -27,7 +27,8 @@ from gft_edge.nvidia.build import build_engine, builder_here
 from gft_edge.nvidia.cuda import Cuda, open_cuda
 from gft_edge.nvidia.engines import misfit
 from gft_edge.runtime.classifier import Classifier, load_pixels
-from tests.support.trt import Pixels, assert_same, session_of
+from tests.support.bundles import session_of
+from tests.support.trt import Pixels, assert_same
 
 pytestmark = pytest.mark.gpu
 
@@ -129,7 +130,7 @@ def test_a_replayed_graph_gives_what_a_plain_launch_gives(bundle: Path, pictures
 def test_many_inferences_take_no_more_memory(
     cuda: Cuda, bundle: Path, pictures: Pixels, cuda_graph: bool
 ) -> None:
-    session = session_of(bundle, explain=False, cuda_graph=cuda_graph)
+    session = session_of(bundle, kept=False, cuda_graph=cuda_graph)
     images = pictures[:BATCH]
     expected = session.run(images)
     for _ in range(100):

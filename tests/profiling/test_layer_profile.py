@@ -27,7 +27,7 @@ from gft_edge.profiling.layers import (
     part_of,
 )
 from gft_edge.runtime.backends import LayerRun, LayerTime, backend_for, precision_of
-from gft_edge.runtime.classifier import open_request
+from gft_edge.runtime.classifier import bundle_request
 from tests.support.refusals import refusal_of
 
 TARGETS = ("onnx", "openvino")
@@ -54,11 +54,10 @@ def timed(
 ) -> LayerRun:
     """An instrumented run of a bundle by its own engine, told to compute in another precision."""
     bundle = read_bundle(folder)
-    manifest = bundle.manifest
-    computed = precision or manifest.runtime_precision
-    request = open_request(manifest.model, manifest.input, computed, threads=1)
+    backend, request = bundle_request(bundle, None, threads=1)
+    computed = precision or request.runtime_precision
+    request = dataclasses.replace(request, runtime_precision=computed)
     images = np.zeros(request.input_shape, np.uint8)
-    backend = backend_for(manifest.target)
     return backend.layer_times(bundle.artifact_path, request, images, runs, in_turn)
 
 

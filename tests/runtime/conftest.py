@@ -14,10 +14,11 @@ from gft_edge.bundle.specs import InputSpec
 from gft_edge.export.request import ExportRequest
 from gft_edge.nvidia.library import Library
 from gft_edge.runtime.backends import trt
+from tests.support.bundles import session_of
 from tests.support.fake_cudart import FakeCudart
 from tests.support.fake_tensorrt import FakeTensorrt
 from tests.support.networks import export_run
-from tests.support.trt import add_engine, assert_released, session_of
+from tests.support.trt import add_engine, assert_released
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def opened(machine: FakeTensorrt, bundle_of: Callable[[int], Path]) -> Iterator[
 
         def open_(batch: int = 1, explain: bool = True, cuda_graph: bool = False) -> Any:
             add_engine(machine, bundle_of(batch), explain)
-            session = session_of(bundle_of(batch), explain, cuda_graph)
+            session = session_of(bundle_of(batch), explain, cuda_graph=cuda_graph)
             stack.callback(session.close)
             return session
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -18,34 +17,20 @@ import numpy.typing as npt
 import pytest
 
 from gft_edge.bundle.onnx_bytes import graph_output
-from gft_edge.bundle.store import Bundle, read_bundle
+from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import BundleError, UsageError
 from gft_edge.runtime.backends import ALIASES, OpenRequest, Session, backend_for, backends, ov
-from gft_edge.runtime.classifier import open_request
 from gft_edge.runtime.golden import read_golden
+from tests.support.bundles import session_of
 from tests.support.refusals import refusal_of
 
 ENGINES = sorted(backends())
 
 
-def request_of(bundle: Bundle, kept: bool = True) -> OpenRequest:
-    manifest = bundle.manifest
-    names = manifest.kept_outputs if kept else ()
-    return open_request(
-        manifest.model, manifest.input, manifest.runtime_precision, names, threads=1
-    )
-
-
-def session_of(folder: Path, kept: bool = True) -> Session:
-    bundle = read_bundle(folder)
-    backend = backend_for(bundle.manifest.target)
-    return backend.open_session(bundle.artifact_path, request_of(bundle, kept))
-
-
 @pytest.fixture(scope="module")
 def sessions(micro_bundles: dict[str, Path]) -> dict[str, Session]:
     """One open session of each target, for tests that do not close it."""
-    return {target: session_of(folder) for target, folder in micro_bundles.items()}
+    return {target: session_of(folder, threads=1) for target, folder in micro_bundles.items()}
 
 
 @pytest.fixture
@@ -93,7 +78,7 @@ def test_without_kept_outputs_a_session_returns_the_logits_alone(
     sessions: dict[str, Session],
     pixels: npt.NDArray[np.uint8],
 ) -> None:
-    (logits,) = session_of(micro_bundles[target], kept=False).run(pixels[:1])
+    (logits,) = session_of(micro_bundles[target], kept=False, threads=1).run(pixels[:1])
     np.testing.assert_allclose(logits, sessions[target].run(pixels[:1])[0], atol=1e-5)
 
 
@@ -139,8 +124,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(
     path = bundle.artifact_path
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    backend = backend_for(target)
-    refusal_of(BundleError, lambda: backend.open_session(path, request_of(bundle)), str(path))
+    refusal_of(BundleError, lambda: session_of(bundle), str(path))
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
@@ -184,12 +168,9 @@ def test_the_appended_bytes_are_those_the_onnx_package_writes(length: int) -> No
 
 
 def throughput_session(folder: Path) -> ov.OpenVinoSession:
-    """Open two requests at once, whatever the cores of this machine."""
-    bundle = read_bundle(folder)
-    request = dataclasses.replace(request_of(bundle), hint="throughput", threads=2)
-    return cast(
-        ov.OpenVinoSession, backend_for("openvino").open_session(bundle.artifact_path, request)
-    )
+    """Open two requests at once, where this machine has two cores."""
+    session = session_of(folder, threads=min(os.cpu_count() or 1, 2), hint="throughput")
+    return cast(ov.OpenVinoSession, session)
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,11 @@ from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
 from gft_edge.runtime.classifier import Classifier, bundle_request
 from gft_edge.studies import auto
+from tests.support.bundles import session_of
 from tests.support.cli import run, run_json
 from tests.support.fake_tensorrt import LAYER_MS
 from tests.support.refusals import refusal_of
-from tests.support.trt import add_engine, assert_same, expected_of, pictures, session_of
+from tests.support.trt import add_engine, assert_same, expected_of, pictures
 
 if TYPE_CHECKING:
     from tests.support.fake_tensorrt import FakeTensorrt
@@ -133,7 +134,7 @@ def test_the_bytes_that_are_loaded_are_those_that_were_hashed(
 
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", altering)
-        session = session_of(bundle, explain=False)
+        session = session_of(bundle, kept=False)
     session.close()
     assert machine.plans == [plan]
 
@@ -151,7 +152,7 @@ def test_an_engine_for_another_machine_never_reaches_tensorrt(
     ):
         add_engine(machine, bundle, **changes)
         command = f"gft-edge build {bundle}"
-        refusal_of(UsageError, lambda: session_of(bundle, explain=False), word, command)
+        refusal_of(UsageError, lambda: session_of(bundle, kept=False), word, command)
     assert machine.plans == []
 
 
@@ -160,13 +161,13 @@ def test_only_a_version_compatible_engine_may_bring_its_own_code(
 ) -> None:
     portable = EngineSettings(version_compatible=True)
     add_engine(machine, bundle, settings=portable, version="10.0.1")
-    session = session_of(bundle, explain=False)
+    session = session_of(bundle, kept=False)
     assert_same(session.run(pictures()), expected_of(bundle, pictures(), explain=False))
     session.close()
     # The same plan, recorded as an ordinary one.
     graph = read_bundle(bundle).artifact_path.read_bytes()
     add_engine(machine, bundle, plan=machine.plan_of(graph, portable=True))
-    refusal_of(BundleError, lambda: session_of(bundle, explain=False), "engine host code")
+    refusal_of(BundleError, lambda: session_of(bundle, kept=False), "engine host code")
     assert machine.host_code_allowed == [True, False]
 
 

@@ -15,6 +15,7 @@ from gft_edge.bundle.store import read_bundle
 from gft_edge.errors import BundleError, CudaError, FailedError, UsageError
 from gft_edge.nvidia.cudart import FUNCTIONS
 from gft_edge.runtime.classifier import Classifier
+from tests.support.bundles import session_of
 from tests.support.refusals import refusal_of
 from tests.support.trt import (
     DESCRIBING,
@@ -24,7 +25,6 @@ from tests.support.trt import (
     calls_of,
     expected_of,
     pictures,
-    session_of,
 )
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def test_an_engine_that_does_not_load_is_named_with_the_command_that_builds_it(
     reason = "Error Code 1: magicTag does not match"
     machine.refuse("deserialize_cuda_engine", reason)
     line = refusal_of(
-        BundleError, lambda: session_of(bundle, explain=False), str(bundle / engine.path), reason
+        BundleError, lambda: session_of(bundle, kept=False), str(bundle / engine.path), reason
     )
     assert line.endswith(f"gft-edge build {bundle} --fresh")
     line = refusal_of(BundleError, lambda: session_of(bundle))
@@ -154,7 +154,7 @@ def test_an_engine_that_the_gpu_has_no_memory_for_says_how_much_is_free(
     else:
         words.append("64 MiB")
     machine.cudart.free_bytes = 40 << 20
-    refusal_of(FailedError, lambda: session_of(bundle, explain=False), *words)
+    refusal_of(FailedError, lambda: session_of(bundle, kept=False), *words)
     machine.cudart.free_bytes = machine.cudart.total_bytes
 
 
@@ -163,7 +163,7 @@ def test_what_tensorrt_refuses_is_told_with_its_reason(machine: FakeTensorrt, bu
     add_engine(machine, bundle)
 
     def opened() -> Any:
-        return session_of(bundle, explain=False)
+        return session_of(bundle, kept=False)
 
     machine.refuse("Runtime", "CUDA initialization failure with error: 35")
     refusal_of(UsageError, opened, "tensorrt 10.3.0", "CUDA initialization failure")

@@ -12,6 +12,7 @@ import pytest
 
 from gft_edge.errors import CudaError, FailedError, UsageError
 from gft_edge.runtime.classifier import Classifier
+from tests.support.bundles import session_of
 from tests.support.refusals import refusal_of
 from tests.support.trt import (
     add_engine,
@@ -20,7 +21,6 @@ from tests.support.trt import (
     calls_of,
     expected_of,
     pictures,
-    session_of,
 )
 
 if TYPE_CHECKING:

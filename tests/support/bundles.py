@@ -1,4 +1,4 @@
-"""Bundles that were altered on purpose and signed anew, or are to stay as they were."""
+"""Bundles: altered on purpose and signed anew, compared with what they were, and opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.locks import LOCK_FILE, locked
-from gft_edge.bundle.store import read_manifest, sha256_of, write_manifest
+from gft_edge.bundle.store import Bundle, read_bundle, read_manifest, sha256_of, write_manifest
+from gft_edge.runtime.classifier import bundle_request
 from tests.support.files import contents
 
 if TYPE_CHECKING:
@@ -41,6 +42,20 @@ def assert_untouched(folder: Path, before: dict[str, bytes]) -> None:
     with locked(folder):
         pass
     assert files_of(folder) == before
+
+
+def session_of(
+    given: Path | Bundle,
+    kept: bool = True,
+    backend: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Any:
+    """Open a bundle's session as Classifier.load does, by default with its kept patches."""
+    bundle = given if isinstance(given, Bundle) else read_bundle(given)
+    options["kept_outputs"] = bundle.manifest.kept_outputs if kept else ()
+    engine, request = bundle_request(bundle, backend, threads, **options)
+    return engine.open_session(bundle.artifact_path, request)
 
 
 def alter_head(graph: Path, change: Change, *suffixes: str) -> None:

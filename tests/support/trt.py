@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.bundle.onnx_bytes import graph_output
-from gft_edge.bundle.store import Bundle, read_bundle, sha256_of, write_manifest
+from gft_edge.bundle.store import read_bundle, sha256_of, write_manifest
 from gft_edge.nvidia.build import with_engine
 from gft_edge.nvidia.engines import engine_of, host_of
 from gft_edge.nvidia.library import Library
-from gft_edge.runtime.backends import backend_for
-from gft_edge.runtime.classifier import open_request
+from tests.support.bundles import session_of
 
 if TYPE_CHECKING:
     from tests.support.fake_tensorrt import FakeTensorrt
@@ -75,22 +74,6 @@ def add_engine(
     return engine
 
 
-def session_of(
-    given: Path | Bundle, explain: bool = True, cuda_graph: bool = False, backend: str = "tensorrt"
-) -> Any:
-    """Open a bundle's session as Classifier.load opens it."""
-    bundle = given if isinstance(given, Bundle) else read_bundle(given)
-    manifest = bundle.manifest
-    kept = manifest.kept_outputs if explain else ()
-    request = dataclasses.replace(
-        open_request(manifest.model, manifest.input, "typed", kept, threads=1),
-        graph_sha256=manifest.artifact.sha256,
-        engines=manifest.engines,
-        cuda_graph=cuda_graph,
-    )
-    return backend_for(backend).open_session(bundle.artifact_path, request)
-
-
 def pictures(batch: int = 1, seed: int = 0) -> Pixels:
     """Return blots at 64 px, no two seeds alike."""
     generator = np.random.default_rng(seed)
@@ -103,7 +86,7 @@ def expected_of(folder: Path, images: Pixels, explain: bool = True) -> Runs:
     bundle = read_bundle(folder)
     key = bundle.manifest.artifact.sha256, explain
     if key not in _references:
-        _references[key] = session_of(bundle, explain, backend="onnx")
+        _references[key] = session_of(bundle, explain, "onnx", threads=1)
     outputs: Runs = _references[key].run(images)
     return outputs
 
