@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from typing import Any
 
 # A failure says a few lines; a session that runs for weeks may warn at each run.
 KEPT_LINES = 200
-
-# TensorRT takes the logger of its first object for the whole process and keeps the bare pointer:
-# a logger that went with its object would be called after its end. Kept by the module's id, with
-# the module, so that the id stays its own.
-_LOGS: dict[int, tuple[Any, Any]] = {}
 
 
 class LogReader:
@@ -22,9 +18,7 @@ class LogReader:
     """
 
     def __init__(self, module: Any) -> None:
-        if id(module) not in _LOGS:
-            _LOGS[id(module)] = (module, _log(module.ILogger))
-        self.sink = _LOGS[id(module)][1]
+        self.sink = _log(module)
         self.clear()
 
     def clear(self) -> None:
@@ -44,7 +38,12 @@ class LogReader:
         return text.partition("\n")[0]
 
 
-def _log(base: Any) -> Any:
+# TensorRT takes the logger of its first object for the whole process and keeps the bare pointer:
+# a logger that went with its object would be called after its end.
+@functools.cache
+def _log(module: Any) -> Any:
+    base: Any = module.ILogger
+
     class Log(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)

@@ -11,7 +11,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -207,7 +207,9 @@ class FakeBuilder:
 
 def fake_module(version: str = "10.3.0", **names: Any) -> Any:
     """A TensorRT without a library, for what no machine of the tests has."""
-    return SimpleNamespace(__version__=version, ILogger=ILogger, **names)
+    module = ModuleType("tensorrt")
+    module.__dict__.update(__version__=version, ILogger=ILogger, **names)
+    return module
 
 
 def test_no_constant_of_tensorrt_is_written_as_a_number() -> None:

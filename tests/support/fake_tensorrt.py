@@ -12,7 +12,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +76,8 @@ class FakeTensorrt:
         self.refused: dict[str, str] = {}
         self.host_code_allowed: list[bool] = []
         self.refuse_in_capture: str | None = None
-        self.module = SimpleNamespace(
+        self.module: Any = ModuleType("tensorrt")
+        self.module.__dict__.update(
             __version__=version,
             ILogger=ILogger,
             IProfiler=IProfiler,
