@@ -72,10 +72,10 @@ class DemoSettings:
     heads: int = 3
     stages: str = "2:75%,3:50%,4:25%"
     score: Score = "class-laplacian"
-    train_per_class: int = 400
+    train_per_class: int = 300
     val_per_class: int = 20
     test_per_class: int = 50
-    top1_gate: float = 0.85
+    top1_gate: float = 0.8
     recipe: Recipe = RECIPE
 
 
