@@ -21,12 +21,14 @@ def quantize_onnx(
     peaks: Mapping[str, float],
     layers: Collection[str],
     pixel_layer: str | None,
+    half_range: bool = False,
 ) -> onnx.ModelProto:
     """Return a graph, FP32 or FP16, with `layers` in INT8.
 
     Symmetric S8 with zero points 0: weights by output channel, what a layer reads by tensor, 127
     standing for its entry in `peaks`; biases and all outputs stay as they were. `pixel_layer`, where
-    there is one, reads pixels / 128 - 1 and gets scale 1/128, without loss.
+    there is one, reads pixels / 128 - 1 and gets scale 1/128, without loss. With `half_range` weights
+    reach 64 in place of 127: an x86 CPU without VNNI adds two products in 16 bits, which saturate.
     Raises PipelineError for a graph that is quantized already or lacks a layer, and for a layer whose
     ranges are none that the graph's dtype can scale.
     """
@@ -58,7 +60,7 @@ def quantize_onnx(
     quantizer = QDQQuantizer(
         model,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=half_range,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=ranges,

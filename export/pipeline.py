@@ -28,6 +28,7 @@ from gft_edge.bundle.store import (
 )
 from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
+from gft_edge.calibration.integer_kernels import with_integer_kernels
 from gft_edge.calibration.sampling import activation_peaks
 from gft_edge.export.contents import metadata, parser_here, tool_versions, write_contents
 from gft_edge.export.fp16 import half
@@ -171,7 +172,8 @@ def _int8_onnx(
 ) -> tuple[Trail, Quantization]:
     """Write an ONNX graph with QDQ layers to `path`; for TensorRT the rest is in FP16."""
     request = judge.request
-    remainder = "fp16" if request.backend.TARGET == "tensorrt" else "fp32"
+    on_cpu = request.backend.TARGET == "onnx"
+    remainder = "fp32" if on_cpu else "fp16"
     pixels = calibration_pixels(judge, network, calibration)
     batches = normalised_batches(pixels, judge.spec.preprocessing)
     few = batches[:BATCHES_MEASURED]
@@ -186,7 +188,9 @@ def _int8_onnx(
     base, trail = _onnx(judge, network, remainder, bound, centred, trail)
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
-        graph = quantize_onnx(base, peaks, layers, pixel_layer)
+        graph = quantize_onnx(base, peaks, layers, pixel_layer, half_range=on_cpu)
+        if on_cpu:
+            graph = with_integer_kernels(graph)
         return judge.measured("int8", graph, held_to)
 
     made, quantization = quantized(judge, ranking, calibration, strength, build)
