@@ -7,7 +7,6 @@ from typing import Protocol, TypeVar
 
 from gft_edge.bundle.reports import FidelityReport, Tolerance
 from gft_edge.bundle.specs import Say
-from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import GateError
 
 
@@ -29,33 +28,40 @@ FINAL_ATTEMPTS = 3
 
 
 def fewest_high_precision(
-    ranking: Sequence[LayerSensitivity],
+    layers: Sequence[str],
     always: tuple[str, ...],
+    rank: Callable[[], Sequence[str]],
     build: Callable[[tuple[str, ...], bool], Built],
     say: Say,
 ) -> tuple[tuple[str, ...], Built]:
-    """Find the shortest beginning of `ranking`, after `always`, whose graph passes, and that graph.
+    """Find the shortest beginning of a ranking, after `always`, whose graph passes, and that graph.
 
-    `build` takes the layers in high precision and whether the graph is final; what is not final may
-    be calibrated on fewer images.
-    Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 1 more. Raises GateError with
-    what was tried when the last final graph misses its bounds.
+    `rank` is asked for all `layers`, the worst first, only where the graph of `always` alone fails.
+    `build` takes the layers in high precision and whether the graph is final; what is not final may be
+    calibrated on fewer images.
+    Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 2 more. Where no final graph
+    holds, that of the bisection which did is taken. Raises GateError with what was tried when there
+    is none.
     """
-    order = [row.layer for row in ranking if row.layer not in always]
+    order = [name for name in layers if name not in always]
     tried: dict[int, FidelityReport] = {}
+    held: list[int] = []
 
     def built(count: int, final: bool = False) -> Built:
         high = (*always, *order[:count])
         made = build(high, final)
         tried[count] = made.report
-        say(f"{len(high)} of {len(ranking)} layers in high precision: {describe(made.report)}")
+        say(f"{len(high)} of {len(layers)} layers in high precision: {describe(made.report)}")
         return made
 
     def passes(count: int) -> bool:
-        return built(count).report.verdict == "pass"
+        if built(count).report.verdict == "pass":
+            held.append(count)
+        return count in held
 
     fewest = 0
     if not passes(0):
+        order = [name for name in rank() if name not in always]
         failing, fewest = 0, len(order)
         while fewest - failing > 1:
             middle = (failing + fewest) // 2
@@ -70,9 +76,14 @@ def fewest_high_precision(
         if made.report.verdict == "pass":
             return (*always, *order[:fewest]), made
         fewest += max(1, len(order) // 20)
+    if held:
+        # More calibration images made it worse: what held its bounds before still does.
+        made = built(min(held))
+        if made.report.verdict == "pass":
+            return (*always, *order[: min(held)]), made
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(
-        f"INT8 does not hold its bounds with {len(always) + max(tried)} of {len(ranking)} layers in "
+        f"INT8 does not hold its bounds with {len(always) + max(tried)} of {len(layers)} layers in "
         f"high precision (tried: {lines})",
         "Nothing was written: calibrate on more images, allow more with --max-drop, or use another "
         "--precision",
@@ -80,7 +91,12 @@ def fewest_high_precision(
 
 
 def with_reserve(bound: Tolerance) -> Tolerance:
-    """The bound with RESERVE of every allowed loss held back; the accuracy budget stays the user's."""
+    """The bound with RESERVE of every allowed loss held back; the accuracy budget stays the user's.
+
+    A bound that an interval decides holds for all images already.
+    """
+    if bound.change is not None:
+        return bound
     return Tolerance(
         _tighter(bound.top1_agreement),
         tuple(map(_tighter, bound.kept_overlap)),

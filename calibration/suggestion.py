@@ -15,7 +15,8 @@ from gft_edge.calibration.sensitivity import LayerSensitivity, in_int8, sensitiv
 from gft_edge.calibration.smoothing import smoothed
 from gft_edge.datasets import Split
 from gft_edge.errors import GateError
-from gft_edge.fidelity.compare import TOLERANCES, compare
+from gft_edge.fidelity.compare import PHOTO_TOLERANCES, compare
+from gft_edge.fidelity.noise_floor import changed
 from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.reference import normalised_batches, pixels_of, torch_outputs
@@ -73,18 +74,21 @@ def suggest_high_precision(
     peaks = tensor_peaks(network, layers, batches)
     reference = torch_outputs(model, pixels, given)
     # On a few dozen images one decision is percents: the suggestion goes by patches and logits.
-    bound = dataclasses.replace(TOLERANCES["int8"], top1_agreement=0.0, max_drop=None)
+    bound = dataclasses.replace(PHOTO_TOLERANCES["int8"], max_drop=None)
+    assert bound.change is not None
+    floor = torch_outputs(model, changed(pixels, bound.change), given)
 
     def build(high: tuple[str, ...], final: bool) -> _Measured:
         low = {name: layer for name, layer in layers.items() if name not in high}
         with in_int8(low, peaks):
             outputs = torch_outputs(network, pixels, given)
-        return _Measured(compare("sensitivity", reference, outputs, bound, drawn.targets))
+        return _Measured(compare("sensitivity", reference, outputs, bound, drawn.targets, floor))
 
     high: tuple[str, ...] = ()
     report = None
     try:
-        high, made = fewest_high_precision(ranking, (), build, lambda text: None)
+        order = [row.layer for row in ranking]
+        high, made = fewest_high_precision(order, (), lambda: order, build, lambda text: None)
         report = made.report
     except GateError:
         pass

@@ -23,6 +23,7 @@ from gft_edge.bundle.store import (
 )
 from gft_edge.errors import UsageError
 from gft_edge.export.judge import Judge, Made
+from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.nvidia.library import builder_library
 from gft_edge.runtime.classifier import static_batches
 from gft_edge.runtime.outputs import Outputs
@@ -93,7 +94,7 @@ def write_check(judge: Judge, artifact: Artifact, shipped: Made, folder: Path) -
             (golden / name).write_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
             names.append(name)
         first += count
-    tolerance = shipped.report.tolerance
+    tolerance = TOLERANCES[judge.request.artifact_precision]
     sums = "\n".join(f"{sha256_of(golden / name)}  {name}" for name in names)
     facts = f"""\
 images={len(pixels)}

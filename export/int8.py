@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.search import fewest_high_precision, with_reserve
 from gft_edge.calibration.sensitivity import (
     COSINE_WEIGHT,
-    LayerSensitivity,
     sensitivity,
     unmeasured,
 )
@@ -93,10 +92,11 @@ def strength_in_openvino(
         return least_damage(damages, judge.steps.say)
 
 
-def ranked_layers(
-    judge: Judge, network: Network, batches: list[Tensor], calibration: CalibrationRequest
-) -> list[LayerSensitivity]:
-    """Rank the layers by what INT8 costs each. Raises UsageError for names that are no layers."""
+def asked_layers(network: Network, calibration: CalibrationRequest) -> list[str]:
+    """Return the layers that INT8 is asked for: all but those that are to stay in high precision.
+
+    Raises UsageError for names that are no layers, and where none is left.
+    """
     layers = quantizable_layers(network)
     if set(layers) <= set(calibration.keep_high_precision):
         raise UsageError(
@@ -111,35 +111,39 @@ def ranked_layers(
             f"--keep-high-precision: the network has no layer {unknown[0]!r}{hint}: "
             "gft-edge sensitivity RUN lists them"
         )
-    if not judge.request.judged:
-        return unmeasured(network)
-    with judge.steps("sensitivity"):
-        targets = calibration.images.targets[:MEASURED_IMAGES]
-        advance = judge.steps.counter("sensitivity", len(layers))
-        return sensitivity(network, batches, targets, advance)
+    return [name for name in layers if name not in calibration.keep_high_precision]
 
 
 def quantized(
     judge: Judge,
-    ranking: Sequence[LayerSensitivity],
+    network: Network,
+    batches: list[Tensor],
     calibration: CalibrationRequest,
     strength: float | None,
     build: Callable[[list[str], bool, Tolerance], Made],
 ) -> tuple[Made, Quantization]:
     """Give layers back to high precision until what `build` makes of the others holds its bounds.
 
-    `build` takes the layers for INT8, whether the graph is to be shipped, and the bounds.
+    They are ranked by what INT8 costs each on `batches`, once there is a reason to. `build` takes the
+    layers for INT8, whether the graph is to be shipped, and the bounds.
     """
     bound, judged = judge.request.tolerance, judge.request.judged
+    work = {row.layer: row.macs for row in unmeasured(network)}
 
     def with_high(high: tuple[str, ...], final: bool) -> Made:
-        layers = [row.layer for row in ranking if row.layer not in high]
+        layers = [name for name in work if name not in high]
         return build(layers, final, with_reserve(bound) if judged else bound)
 
+    def ranking() -> list[str]:
+        with judge.steps("sensitivity"):
+            targets = calibration.images.targets[:MEASURED_IMAGES]
+            advance = judge.steps.counter("sensitivity", len(work))
+            return [row.layer for row in sensitivity(network, batches, targets, advance)]
+
     with judge.steps("int8"):
-        high = calibration.keep_high_precision
+        high, say = calibration.keep_high_precision, judge.steps.say
         if judged:
-            high, made = fewest_high_precision(ranking, high, with_high, judge.steps.say)
+            high, made = fewest_high_precision([*work], high, ranking, with_high, say)
         else:
             made = with_high(high, True)
     return made, Quantization(
@@ -147,6 +151,6 @@ def quantized(
         smooth_quant=strength,
         calibrated_on=calibration.images.record,
         high_precision=high,
-        int8_layers=len(ranking) - len(high),
-        int8_macs=sum(row.macs for row in ranking if row.layer not in high),
+        int8_layers=len(work) - len(high),
+        int8_macs=sum(macs for name, macs in work.items() if name not in high),
     )

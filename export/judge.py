@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import torch
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.manifest import Artifact
-from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.reports import Change, FidelityReport, Tolerance
 from gft_edge.bundle.specs import ModelSpec, Preprocessing, Progress, Say, counter
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.graph import kept_names
 from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
+from gft_edge.fidelity.noise_floor import NAMES, changed
 from gft_edge.model.network import Network
 from gft_edge.model.reference import pixels_of, selection_reaches_logits, torch_outputs
 from gft_edge.runtime.backends import backend_for, ort
@@ -91,7 +93,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Judge:
-    """What an export asks for, the images that it is verified on, and PyTorch's outputs for them."""
+    """What an export asks for, the images that it is verified on, and PyTorch's outputs for them.
+
+    `floor_of` gives PyTorch's outputs for the same images after a change, computed once.
+    """
 
     spec: ModelSpec
     request: ExportRequest
@@ -99,6 +104,7 @@ class Judge:
     pixels: npt.NDArray[np.uint8]
     reference: Outputs
     steps: Steps
+    floor_of: Callable[[Change], Outputs]
 
     @property
     def kept_names(self) -> tuple[str, ...]:
@@ -115,7 +121,8 @@ class Judge:
     ) -> Made:
         """Measure a graph on `target`'s engine, one that is in memory on ONNX Runtime."""
         outputs = self.outputs(step, graph, self.pixels, target, precision)
-        report = compare(step, self.reference, outputs, tolerance, self.images.targets)
+        floor = None if tolerance.change is None else self.floor_of(tolerance.change)
+        report = compare(step, self.reference, outputs, tolerance, self.images.targets, floor)
         return Made(graph, outputs, report)
 
     def outputs(
@@ -155,7 +162,14 @@ def judge_by(
         refuse_inert_selection(model, pixels, spec.preprocessing, request.keeps_all)
         advance = steps.counter(name, len(pixels))
         reference = torch_outputs(model, pixels, spec.preprocessing, advance)
-    return Judge(spec, request, images, pixels, reference, steps)
+
+    @functools.cache
+    def floor_of(change: Change) -> Outputs:
+        text = f"reference after {NAMES[change]}"
+        advance = steps.counter(text, len(pixels))
+        return torch_outputs(model, changed(pixels, change), spec.preprocessing, advance)
+
+    return Judge(spec, request, images, pixels, reference, steps, floor_of)
 
 
 def refuse_inert_selection(

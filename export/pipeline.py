@@ -43,9 +43,9 @@ from gft_edge.export.graph import (
 from gft_edge.export.int8 import (
     BATCHES_MEASURED,
     MEASURED_IMAGES,
+    asked_layers,
     calibration_pixels,
     quantized,
-    ranked_layers,
     smoothed_network,
     strength_in_openvino,
 )
@@ -60,7 +60,7 @@ from gft_edge.export.judge import (
 )
 from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
 from gft_edge.export.request import CalibrationRequest, ExportRequest, check_request
-from gft_edge.fidelity.compare import TOLERANCES
+from gft_edge.fidelity.compare import FIDELITIES, TOLERANCES
 from gft_edge.fidelity.structure import check_structure, expected_casts
 from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
@@ -174,17 +174,18 @@ def _int8_onnx(
     request = judge.request
     on_cpu = request.backend.TARGET == "onnx"
     remainder = "fp32" if on_cpu else "fp16"
+    asked_layers(network, calibration)  # refused before the work
     pixels = calibration_pixels(judge, network, calibration)
     batches = normalised_batches(pixels, judge.spec.preprocessing)
     few = batches[:BATCHES_MEASURED]
     network, strength = smoothed_network(judge, network, batches, few)
-    ranking = ranked_layers(judge, network, few, calibration)
     with judge.steps("calibrate"):
         advance = judge.steps.counter("calibrate", len(pixels))
         peaks = activation_peaks(network, batches, calibration.method, advance)
     centred = request.input.dtype == "uint8" and folds_normalisation(network)
     pixel_layer = network.first_convolution()[0] if centred else None
-    bound = dataclasses.replace(TOLERANCES[remainder], max_drop=request.tolerance.max_drop)
+    rule = FIDELITIES[request.fidelity][remainder]
+    bound = dataclasses.replace(rule, max_drop=request.tolerance.max_drop)
     base, trail = _onnx(judge, network, remainder, bound, centred, trail)
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
@@ -193,7 +194,7 @@ def _int8_onnx(
             graph = with_integer_kernels(graph)
         return judge.measured("int8", graph, held_to)
 
-    made, quantization = quantized(judge, ranking, calibration, strength, build)
+    made, quantization = quantized(judge, network, few, calibration, strength, build)
     assert isinstance(made.graph, onnx.ModelProto)
     trail = trail.then("int8.onnx", "onnx", "int8", _sha256(made.graph), made.report)
     return _finished(judge, made.graph, "int8", path, trail), quantization
@@ -204,9 +205,9 @@ def _int8_openvino(
 ) -> tuple[Path, Trail, Quantization]:
     """Write OpenVINO's IR, quantized by NNCF and the rest in FP32, beside `path`, its FP32 graph."""
     spec = judge.spec.preprocessing
+    asked = asked_layers(network, calibration)
     pixels = calibration_pixels(judge, network, calibration)
     few = normalised_batches(pixels[:MEASURED_IMAGES], spec)
-    ranking = ranked_layers(judge, network, few, calibration)
     graph, trail = _onnx(judge, network, "fp32", TOLERANCES["fp32"], False, trail)
     trail = _finished(judge, graph, "fp32", path, trail)
     low = path.with_name("int8.xml")
@@ -217,7 +218,6 @@ def _int8_openvino(
         quantize_openvino(path, low, inputs, given.batch, layers, strength, calibration.method)
 
     def outputs_at(strength: float | None) -> Outputs:
-        asked = [row.layer for row in ranking if row.layer not in calibration.keep_high_precision]
         quantize(asked, strength, MEASURED_IMAGES)
         return judge.outputs("smooth-quant", low, pixels[:MEASURED_IMAGES], "openvino")
 
@@ -229,7 +229,7 @@ def _int8_openvino(
         quantize(layers, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
         return judge.measured("int8", low, held_to, "openvino")
 
-    made, quantization = quantized(judge, ranking, calibration, strength, build)
+    made, quantization = quantized(judge, network, few, calibration, strength, build)
     return (
         low,
         trail.then(low.name, "openvino-ir", "int8", sha256_of(low), made.report),

@@ -14,7 +14,7 @@ from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.export.onnx_from_torch import check_opset
-from gft_edge.fidelity.compare import MAX_DROP, NO_BOUND, TOLERANCES
+from gft_edge.fidelity.compare import FIDELITIES, MAX_DROP, NO_BOUND
 from gft_edge.nvidia.build import check_settings
 from gft_edge.runtime.backends import Backend, backend_for
 
@@ -41,7 +41,8 @@ class ExportRequest:
     """What to build. `compress_weights` stores OpenVINO's weights in FP16; it computes in f32.
 
     `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
-    that the export is verified on. `calibration` is for int8. Without `judged` a precision under fp32
+    that the export is verified on. `fidelity` names the rule that a lower precision is judged by (see
+    fidelity.compare.FIDELITIES). `calibration` is for int8. Without `judged` a precision under fp32
     may cost anything: for a network whose weights mean nothing (see baseline). `stages` are the
     network's own at other keep counts, None at those it was trained at; with `keeps_all` one may keep
     all that is left.
@@ -57,6 +58,7 @@ class ExportRequest:
     calibration: CalibrationRequest | None = None
     engine_settings: EngineSettings | None = None
     judged: bool = True
+    fidelity: str = "photo"
     stages: tuple[Stage, ...] | None = None
     keeps_all: bool = False
 
@@ -85,7 +87,7 @@ class ExportRequest:
         """The bounds that the artifact has to hold."""
         if not self.judged and self.precision != "fp32":
             return NO_BOUND
-        bound = TOLERANCES[self.artifact_precision]
+        bound = FIDELITIES[self.fidelity][self.artifact_precision]
         return (
             bound if bound.max_drop is None else dataclasses.replace(bound, max_drop=self.max_drop)
         )
@@ -102,6 +104,10 @@ def check_request(request: ExportRequest) -> None:
     if request.compress_weights and (backend.TARGET, request.precision) != ("openvino", "fp32"):
         raise UsageError(
             "--compress-weights is OpenVINO's in fp32: use it with --target openvino --precision fp32"
+        )
+    if request.fidelity not in FIDELITIES:
+        raise UsageError(
+            f"--fidelity {request.fidelity} is no rule: choose from {', '.join(FIDELITIES)}"
         )
     if request.input.batch < 1:
         raise UsageError(f"--batch is {request.input.batch}: give 1 or more")

@@ -7,23 +7,46 @@ from typing import Literal
 
 Verdict = Literal["pass", "fail"]
 
+# What nobody sees in a photograph: Gaussian noise of one grey level, JPEG at quality 75.
+Change = Literal["noise", "jpeg75"]
+
 
 @dataclass(frozen=True)
 class Tolerance:
     """The bounds a FidelityReport is judged by. Fractions of 1.
 
     `kept_overlap` has one bound a stage, the last of which holds for every further one. `max_drop`
-    is how much accuracy may be lost; None where decisions have to agree anyway.
+    is how much accuracy may be lost; None where decisions have to agree anyway. With a `change` (see
+    fidelity.noise_floor) the reference's own answers to the changed images bound the graph's: it may
+    change `share` of the patches that these change, or of the cosine where there are no stages, and
+    every bound fails only where its 95 % interval excludes it.
     """
 
     top1_agreement: float
     kept_overlap: tuple[float, ...]
     cosine: float
     max_drop: float | None = None
+    change: Change | None = None
+    share: float = 1.0
 
     def overlap_bound(self, stage: int) -> float:
         """The bound of a stage, counted from 0."""
         return self.kept_overlap[min(stage, len(self.kept_overlap) - 1)]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How far the reference's answers to changed images are from its answers to the images themselves.
+
+    The fields are those of FidelityReport.
+    """
+
+    change: Change
+    cosine: float
+    top1_agreement: float
+    kept_overlap: tuple[float, ...]
+    patches_lost: tuple[float, ...]
+    confidence_change: float
 
 
 @dataclass(frozen=True)
@@ -36,8 +59,10 @@ class FidelityReport:
     number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
     of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
     of these the reference itself all but dropped (see fidelity.BORDER); empty where the reference
-    has no ranks. The accuracies are None where no classes were given. `verdict` is `pass` when no bound
-    was missed. Fractions of 1.
+    has no ranks. The accuracies are None where no classes were given, and so is the `drop`, the 95 %
+    interval of what the accuracy loses. `confidence_change` is the mean change of the probability of
+    the reference's own decision. `noise_floor` is there where the tolerance names a change. `verdict` is
+    `pass` when no bound was missed. Fractions of 1.
     """
 
     step: str
@@ -52,8 +77,17 @@ class FidelityReport:
     reference_accuracy: float | None = None
     patches_lost: tuple[float, ...] = ()
     lost_near_border: tuple[float, ...] = ()
+    confidence_change: float | None = None
+    drop: tuple[float, float] | None = None
+    noise_floor: NoiseFloor | None = None
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:
         # A field, so that every JSON form holds it; it follows from the failures alone.
         object.__setattr__(self, "verdict", "fail" if self.failures else "pass")
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the images are enough to tell that the accuracy loses no more than it may."""
+        allowed = self.tolerance.max_drop
+        return self.drop is None or allowed is None or self.drop[1] <= allowed

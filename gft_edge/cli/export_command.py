@@ -58,9 +58,14 @@ from gft_edge.studies.drawn_images import calibration_images, verification_image
               help="Number of real images that every step is verified on.")  # fmt: skip
 @click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
               help="Accuracy, of 1, that a precision under fp32 may cost on those images.")  # fmt: skip
+@click.option("--fidelity", default="photo", show_default=True,
+              help="Rule for a precision under fp32: photo, no more than a change of the photograph that "
+              "nobody sees changes; or strict, fixed bounds.")  # fmt: skip
+@click.option("--require-resolved", is_flag=True,
+              help="Exit 1 where the images are too few to tell that the accuracy holds.")  # fmt: skip
 @click.option("--calibration-data", type=PATH, metavar="DIR",
               help="Class folders of real images to calibrate INT8 on, or a folder whose train/ "
-              "holds them.")  # fmt: skip
+              "holds them [default: the run's train split].")  # fmt: skip
 @click.option("--subset-size", type=int,
               help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
 @click.option("--calibration-method",
@@ -76,8 +81,9 @@ def command(
 ) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
-    The images come from the run's data, its val split unless --split names another. In int8 layers
-    go back to high precision until accuracy, decisions and kept patches hold their bounds.
+    The images come from the run's data, its val split unless --split names another. A precision under
+    fp32 may change no more than noise or JPEG compression of the same photographs would; in int8
+    layers go back to high precision until that holds.
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
 
     gft-edge export runs/grocery --target openvino --out bundles/grocery
@@ -105,8 +111,9 @@ def command(
         not options["no_simplify"],
         options["compress_weights"],
         options["max_drop"],
-        _calibration(source, spec, options),
+        _calibration(source, spec, precision, options),
         engine_settings(options),
+        fidelity=options["fidelity"],
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
         keeps_all=keep is not None,
@@ -119,6 +126,7 @@ def command(
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
         built = _build(bundle, out, timing_cache, report)
     manifest = bundle.manifest
+    unresolved = options["require_resolved"] and not manifest.reports[-1].resolved
     if as_json:
         print_json(
             {
@@ -132,6 +140,7 @@ def command(
                 "rescheduled": manifest.rescheduled,
             }
         )
+        _require(not unresolved, out)
         return
     title = f"{out}: every step against PyTorch on {len(images.paths)} images"
     show(*fidelity_tables(title, manifest))
@@ -140,6 +149,13 @@ def command(
     # On the device: an engine built ahead of time is for others, or for none.
     unbuilt = manifest.target == "tensorrt" and not (built and built.loads_here)
     next_line(f"gft-edge {'build' if unbuilt else 'verify'} {out}")
+    _require(not unresolved, out)
+
+
+def _require(resolved: bool, out: Path) -> None:
+    if not resolved:
+        say(f"Error: {out} is written, but its accuracy is not resolved: give more --images")
+        raise click.exceptions.Exit(1)
 
 
 def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progress) -> Built | None:
@@ -160,11 +176,15 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
         ) from error
 
 
-def _calibration(source: DataSource, spec: ModelSpec, options: dict[str, Any]) -> Any:
+def _calibration(
+    source: DataSource, spec: ModelSpec, precision: str, options: dict[str, Any]
+) -> Any:
     from gft_edge.export.request import CalibrationRequest
 
     folder, count = options["calibration_data"], options["subset_size"]
-    if folder is None:
+    if folder is None and precision == "int8":
+        say(f"calibrating on the train split of {source.folder}")
+    elif folder is None:
         for name in ("subset_size", "calibration_method", "keep_high_precision"):
             if options[name] is not None:
                 raise UsageError(f"{flag(name)} is for int8: give --calibration-data FOLDER too")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
+from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import ModelSpec, counter
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.given_images import GivenImages
@@ -19,6 +19,7 @@ from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
 from gft_edge.fidelity.verify import VerifyReport, verify
+from gft_edge.reporting.bundle_tables import floor_sentences
 from gft_edge.reporting.comparison_sheet import comparison_sheet
 from gft_edge.reporting.table import Table, per_stage, percent
 
@@ -75,7 +76,7 @@ def command(
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         print_json({**content, "picture": None if picture is None else str(picture)})
     else:
-        show(_checks(bundle, result), *_disagreements(result))
+        show(_checks(bundle, result, manifest), *_disagreements(result))
         for failure in result.failures:
             say(f"Error: {failure}")
         for reason in result.skipped:
@@ -96,7 +97,7 @@ def _check_picture(reference: Path | None, model: ModelSpec) -> None:
         )
 
 
-def _checks(bundle: Path, result: Any) -> Table:
+def _checks(bundle: Path, result: VerifyReport, manifest: Manifest) -> Table:
     rows: list[tuple[str, str]] = [("verdict", result.verdict)]
     if result.golden is not None:
         rows.append(("golden top-1 agreement", percent(result.golden.top1_agreement)))
@@ -115,11 +116,14 @@ def _checks(bundle: Path, result: Any) -> Table:
     if result.kept_overlap:
         lost, near = (
             " / ".join(f"{value:.2f}" for value in values)
-            for values in (result.patches_lost, result.lost_near_border)
+            for values in (result.patches_lost or (), result.lost_near_border or ())
         )
         rows.append(("patches lost an image", lost))
         rows.append(("of these near the border", near or "not known: only a run ranks its patches"))
-    return Table(str(bundle), ("check", "result"), rows)
+    notes: list[str] = []
+    if result.noise_floor and result.patches_lost is not None and result.cosine is not None:
+        notes = floor_sentences(manifest, result.cosine, result.patches_lost, result.noise_floor)
+    return Table(str(bundle), ("check", "result"), rows, notes)
 
 
 def _disagreements(result: VerifyReport) -> list[Table | str]:

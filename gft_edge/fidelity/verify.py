@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Manifest
-from gft_edge.bundle.reports import FidelityReport, Tolerance, Verdict
+from gft_edge.bundle.reports import FidelityReport, NoiseFloor, Tolerance, Verdict
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
 from gft_edge.fidelity.compare import TOLERANCES, compare
 from gft_edge.fidelity.disagreements import Comparison, Disagreement, compared
+from gft_edge.fidelity.noise_floor import changed
 from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Advance, Classifier, load_pixels
@@ -33,6 +34,7 @@ CHUNK_IMAGES = 64
 # What a VerifyReport takes over from the comparison with the reference.
 FIGURES = (
     "top1_agreement", "cosine", "max_abs", "kept_overlap", "patches_lost", "lost_near_border",
+    "confidence_change", "drop", "noise_floor",
 )  # fmt: skip
 
 
@@ -59,6 +61,9 @@ class VerifyReport:
     patches_lost: tuple[float, ...] | None = None
     lost_near_border: tuple[float, ...] | None = None
     disagreements: tuple[Disagreement, ...] | None = None
+    confidence_change: float | None = None
+    drop: tuple[float, float] | None = None
+    noise_floor: NoiseFloor | None = None
 
 
 def verify(
@@ -147,11 +152,13 @@ def _compared(
     outputs: Outputs,
     bound: Tolerance,
     targets: Sequence[int] | None = None,
+    floor: Outputs | None = None,
 ) -> FidelityReport:
     """Compare two outputs; where an engine returns no kept patches, their logits alone."""
     if len(outputs.kept) < len(expected.kept):
         expected = Outputs(expected.logits, ())
-    return compare(name, expected, outputs, bound, targets)
+        floor = None if floor is None else Outputs(floor.logits, ())
+    return compare(name, expected, outputs, bound, targets, floor)
 
 
 def export_tolerance(manifest: Manifest) -> Tolerance:
@@ -160,8 +167,13 @@ def export_tolerance(manifest: Manifest) -> Tolerance:
 
 
 def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
-    """The export's own bound, with room for one exchanged patch: few images cannot resolve 99.9 %."""
+    """Fixed bounds, as a file is compared with itself, with room for one exchanged patch.
+
+    Few images cannot resolve 99.9 %.
+    """
     bound = export_tolerance(manifest)
+    if bound.change is not None:
+        bound = TOLERANCES[manifest.precision]
     keeps = [stage.keep for stage in manifest.model.stages] or [1]
     one_patch = 1 - 2 / (min(keeps) + 1) / images - 1e-9  # rounding
     overlaps = tuple(min(bound.overlap_bound(n), one_patch) for n in range(len(keeps)))
@@ -197,13 +209,23 @@ def _on_split(
     seen: Callable[[Comparison], object],
 ) -> dict[str, Any]:
     """What a VerifyReport says of the images of a split, and the bounds that the reference misses."""
-    outputs, expected = split_outputs(classifier, split, advance, reference)
+    bound = export_tolerance(classifier.bundle.manifest)
+    change, floors = bound.change, []
+
+    def also_changed(pixels: npt.NDArray[np.uint8]) -> Outputs:
+        assert reference is not None
+        if change is not None:
+            floors.append(reference(changed(pixels, change)))
+        return reference(pixels)
+
+    asked = None if reference is None else also_changed
+    outputs, expected = split_outputs(classifier, split, advance, asked)
     targets = np.asarray(split.targets)
     top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
     if expected is None:
         return {"images": len(targets), "top1": top1, "failures": []}
-    bound = export_tolerance(classifier.bundle.manifest)
-    report = _compared("reference", expected, outputs, bound, split.targets)
+    floor = concatenate(floors) if floors else None
+    report = _compared("reference", expected, outputs, bound, split.targets, floor)
     comparison = compared(split, expected, outputs)
     seen(comparison)
     return {

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gft_edge.bundle.manifest import Engine, Manifest, Quantization
-from gft_edge.bundle.reports import FidelityReport
+from gft_edge.bundle.reports import FidelityReport, NoiseFloor
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.stages import stages_text
 from gft_edge.bundle.store import Bundle, size_bytes
+from gft_edge.fidelity.noise_floor import NAMES
 from gft_edge.nvidia.engines import bound_to_gpu
 from gft_edge.nvidia.layer_report import LayerReport
 from gft_edge.reporting.table import Table, Value, per_stage, percent
@@ -55,7 +56,7 @@ def _network(model: ModelSpec) -> str:
 
 def fidelity_tables(title: str, manifest: Manifest) -> list[Table]:
     """Every step against PyTorch, the cost of other keep counts and of INT8, the precisions tried."""
-    tables = [_steps(title, manifest.reports)]
+    tables = [_steps(title, manifest.reports, _remarks(manifest))]
     if (found := manifest.rescheduled) is not None:
         rows = [
             (stages_text(found.trained_stages), percent(found.trained_accuracy), "as trained"),
@@ -78,7 +79,47 @@ def fidelity_tables(title: str, manifest: Manifest) -> list[Table]:
     return tables
 
 
-def _steps(title: str, reports: Sequence[FidelityReport]) -> Table:
+def _remarks(manifest: Manifest) -> list[str]:
+    """What the last step's figures mean: patches beside those of a change nobody sees, and accuracy."""
+    if not manifest.reports or (floor := manifest.reports[-1].noise_floor) is None:
+        return []
+    report = manifest.reports[-1]
+    return [
+        *floor_sentences(manifest, report.cosine, report.patches_lost, floor),
+        *_drop_sentence(report),
+    ]
+
+
+def floor_sentences(
+    manifest: Manifest, cosine: float, patches_lost: Sequence[float], floor: NoiseFloor
+) -> list[str]:
+    """Say how many patches the bundle exchanges, and how many the change that it is judged by."""
+    name, change = manifest.precision.upper(), NAMES[floor.change]
+    if not manifest.model.stages:
+        return [
+            f"{name} turns the logits by {1 - cosine:.2e} (1 - cosine); {change} by "
+            f"{1 - floor.cosine:.2e}."
+        ]
+    lost = zip(manifest.model.stages, patches_lost, floor.patches_lost, strict=True)
+    return [
+        f"{name} exchanges {ours:.1f} of {stage.keep} patches at stage {number}; {change} exchanges "
+        f"{theirs:.1f}."
+        for number, (stage, ours, theirs) in enumerate(lost, start=1)
+    ]
+
+
+def _drop_sentence(report: FidelityReport) -> list[str]:
+    """What the images cannot tell of the accuracy; nothing where they are enough."""
+    if report.resolved or report.drop is None:
+        return []
+    least, most = (100 * bound for bound in report.drop)
+    return [
+        f"The verdict passes, not resolved: the accuracy's drop lies between {least:+.1f} and "
+        f"{most:+.1f} points on {report.images} images."
+    ]
+
+
+def _steps(title: str, reports: Sequence[FidelityReport], notes: Sequence[str]) -> Table:
     columns = ("step", "images", "accuracy", "reference", "agreement", "kept patches",
                "lost (near border)", "cosine", "verdict")  # fmt: skip
     rows = [
@@ -87,7 +128,7 @@ def _steps(title: str, reports: Sequence[FidelityReport]) -> Table:
          r.verdict)
         for r in reports
     ]  # fmt: skip
-    return Table(title, columns, rows)
+    return Table(title, columns, rows, notes)
 
 
 def _lost(report: FidelityReport) -> str:

@@ -9,24 +9,25 @@ from typing import NamedTuple
 import pytest
 
 from gft_edge.bundle.reports import FidelityReport, Tolerance
+from gft_edge.bundle.specs import Say
 from gft_edge.calibration.search import (
     FINAL_ATTEMPTS,
     describe,
     fewest_high_precision,
     with_reserve,
 )
-from gft_edge.calibration.sensitivity import LayerSensitivity
 from gft_edge.errors import GateError
 from tests.support.refusals import refusal_of
 
 BOUND = Tolerance(0.99, (0.98, 0.9), 0.95, max_drop=0.01)
 
 
-def ranked(count: int) -> list[LayerSensitivity]:
-    return [
-        LayerSensitivity(f"layer {number}", 0, 0, (), (), 1 / (number + 1), 1 / count)
-        for number in range(count)
-    ]
+def search(
+    count: int, always: tuple[str, ...], build: Builder, say: Say = lambda text: None
+) -> tuple[tuple[str, ...], Built]:
+    """Search among layers that stand in the network in another order than in their ranking."""
+    ranking = [f"layer {number}" for number in range(count)]
+    return fewest_high_precision(ranking[::-1], always, lambda: ranking, build, say)
 
 
 def verdict(passes: bool) -> FidelityReport:
@@ -69,7 +70,7 @@ def silent(_: str) -> None:
 def test_it_finds_the_shortest_beginning_that_passes_in_few_builds(count: int) -> None:
     for needed in range(count):
         build = Builder(needed)
-        high, made = fewest_high_precision(ranked(count), (), build, silent)
+        high, made = search(count, (), build)
         assert high == tuple(f"layer {number}" for number in range(needed))
         assert made.report.verdict == "pass"
         # What is written is the last that was built, on all calibration images.
@@ -81,7 +82,7 @@ def test_it_finds_the_shortest_beginning_that_passes_in_few_builds(count: int) -
 def test_layers_named_by_the_user_come_first_and_are_not_counted_twice() -> None:
     build = Builder(4)
     always = ("layer 9", "layer 1")
-    high, _ = fewest_high_precision(ranked(10), always, build, silent)
+    high, _ = search(10, always, build)
     assert high == ("layer 9", "layer 1", "layer 0", "layer 2")
     for tried, _ in build.built:
         assert tried[:2] == always
@@ -90,22 +91,25 @@ def test_layers_named_by_the_user_come_first_and_are_not_counted_twice() -> None
 
 def test_a_final_graph_that_just_misses_gets_more_layers_back() -> None:
     build = Builder(10, finally_needed=13)
-    high, made = fewest_high_precision(ranked(40), (), build, silent)
+    high, made = search(40, (), build)
     assert len(high) == 14
     assert made.report.verdict == "pass"
     assert [len(tried) for tried, final in build.built if final] == [10, 12, 14]
 
 
 def refused(build: Builder, count: int, always: tuple[str, ...], *words: str) -> None:
-    work = functools.partial(fewest_high_precision, ranked(count), always, build, silent)
+    work = functools.partial(search, count, always, build)
     refusal_of(GateError, work, *words)
 
 
-def test_a_final_graph_that_keeps_missing_ends_the_search() -> None:
+def test_where_no_final_graph_holds_the_one_of_the_search_is_taken() -> None:
     build = Builder(2, finally_needed=40)
-    refused(build, 40, (), "of 40 layers")
+    high, made = search(40, (), build)
+    assert made.report.verdict == "pass"
+    assert (high, False) == build.built[-1]
+    assert len(high) == 2
     assert sum(final for _, final in build.built) == FINAL_ATTEMPTS
-    assert len(build.built) <= math.log2(40) + 2 + FINAL_ATTEMPTS
+    assert len(build.built) <= math.log2(40) + 3 + FINAL_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_when_nothing_passes_it_says_what_was_tried(
 
 def test_every_attempt_is_said() -> None:
     said: list[str] = []
-    fewest_high_precision(ranked(4), (), Builder(1), said.append)
+    search(4, (), Builder(1), said.append)
     assert said[0].startswith("0 of 4 layers in high precision: fail, accuracy -0.1000")
     assert said[-1].startswith("1 of 4 layers in high precision: pass")
     assert len(said) == 4

@@ -31,7 +31,7 @@ EVALUATE_KEYS = {
 VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
     "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images",
-    "failures", "golden", "skipped",
+    "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor",
 }  # fmt: skip
 
 

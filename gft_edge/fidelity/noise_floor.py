@@ -1,0 +1,37 @@
+"""Changes of a photograph that nobody sees, by which the changes of a lower precision are judged."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gft_edge.bundle.reports import Change
+
+NAMES: dict[Change, str] = {
+    "noise": "Gaussian noise of one grey level",
+    "jpeg75": "JPEG at quality 75",
+}
+SIGMA = 1.0
+QUALITY = 75
+
+
+def changed(pixels: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uint8]:
+    """Return the network's own input, uint8 (images,S,S,3), after a change; the same at each call.
+
+    After resize and crop, so that the size of the photograph makes no difference.
+    """
+    if change == "noise":
+        drawn = np.random.default_rng(0)
+        noisy = [image + drawn.normal(0, SIGMA, image.shape) for image in pixels]
+        return np.stack([np.rint(image).clip(0, 255).astype(np.uint8) for image in noisy])
+    return np.stack([_compressed(image) for image in pixels])
+
+
+def _compressed(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    written = BytesIO()
+    Image.fromarray(image).save(written, "JPEG", quality=QUALITY)
+    with Image.open(written) as read:
+        return np.asarray(read, dtype=np.uint8)
