@@ -32,7 +32,7 @@ coverage: $(INSTALLED)
 
 # ROOMS: only the slow tests of these folders.
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m "slow and not gpu" $(ROOMS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu" $(ROOMS)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu
