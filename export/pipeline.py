@@ -30,6 +30,7 @@ from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.integer_kernels import with_integer_kernels
 from gft_edge.calibration.sampling import activation_peaks
+from gft_edge.errors import UsageError
 from gft_edge.export.contents import metadata, parser_here, tool_versions, write_contents
 from gft_edge.export.fp16 import half
 from gft_edge.export.graph import (
@@ -88,6 +89,11 @@ def export(
     bundle that stood at `out` then still stands.
     """
     check_request(request)
+    if request.tolerance.change is not None and len(images.paths) < 2:
+        raise UsageError(
+            "--fidelity photo judges by an interval, which 1 image has not: give more --images, or "
+            "--fidelity strict"
+        )
     trained, trained_spec = model, spec
     if request.stages is not None:
         spec, model = at_stages(spec, model, request.stages)

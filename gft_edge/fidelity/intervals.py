@@ -14,9 +14,9 @@ Z = 1.96
 
 
 def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean, by the normal approximation; of one value no bounds."""
+    """Return the 95 % interval of the mean, by the normal approximation; of one value that value."""
     if len(values) < 2:
-        return -math.inf, math.inf
+        return float(values.mean()), float(values.mean())
     mean, reach = float(values.mean()), Z * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean - reach, mean + reach
 
