@@ -24,7 +24,10 @@ SOURCES = sorted(
     and path.name not in HOST_FILES
 )
 
-HOST_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxsim", "safetensors")
+HOST_PACKAGES = (
+    "torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "onnxsim",
+    "safetensors",
+)  # fmt: skip
 LEARNING = ("sklearn", "scipy", "matplotlib", "jinja2", "tabulate")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 

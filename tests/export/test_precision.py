@@ -115,6 +115,29 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
     assert run_json("verify", int8_bundle(target), *backend)["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--fidelity", "lax"), ("--fidelity lax", "photo, strict")),
+     (("--images", 1), ("--images", "--fidelity strict"))],
+)  # fmt: skip
+def test_a_rule_there_is_not_and_one_image_are_refused(
+    options: tuple[object, ...], words: tuple[str, ...], export: Export, out: Path, calm_run: Path
+) -> None:
+    refused(export(calm_run, "onnx", "fp16", *options), *words, exit_code=2)
+    assert not out.exists()
+
+
+@slow
+def test_a_drop_that_few_images_cannot_resolve_is_said_and_fails_where_that_is_asked(
+    export: Export, out: Path, calm_run: Path
+) -> None:
+    result = export(calm_run, "onnx", "fp16", "--require-resolved")
+    assert result.exit_code == 1
+    assert "not resolved" in result.stdout
+    assert "--images" in result.stderr
+    assert not read_bundle(out).manifest.reports[-1].resolved
+
+
 @slow
 def test_int8_for_tensorrt_is_typed_fp16_elsewhere_and_for_onnx_fp32(
     int8_bundle: Callable[[str], Path],
