@@ -15,6 +15,8 @@ from gft_edge.reporting.drawing import check_installed, save
 from gft_edge.reporting.run_charts import sensitivity_chart
 from gft_edge.reporting.table import Table, per_stage, percent
 
+FEWEST_FOR_A_RANKING = 16
+
 
 @click.command("sensitivity")
 @click.argument("run", type=PATH)
@@ -36,8 +38,9 @@ def command(
 ) -> None:
     """Rank the layers of a run by what each alone costs in INT8: accuracy, cosine, kept patches.
 
-    Measured in PyTorch on the network as an INT8 export smooths it, most damage per work first. The
-    last line is the --keep-high-precision that an export would need.
+    Measured in PyTorch on the network as an INT8 export smooths it, most damage per work first: the
+    score noise of all stages and five times the cosine lost, over the layer's share of the work. The last
+    line is the export, with the --keep-high-precision that it would need.
 
     gft-edge sensitivity runs/grocery --out sensitivity.png
     """
@@ -53,6 +56,10 @@ def command(
     source = given.of_run(run)
     split = split or "train"
     available = read_split(source, split, spec.labels)
+    if images < FEWEST_FOR_A_RANKING:
+        say(
+            f"a ranking by --images {images} holds for them alone: give {FEWEST_FOR_A_RANKING} or more"
+        )
     with progress() as report:
         found = suggest_high_precision(model, spec, available, images, seed, report, say)
     if out is not None:
@@ -62,22 +69,32 @@ def command(
         print_json(found)
         return
     rows = [
-        (row.layer, f"{row.macs:.1%}", percent(-row.accuracy_drop), f"{row.cosine_drop:.5f}",
+        (row.layer, f"{row.macs:.1%}", f"{row.damage / row.macs:.2g}",
+         # 0.0 is added for the sign of nothing.
+         percent(-row.accuracy_drop + 0.0), f"{row.cosine_drop + 0.0:.5f}",
          per_stage(row.overlap_loss), " / ".join(f"{n:.1e}" for n in row.score_noise) or None)
         for row in found.layers
     ]  # fmt: skip
     title = f"{run}: each layer alone in INT8, on {found.images} images of {split}"
-    heads = ("layer", "work", "accuracy", "cosine lost", "overlap lost", "score noise")
+    heads = (
+        "layer",
+        "work",
+        "damage per work",
+        "accuracy",
+        "cosine lost",
+        "overlap lost",
+        "score noise",
+    )
     show(Table(title, heads, rows))
     if out is not None:
         say(f"{out} shows it")
-    export = f"gft-edge export {run} --target tensorrt --precision"
+    data = "" if given.data is None else f" --data {given.data}"
+    export = f"gft-edge export {run}{data} --target openvino --out BUNDLE --precision"
     if found.with_it is None:
         say("not even one layer in INT8 holds the bounds on these images")
-        next_line(f"{export} fp16 --out BUNDLE")
+        next_line(f"{export} fp32")
         return
-    kept = per_stage(found.with_it.kept_overlap)
-    say(f"with the layers below in high precision: kept patches {kept}")
     layers_kept = ",".join(found.keep_high_precision)
-    keep = f" --keep-high-precision {layers_kept}" if layers_kept else ""
-    next_line(f"{export} int8 --calibration-data {source.folder} --out BUNDLE{keep}")
+    which = "the layers below in high precision" if layers_kept else "all layers in INT8"
+    say(f"with {which}: kept patches {per_stage(found.with_it.kept_overlap)}")
+    next_line(f"{export} int8" + (f" --keep-high-precision {layers_kept}" if layers_kept else ""))

@@ -20,6 +20,7 @@ from gft_edge.datasets.drawings import write_drawings
 from tests.support.data_sets import make_aircraft
 from tests.support.paths import ROOT
 from tests.support.published import published
+from tests.support.runs import trained_on
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -77,8 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quantizable(tmp_path: Path, calm_run: Path, micro_pictures: Path) -> Path:
     """A folder with runs/grocery and grocery/, a run that an export in INT8 or FP16 keeps whole."""
-    shutil.copytree(calm_run, tmp_path / "runs" / "grocery")
-    shutil.copytree(micro_pictures, tmp_path / "grocery")
+    run, data = tmp_path / "runs" / "grocery", tmp_path / "grocery"
+    shutil.copytree(calm_run, run)
+    shutil.copytree(micro_pictures, data)
+    trained_on(run, data)
     return tmp_path
 
 
