@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ def split_of(
     paths = tuple(root / image.name for image in listed)
     refuse_missing(paths, root, split, fetch)
     return Split(split, paths, tuple(index[image.label] for image in listed), labels, root)
+
+
+def class_name(text: str) -> str:
+    """A class's name in the one form (Unicode's NFC) in which names are compared.
+
+    macOS writes the folder of a name such as "café" in another form than Linux and Windows do.
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:

@@ -60,7 +60,7 @@ def train(
             say(f"started from {weights}, except {names}: not in it, or of other classes")
     train_split, val_split = _splits(config, spec, say)
     config = dataclasses.replace(config, splits=split_records(train_split, val_split))
-    trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator)
+    trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator, say)
     accelerator.wait_for_everyone()
     with held(out, accelerator):
         refuse_a_run(out)  # Another training may have begun before the folder was had.
@@ -105,7 +105,7 @@ def resume(
     model = build_network(spec)
     train_split, val_split = _splits(config, spec, say)
     with held(out, accelerator):
-        trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator)
+        trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator, say)
         return trainer.run(trainer.load_state(), train_split, val_split, progress)
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from gft_edge.bundle.json_form import from_json, to_json
-from gft_edge.bundle.specs import ModelSpec, Progress
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.datasets import Split
 from gft_edge.errors import CheckpointError, TrainingError, UsageError
 from gft_edge.fidelity.metrics import Metrics, classification_metrics
@@ -74,6 +74,7 @@ class Trainer:
         model: Network,
         train_images: int,
         accelerator: Accelerator,
+        say: Say,
     ):
         self.out, self.spec, self.config, self.recipe = out, spec, config, config.recipe
         self.accelerator = accelerator
@@ -107,7 +108,7 @@ class Trainer:
                     )
         teacher = None
         if config.teacher is not None:
-            teacher = load_teacher(config.teacher, spec, model, self.recipe)
+            teacher = load_teacher(config.teacher, spec, model, self.recipe, say)
         objective = Objective(model, self.recipe, config.amp, teacher)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.network: Network = accelerator.unwrap_model(self.objective).network

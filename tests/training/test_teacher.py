@@ -62,6 +62,12 @@ def local(folder: Path) -> str:
     return f"timm:local-dir:{folder}"
 
 
+def name_classes(folder: Path, names: object, **config: object) -> None:
+    """Write timm's label_names into the config.json that save_timm wrote."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label_names": names, **config}))
+
+
 # What a teacher changes.
 
 
@@ -176,6 +182,84 @@ def test_a_timm_model_that_is_no_vit_teaches_its_logits(tmp_path: Path) -> None:
     taught = load_teacher(teacher, spec, network, QUICK)
     assert torch.equal(taught(images), source(images))
     refusal_of(UsageError, partial(load_teacher, teacher, spec, network, TOKENS), "ViT")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "order"),
+    [
+        (["1", "2", "10"], ("1", "10", "2"), [0, 2, 1]),
+        # timm writes a dict where class indices have gaps, and JSON makes its keys strings.
+        ({"2": "a", "0": "b"}, ("a", "b"), [2, 0]),
+        ([1, 2, 10], ("1", "10", "2"), [0, 2, 1]),
+        (["cafe\u0301", "a", "b"], ("a", "b", "caf\u00e9"), [1, 2, 0]),
+        (["a", "b", "c"], ("a", "b", "c"), [0, 1, 2]),
+    ],
+)
+def test_the_classes_of_a_timm_model_are_matched_by_name(
+    names: object, labels: tuple[str, ...], order: list[int], tmp_path: Path
+) -> None:
+    source = save_timm(tmp_path)
+    name_classes(tmp_path, names)
+    said = list[str]()
+    spec = dataclasses.replace(SPEC, labels=labels)
+    network = build_network(dataclasses.replace(coloured_spec(), labels=labels))
+    taught = load_teacher(teacher_of(local(tmp_path)), spec, network, QUICK, said.append)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(taught(images), source(images)[:, order])
+    assert torch.equal(taught.forward_with_tokens(images).logits, source(images)[:, order])
+    assert [str(tmp_path) in line for line in said] == [True] * (order != sorted(order))
+
+
+def test_classes_are_matched_by_their_descriptions_where_names_are_others(tmp_path: Path) -> None:
+    source = save_timm(tmp_path)
+    described = {"n03": "b", "n01": "g", "n02": "r"}
+    name_classes(tmp_path, ["n01", "n02", "n03"], label_descriptions=described)
+    taught = load_teacher(teacher_of(local(tmp_path)), SPEC, build_network(SPEC), QUICK)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(taught(images), source(images)[:, [2, 0, 1]])
+
+
+def test_a_run_of_the_same_classes_in_another_order_teaches_them_by_name(tmp_path: Path) -> None:
+    turned = dataclasses.replace(SPEC, labels=("r", "b", "g"))
+    teacher = save_random(tmp_path / "teacher", turned)
+    images = torch.randn(2, 3, 48, 48)
+    taught = load_teacher(teacher, SPEC, build_network(SPEC), QUICK)
+    logits = load_run(tmp_path / "teacher")[1](images)
+    assert torch.equal(taught(images), logits[:, [1, 2, 0]])
+
+
+def test_it_is_said_where_a_teachers_order_of_classes_is_assumed(tmp_path: Path) -> None:
+    save_timm(tmp_path)
+    for labels, words in (
+        (("b", "g", "r"), ("--teacher",)),
+        # timm's own training would have made the second class 2.
+        (("1", "10", "2"), ("'10'", "'2'", "label_names")),
+    ):
+        said = list[str]()
+        spec = dataclasses.replace(SPEC, labels=labels)
+        load_teacher(teacher_of(local(tmp_path)), spec, build_network(spec), QUICK, said.append)
+        (line,) = said
+        assert all(word in line for word in words)
+        # Tokens alone do without the classes.
+        alone = dataclasses.replace(QUICK, distillation=0.0)
+        load_teacher(teacher_of(local(tmp_path)), spec, build_network(spec), alone, said.append)
+        assert len(said) == 1
+
+
+def test_label_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save_timm(tmp_path)
+    for names, words in (
+        (["b", "g", "violet"], ("'r'", "'violet'")),
+        (["b", "g"], ("3 classes", "2", "config.json")),
+        (["b", "g", "r", "x"], ("3 classes", "4", "config.json")),
+        (["b", "g", "g"], ("3 classes",)),
+        ({"b": 0, "g": 1, "r": 2}, ("label_names", "config.json")),
+        (3, ("label_names", "config.json")),
+    ):
+        name_classes(tmp_path, names)
+        teacher = partial(teacher_of, local(tmp_path))
+        work = lambda: load_teacher(teacher(), SPEC, build_network(SPEC), QUICK)  # noqa: E731, B023
+        refusal_of(UsageError, work, *words)
 
 
 def test_tokens_count_by_default_where_they_are_alike(tmp_path: Path) -> None:
