@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from gft_edge.bundle.specs import InputDtype, Preprocessing
 from gft_edge.errors import ImageError
@@ -19,24 +21,34 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 # Pillow's own decompression-bomb limit: about 683 MiB decoded.
 MAX_PIXELS = 2 * 89_478_485
 
+# What each value of EXIF's orientation asks for; 1, and any other, turns nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # Pillow warns from half its limit on; only over it is an image refused. catch_warnings around each
-# image would not be safe in threads. Damaged EXIF tags that Pillow skips are no news either.
+# image would not be safe in threads. Damaged metadata that Pillow skips is no news either.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def open_rgb(path: str | Path, crop_bottom_px: int = 0) -> Image.Image:
     """Decode a file into upright RGB, the first frame of an animation, less rows at its bottom.
 
-    Raises ImageError when the file is missing, empty, no image, truncated, over MAX_PIXELS or has no
-    more rows than are to go.
+    Raises ImageError when the file is missing, unreadable, empty, no image, truncated or damaged, over
+    MAX_PIXELS or has no more rows than are to go.
     """
     try:
+        _refuse_no_file(path)
         return without_bottom(_rgb_from_file(path), crop_bottom_px)
     except ImageError as error:
-        empty = Path(path).is_file() and not Path(path).stat().st_size
-        reason = "the file is empty (0 bytes)" if empty else str(error)
-        raise ImageError(f"{path}: {reason}") from error.__cause__
+        raise ImageError(f"{path}: {error}") from error.__cause__
 
 
 def rgb_from_bytes(data: bytes) -> Image.Image:
@@ -49,21 +61,41 @@ def rgb_from_bytes(data: bytes) -> Image.Image:
         raise ImageError(f"image of {len(data):,} bytes: {error}") from error.__cause__
 
 
+def _refuse_no_file(path: str | Path) -> None:
+    """Raise ImageError for what cannot be opened, would block when opened, or is empty."""
+    try:
+        status = os.stat(path)
+    # ValueError: a NUL, or a character that no file name here can have.
+    except (OSError, ValueError) as error:
+        raise _image_error(error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(
+            "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no plain file"
+        )
+    if not status.st_size:
+        raise ImageError("the file is empty (0 bytes)")
+
+
 def _rgb_from_file(file: str | Path | io.BytesIO) -> Image.Image:
     try:
         with Image.open(file) as image:
+            if image.format == "TIFF":
+                _forget_inner_directories(image)
             return rgb_from_image(image)
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"more than {MAX_PIXELS:,} pixels: scale it down before classifying"
-        ) from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image Pillow can read") from None
-    # A damaged file makes Pillow's decoders raise any of these.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"cannot be decoded: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _image_error(error) from error
+
+
+def _forget_inner_directories(image: Image.Image) -> None:
+    """Keep Pillow from reading the directories inside a TIFF's metadata when it loads the pixels.
+
+    One that lies at an offset of -1 would make a sound picture undecodable.
+    """
+    metadata = image.getexif()
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
+        metadata.pop(tag, None)
 
 
 def rgb_from_image(image: Image.Image) -> Image.Image:
@@ -74,9 +106,28 @@ def rgb_from_image(image: Image.Image) -> Image.Image:
     """
     try:
         return _upright_rgb(image)
-    # A damaged file makes Pillow's decoders raise any of these, on the first use of the pixels.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"cannot be decoded: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _image_error(error) from error
+
+
+def _image_error(error: Exception) -> ImageError:
+    """What kept an image from being read, as one line.
+
+    Damaged files make Pillow's decoders raise anything: RuntimeError of an AVIF, NotImplementedError
+    of a DDS, struct.error, IndexError, MemoryError.
+    """
+    if isinstance(error, FileNotFoundError):
+        return ImageError("no such file")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(f"more than {MAX_PIXELS:,} pixels: scale it down before classifying")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError("not an image Pillow can read")
+    if isinstance(error, OSError) and error.strerror:
+        return ImageError(f"cannot be read: {error.strerror}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"cannot be decoded: {reason}")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -85,12 +136,13 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"{width}x{height} image holds no pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: scale it down")
-    # Turned only where EXIF says so: exif_transpose copies the pixels of every other image.
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    # First of all: Pillow turns a TIFF while it loads it, and forgets its orientation.
+    image.load()
+    turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB":
         # convert would copy: 48 MB of a 12-megapixel photograph, a fifth of its decoding and resizing.
-        image.load()
         return image
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _rgb_from_deep(image)
@@ -98,6 +150,19 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         # Through another mode: a palette with transparency has no direct way to RGB, nor has La.
         image = image.convert("RGBA" if image.mode == "P" else "LA")
     return image.convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What the orientation asks for; nothing where the metadata cannot be read.
+
+    ImageOps.exif_transpose also writes all the metadata again, which fails for a GPS latitude stored as
+    text, and with it a sound photograph.
+    """
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # Whatever is wrong with the metadata, the pixels are there.
+    except Exception:
+        return None
 
 
 def _rgb_from_deep(image: Image.Image) -> Image.Image:
