@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,6 +46,12 @@ class _Commands(Mapping[str, click.Command]):
 
 class _Group(click.Group):
     """Turns the library's errors, absent packages and a full disk into one line and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        # A file's or a class's name that the terminal's encoding lacks is printed escaped, as on stderr.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        return super().main(*args, **extra)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # From the docstrings in their sources: importing every command takes four times as long.

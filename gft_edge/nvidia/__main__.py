@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main() -> None:
     except GftEdgeError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(given.bundle / built.engine.path)
 
 
