@@ -17,7 +17,7 @@ from gft_edge.bundle.manifest import (
     Rescheduled,
 )
 from gft_edge.bundle.reports import Tolerance
-from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Progress, Say, check_labels
 from gft_edge.bundle.store import (
     SCHEMA_VERSION,
     Bundle,
@@ -89,6 +89,7 @@ def export(
     bundle that stood at `out` then still stands.
     """
     check_request(request)
+    check_labels(spec.labels)
     if request.tolerance.change is not None and len(images.paths) < 2:
         raise UsageError(
             "--fidelity photo judges by an interval, which 1 image has not: give more --images, or "
@@ -147,7 +148,9 @@ def export(
                     engine_settings=request.builds_with if for_tensorrt else None,
                 ),
             )
-    return read_bundle(out)
+            # Before it takes the place of one that works.
+            bundle = read_bundle(folder)
+    return dataclasses.replace(bundle, folder=out)
 
 
 def _rescheduled(judge: Judge, trained: Network, spec: ModelSpec) -> Rescheduled | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,3 +123,22 @@ def check_preprocessing(spec: Preprocessing) -> None:
             raise SpecError(
                 f"preprocessing: {name} is {getattr(spec, name)}, which no image survives"
             )
+
+
+def unusable_label(labels: Iterable[str]) -> str | None:
+    """Say what keeps the first such class name from standing on a line of labels.txt, or None."""
+    for label in labels:
+        # Every line end that a reader of labels.txt may know, U+2028 and VT among them.
+        if len(f"{label}.".splitlines()) > 1:
+            return f"the class {label!r} has a line break in its name"
+        # What Python makes of bytes in a folder's name that are no UTF-8.
+        if any("\ud800" <= letter <= "\udfff" for letter in label):
+            return f"the name of the class {label!r} is not UTF-8"
+    return None
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Raise SpecError naming a class that no bundle can hold."""
+    reason = unusable_label(labels)
+    if reason:
+        raise SpecError(f"{reason}: rename it where the classes come from")

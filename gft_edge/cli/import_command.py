@@ -10,6 +10,7 @@ import click
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.specs import unusable_label
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, data_option, json_option
 from gft_edge.cli.output import next_line, print_json, show
@@ -146,6 +147,8 @@ def _read_labels(file: Path) -> tuple[str, ...]:
             raise UsageError(
                 f"{file} names {label!r} in lines {where}: each class has its own name"
             )
+    if reason := unusable_label(labels):
+        raise UsageError(f"{file}: {reason}: rename it")
     return labels
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.bundle.specs import Progress
+from gft_edge.bundle.specs import Progress, unusable_label
 from gft_edge.datasets.digests import file_digests
 from gft_edge.errors import DataError, UsageError
 
@@ -87,13 +87,18 @@ def read_split(
 
     With `labels`, a network's classes, the targets are indices into those. Raises UsageError for a
     data set or a split that there is not, DataError for files that are missing or say something else
-    than they should, or whose classes are not `labels`.
+    than they should, whose classes are not `labels`, or, without those, have names that no bundle can
+    hold.
     """
     source = source_of(source)
     chosen = data_set(source.dataset)
     if not source.folder.is_dir():
         raise DataError(f"{source.folder}: no such data folder")
-    return chosen.read(source, split, labels)
+    found = chosen.read(source, split, labels)
+    reason = unusable_label(found.labels) if labels is None else None
+    if reason:
+        raise DataError(f"{source.folder / split}: {reason}: rename its folder")
+    return found
 
 
 def splits_of(source: DataSource | Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.specs import ModelSpec, Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Progress, Say, check_labels
 from gft_edge.datasets import Split, read_split, splits_of
 from gft_edge.errors import CheckpointError, UsageError
 from gft_edge.fidelity.metrics import Metrics
@@ -50,6 +50,7 @@ def train(
     """
     accelerator = accelerator_on(config.device, out if config.tensorboard else None)
     refuse_a_run(out)
+    check_labels(spec.labels)
     check_recipe(config.recipe, config.teacher is not None)
     seed_all(config.recipe.seed)
     model = build_network(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -85,3 +87,18 @@ def test_a_folder_that_cannot_be_used_says_what_is_wrong_with_it(
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     refusal_of(DataError, partial(read_split, tmp_path / "nowhere", "test"), "nowhere")
     refusal_of(DataError, partial(read_split, tmp_path, "train"), "train/")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r", "\v", "\f", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_class_whose_name_holds_a_line_break_is_refused(tmp_path: Path, ending: str) -> None:
+    for name in (f"pe{ending}ar", f"pear{ending}"):
+        data = make(tmp_path / repr(name), "train", apple=["a.png"], **{name: ["b.png"]})
+        refusal_of(DataError, partial(read_split, data, "train"), str(data / "train"), repr(name))
+        # A network's own classes are asked at the door of the export.
+        assert read_split(data, "train", ("apple", name)).labels == ("apple", name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    data = make(tmp_path, "train", apple=["a.png"], **{os.fsdecode(b"caf\xe9"): ["b.png"]})
+    refusal_of(DataError, partial(read_split, data, "train"), str(data / "train"), "udce9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import shutil
@@ -25,6 +26,7 @@ from gft_edge.errors import (
     GateError,
     MissingDependencyError,
     PipelineError,
+    SpecError,
     UsageError,
 )
 from gft_edge.export import pipeline as pipeline_module
@@ -295,3 +297,14 @@ def test_int8_for_openvino_without_nncf_gives_the_install_line(
     request = calibrated("openvino", "int8")
     work = partial(export, model, spec, images, request, tmp_path / "bundle")
     refusal_of(MissingDependencyError, work, "NNCF", "gft-edge[export]")
+
+
+def test_a_class_that_no_line_can_hold_is_refused_before_the_work(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    spec, model = wide_network()
+    for label in ("cherry\ntree", "tree\u2028", "caf\udce9"):
+        named = dataclasses.replace(spec, labels=("ash", "birch", label))
+        work = partial(export, model, named, images, ExportRequest("onnx"), tmp_path / "bundle")
+        refusal_of(SpecError, work, repr(label))
+    assert not list(tmp_path.iterdir())
