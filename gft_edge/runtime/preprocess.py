@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from gft_edge.bundle.specs import InputDtype, Preprocessing
 from gft_edge.errors import ImageError
+from gft_edge.runtime.deep_pixels import DEEP_MODES, rgb_from_deep
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -136,6 +137,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"{width}x{height} image holds no pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: scale it down")
+    opened = image
     # First of all: Pillow turns a TIFF while it loads it, and forgets its orientation.
     image.load()
     turn = _turn(image)
@@ -144,8 +146,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         # convert would copy: 48 MB of a 12-megapixel photograph, a fifth of its decoding and resizing.
         return image
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        return _rgb_from_deep(image)
+    if image.mode in DEEP_MODES:
+        return rgb_from_deep(image, opened)
     if image.mode in ("P", "La"):
         # Through another mode: a palette with transparency has no direct way to RGB, nor has La.
         image = image.convert("RGBA" if image.mode == "P" else "LA")
@@ -163,18 +165,6 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     # Whatever is wrong with the metadata, the pixels are there.
     except Exception:
         return None
-
-
-def _rgb_from_deep(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F" or low < 0 or high > 65535:
-        raise ImageError(
-            f"pixel mode {image.mode} with values {low:g} to {high:g} has no defined 8-bit form: "
-            "convert it to 8 or 16 bits"
-        )
-    # Pillow's own convert clips 16 bits at 255 and turns most of the image white.
-    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
 
 
 def without_bottom(image: Image.Image, crop_bottom_px: int) -> Image.Image:

@@ -199,6 +199,77 @@ def test_each_mode_of_pixels_has_its_colours(
     assert [tuple(pixel) for pixel in np.asarray(open_rgb(tmp_path / f"a.{suffix}"))[0]] == expected
 
 
+def tiff(values: npt.NDArray[np.uint16], bits: int, white_is_zero: bool = False) -> bytes:
+    """A grey TIFF of (H,W) values in `bits` each: 12, two in three bytes, or 16."""
+    height, width = values.shape
+    if bits == 12:
+        first, second = values.reshape(-1, 2).astype(int).T
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+        pixels = packed.astype(np.uint8).tobytes()
+    else:
+        pixels = values.astype("<u2").tobytes()
+    tags = (
+        (256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8),
+        (277, 1), (278, height), (279, len(pixels)),
+    )  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = 8 + len(pixels)
+    head = struct.pack("<2sHI", b"II", 42, start)
+    return head + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
+def greys(image: Image.Image) -> list[int]:
+    pixels = np.asarray(image)
+    assert (pixels == pixels[..., :1]).all()
+    return [int(value) for value in pixels[..., 0].ravel()]
+
+
+def test_a_tiff_of_twelve_bits_has_its_greys() -> None:
+    values = np.array([[0, 4095], [2048, 1024]], np.uint16)
+    assert greys(rgb_from_bytes(tiff(values, 12))) == [0, 255, 128, 64]
+    opened = Image.open(io.BytesIO(tiff(values, 12)))
+    assert greys(rgb_from_image(opened)) == [0, 255, 128, 64]
+
+
+def test_a_tiff_whose_zero_is_white_is_turned_over() -> None:
+    values = np.array([[0, 65535], [257, 32768]], np.uint16)
+    assert greys(rgb_from_bytes(tiff(values, 16))) == [0, 255, 1, 128]
+    assert greys(rgb_from_bytes(tiff(values, 16, white_is_zero=True))) == [255, 0, 254, 127]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I"])
+def test_sixteen_bits_have_their_greys_in_any_order_of_bytes(mode: str) -> None:
+    kind = ">u2" if mode == "I;16B" else "<i4" if mode == "I" else "<u2"
+    values = np.array([[0, 65535, 257], [32768, 514, 1028]]).astype(kind)
+    image = Image.frombytes(mode, (3, 2), values.tobytes())
+    assert greys(rgb_from_image(image)) == [0, 255, 1, 128, 2, 4]
+
+
+def test_a_deep_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / "a.png", exif=exif)
+    assert greys(open_rgb(tmp_path / "a.png")) == [255, 0]
+
+
+def test_values_of_eight_bits_in_mode_i_are_greys_as_they_are() -> None:
+    values = np.array([[0, 255], [7, 128]], np.int32)
+    assert greys(rgb_from_image(Image.fromarray(values))) == [0, 255, 7, 128]
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    assert greys(rgb_from_bytes(file.getvalue())) == [0, 255, 7, 128]
+    # A PGM says how much is white, and Pillow has scaled it to 16 bits.
+    dark = b"P5 2 1 65535\n" + struct.pack(">HH", 128, 255)
+    assert greys(rgb_from_bytes(dark)) == [0, 1]
+    assert greys(rgb_from_bytes(b"P5 2 1 4095\n" + struct.pack(">HH", 4095, 2048))) == [255, 128]
+
+
+def test_signed_values_below_zero_have_no_defined_pixels() -> None:
+    refusal_of(
+        ImageError, lambda: rgb_from_image(Image.fromarray(np.array([[-1, 5]], np.int32))), "-1"
+    )
+
+
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
 def test_a_palette_keeps_its_colours_under_any_transparency(
     tmp_path: Path, transparency: int | bytes | None
