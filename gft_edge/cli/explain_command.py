@@ -129,7 +129,7 @@ def _opened(path: Path, backend: str | None, threads: int | None) -> Subject:
 def _explain(
     subject: Subject, of: Path, paths: tuple[str, ...], out: Path, cover: int, as_json: bool
 ) -> None:
-    images = _each_once(expanded(paths))
+    images = _each_once(expanded(paths, say))
     made_folder(out)
     entries = []
     with progress() as report:

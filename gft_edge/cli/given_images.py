@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class GivenImages:
             own = read_run_config(run)[1].source
         else:
             raise DataError(f"{run} does not say where its images are: give --data FOLDER")
-        if self.data is None and not own.folder.is_dir():
+        if self.data is None and not os.path.isdir(own.folder):
             raise DataError(
                 f"{run} was trained on {own.folder}, which is not here: give --data FOLDER"
             )

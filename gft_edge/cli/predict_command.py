@@ -51,7 +51,7 @@ def command(
     opened = read_bundle(bundle)
     folder = cache_folder(cache_dir, backend_for(backend or opened.manifest.target).TARGET)
     with Classifier.load(opened, backend, threads, cache_dir=folder) as classifier:
-        images = list(expanded(paths))
+        images = list(expanded(paths, say))
         failed = 0
         with progress() as report:
             for number, path in enumerate(images, start=1):

@@ -278,7 +278,7 @@ def _batch(bundles: Sequence[Bundle], asked: int | None) -> int:
 def _inputs(images: Path | None, first: Bundle) -> tuple[list[Path], Inputs]:
     """Up to MOST_IMAGES image files spread over the folder, or no path and the golden frames.
 
-    Raises UsageError where there is none, ImageError for one that cannot be read.
+    Raises UsageError where there is none or a part cannot be listed, ImageError for one that cannot be read.
     """
     digest = hashlib.sha256()
     if images is None:

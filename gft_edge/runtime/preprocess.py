@@ -16,8 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from gft_edge.bundle.specs import InputDtype, Preprocessing
 from gft_edge.errors import ImageError
 from gft_edge.runtime.deep_pixels import DEEP_MODES, rgb_from_deep
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from gft_edge.runtime.image_formats import no_image, readable_formats
 
 # Pillow's own decompression-bomb limit: about 683 MiB decoded.
 MAX_PIXELS = 2 * 89_478_485
@@ -69,22 +68,25 @@ def _refuse_no_file(path: str | Path) -> None:
     # ValueError: a NUL, or a character that no file name here can have.
     except (OSError, ValueError) as error:
         raise _image_error(error) from error
+    if stat.S_ISDIR(status.st_mode):
+        listed = os.access(path, os.R_OK | os.X_OK)
+        raise ImageError("it is a folder" if listed else "it is a folder that may not be listed")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(
-            "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no plain file"
-        )
+        raise ImageError("it is no plain file")
     if not status.st_size:
         raise ImageError("the file is empty (0 bytes)")
 
 
 def _rgb_from_file(file: str | Path | io.BytesIO) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=readable_formats()) as image:
             if image.format == "TIFF":
                 _forget_inner_directories(image)
             return rgb_from_image(image)
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(no_image(file)) from None
     except Exception as error:
         raise _image_error(error) from error
 

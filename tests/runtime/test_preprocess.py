@@ -270,6 +270,42 @@ def test_signed_values_below_zero_have_no_defined_pixels() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("begin", "word"),
+    [
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "HTML"),
+        (b"%PDF-1.7", "document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "document"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+    ],
+)
+def test_a_file_that_is_named_as_an_image_and_is_none_is_called_what_it_is(
+    begin: bytes, word: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(begin)
+    assert word in refusal(tmp_path / "a.jpg")
+    refusal_of(ImageError, partial(rgb_from_bytes, begin), word)
+
+
+def test_a_document_that_starts_a_program_is_refused(tmp_path: Path) -> None:
+    noise(8, 8).save(tmp_path / "a.eps")
+    assert "document" in refusal(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    assert "document" in refusal(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["JPEG", "MPO", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI", "DDS", "ICO", "DIB"],
+)
+def test_what_pillow_decodes_by_itself_is_read_whatever_its_name(name: str) -> None:
+    file = io.BytesIO()
+    noise(16, 16).save(file, name)
+    assert rgb_from_bytes(file.getvalue()).size == (16, 16)
+
+
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
 def test_a_palette_keeps_its_colours_under_any_transparency(
     tmp_path: Path, transparency: int | bytes | None
