@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -67,11 +68,11 @@ def read_calibration_folder(
     A folder that holds the network's own data set gives its train split. Raises DataError as read_split
     does.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such calibration folder")
     if dataset != "imagefolder" and data_set(dataset).locate(folder):
         return read_split(DataSource(folder, dataset, coco_category), "train", labels)
-    if (folder / "train").is_dir():
+    if os.path.isdir(folder / "train"):
         return read_split(folder, "train", labels)
     return read_split(folder.absolute().parent, folder.absolute().name, labels)
 

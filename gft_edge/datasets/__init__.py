@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import pkgutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -25,6 +27,8 @@ from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.specs import Progress, unusable_label
 from gft_edge.datasets.digests import file_digests
 from gft_edge.errors import DataError, UsageError
+
+MOST_CLASSES_NAMED = 100
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def read_split(
     """
     source = source_of(source)
     chosen = data_set(source.dataset)
-    if not source.folder.is_dir():
-        raise DataError(f"{source.folder}: no such data folder")
+    if not os.path.isdir(source.folder):
+        raise DataError(f"{source.folder}: no such data folder, or none that this user may open")
     found = chosen.read(source, split, labels)
     reason = unusable_label(found.labels) if labels is None else None
     if reason:
@@ -141,6 +145,17 @@ def split_digest(split: Split, progress: Progress | None = None, fresh: bool = F
         line = f"{name}\t{split.labels[target]}\t{content}\n"
         digest.update(line.encode(errors="backslashreplace"))
     return digest.hexdigest()
+
+
+def images_per_class(split: Split) -> str:
+    """How many images a split has of each class, in a line; of very many classes the fewest and most."""
+    count = Counter(split.targets)
+    total = f"{split.name}: {len(split.paths):,} images of {len(split.labels)} classes"
+    counted = [(count[n], label) for n, label in enumerate(split.labels)]
+    if len(counted) > MOST_CLASSES_NAMED:
+        (fewest, rare), (most, common) = min(counted), max(counted)
+        return f"{total}, from {fewest:,} ({rare}) to {most:,} ({common})"
+    return f"{total}: {', '.join(f'{label} {number:,}' for number, label in counted)}"
 
 
 def likeness(source: DataSource) -> str:

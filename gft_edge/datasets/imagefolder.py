@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
+from gft_edge.datasets.listing import class_name
 from gft_edge.errors import DataError
-from gft_edge.runtime.sources import images_below
+from gft_edge.runtime.image_formats import IMAGE_SUFFIXES
+from gft_edge.runtime.sources import (
+    Entries,
+    Found,
+    cannot_be_read,
+    entries,
+    find_images,
+    left_out_text,
+)
 
 NAME = "imagefolder"
 SPLITS = ("train", "val", "test")
+# What other tools call the folder of a split, after its own name.
+FOLDERS_OF = {"val": ("val", "valid", "validation")}
+OUTSIDE = "in no class folder"
 
 
 def locate(folder: Path) -> Path | None:
     """The folder itself, where it has a split."""
-    return folder if any((folder / split).is_dir() for split in SPLITS) else None
+    return folder if splits(DataSource(folder)) else None
 
 
 def splits(source: DataSource) -> tuple[str, ...]:
     """The splits of train, val and test that have a folder. Any other folder can be read as one, too."""
-    return tuple(split for split in SPLITS if (source.folder / split).is_dir())
+    return tuple(split for split in SPLITS if os.path.isdir(_folder_of(source.folder, split)))
 
 
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
     """List DATA/SPLIT. With `labels` the classes are those, in that order; some may have no image.
 
-    Raises DataError when the folder is missing or empty, has a class that `labels` lacks, or,
-    without `labels`, fewer than two classes or a class without an image.
+    Folders are followed through links; a name in another of Unicode's forms is the same class. The
+    remarks count what is left out. Raises DataError when the folder is missing, empty or in part
+    unreadable, has a class that `labels` lacks, or, without `labels`, fewer than two classes or a class
+    without an image.
     """
     data = source.folder
-    folder = data / split
-    if not folder.is_dir():
-        found = ", ".join(sorted(p.name for p in data.iterdir() if p.is_dir())) or "no folder"
+    folder = _folder_of(data, split)
+    if not os.path.isdir(folder):
+        found = ", ".join(sorted(path.name for path in _entries(data).folders)) or "no folder"
         raise DataError(
             f"{data} has no {split}/ folder (found: {found}): expected {split}/CLASS/image files"
             f"{likeness(source)}"
         )
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    here = _entries(folder)
+    stray = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in here.files)
+    left_out = Counter({OUTSIDE: stray}) + here.left_out
+    classes: dict[str, list[Path]] = defaultdict(list)
+    for path in here.folders:
+        classes[class_name(path.name)].append(path)
     complete = labels is None
     if labels is None:
         if len(classes) < 2:
             raise DataError(
                 f"{folder} has {len(classes)} class folders: classification needs at least two"
             )
-        labels = tuple(classes)
-    unknown = sorted(set(classes) - set(labels))
+        labels = tuple(sorted(classes))
+    index = {class_name(label): number for number, label in enumerate(labels)}
+    unknown = sorted(classes.keys() - index.keys())
     if unknown:
         raise DataError(
             f"{folder} has {len(unknown)} classes the model does not know ({unknown[0]}, ...): "
@@ -53,12 +75,51 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         )
     paths: list[Path] = []
     targets: list[int] = []
-    for name in classes:
-        images = images_below(folder / name)
+    for name in sorted(classes):
+        images: list[Path] = []
+        instead: Counter[str] = Counter()
+        for path in classes[name]:
+            within = _images(path)
+            images += within.images
+            instead += within.left_out
         if not images and complete:
-            raise DataError(f"{folder / name} holds no image: add some or remove the folder")
+            raise DataError(
+                f"{classes[name][0]} holds no image: add some or remove the folder{_but(instead)}"
+            )
+        left_out += instead
         paths += images
-        targets += [labels.index(name)] * len(images)
+        targets += [index[name]] * len(images)
     if not paths:
-        raise DataError(f"{folder} holds no image: expected {split}/CLASS/image files")
-    return Split(split, tuple(paths), tuple(targets), labels, data)
+        raise DataError(
+            f"{folder} holds no image: expected {split}/CLASS/image files{_but(left_out)}"
+        )
+    remarks = (f"{folder}: {left_out_text(left_out)}",) if left_out else ()
+    return Split(split, tuple(paths), tuple(targets), labels, data, remarks=remarks)
+
+
+def _folder_of(data: Path, split: str) -> Path:
+    """Where a split lies, or would lie by its own name."""
+    names = FOLDERS_OF.get(split, (split,))
+    return data / next((name for name in names if os.path.isdir(data / name)), split)
+
+
+def _entries(folder: Path) -> Entries:
+    """entries of a folder. Raises DataError where it, or something in it, cannot be read."""
+    try:
+        found = entries(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror})") from error
+    if found.unread:
+        raise DataError(cannot_be_read(found.unread))
+    return found
+
+
+def _images(folder: Path) -> Found:
+    found = find_images(folder)
+    if found.unread:
+        raise DataError(cannot_be_read(found.unread))
+    return found
+
+
+def _but(left_out: Counter[str]) -> str:
+    return f" ({left_out_text(left_out)})" if left_out else ""

@@ -55,7 +55,7 @@ class Layout:
         return root, fetch
 
     def _splits_in(self, root: Path) -> tuple[str, ...]:
-        return tuple(split for split in self.splits if (root / self.list_of(split)).is_file())
+        return tuple(s for s in self.splits if os.path.isfile(root / self.list_of(s)))
 
 
 class Listed(NamedTuple):
@@ -84,16 +84,18 @@ def split_of(
         raise DataError(f"{root} names {len(classes)} classes: classification needs at least two")
     if labels is None:
         labels = tuple(classes)
-    elif set(labels) != set(classes):
+    elif set(map(class_name, labels)) != set(map(class_name, classes)):
         here, there = first_difference(classes, labels)
         raise DataError(
             f"{root} has {len(classes)} classes and the model {len(labels)}, first difference "
             f"{here} and {there}: use the data it was trained for"
         )
-    index = {label: number for number, label in enumerate(labels)}
+    index = {class_name(label): number for number, label in enumerate(labels)}
     paths = tuple(root / image.name for image in listed)
     refuse_missing(paths, root, split, fetch)
-    return Split(split, paths, tuple(index[image.label] for image in listed), labels, root)
+    return Split(
+        split, paths, tuple(index[class_name(image.label)] for image in listed), labels, root
+    )
 
 
 def class_name(text: str) -> str:
@@ -121,8 +123,10 @@ def refuse_missing(paths: Sequence[Path], root: Path, split: str, fetch: str) ->
         if path.parent not in held:
             try:
                 held[path.parent] = set(os.listdir(path.parent))
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 held[path.parent] = set()
+            except OSError as error:
+                raise DataError(f"{path.parent} cannot be listed ({error.strerror})") from error
         if path.name not in held[path.parent]:
             missing.append(path)
     if missing:

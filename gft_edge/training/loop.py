@@ -11,7 +11,7 @@ import torch
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import ModelSpec, Progress, Say, check_labels
-from gft_edge.datasets import Split, read_split, splits_of
+from gft_edge.datasets import Split, images_per_class, read_split, splits_of
 from gft_edge.errors import CheckpointError, UsageError
 from gft_edge.fidelity.metrics import Metrics
 from gft_edge.model.checkpoint import IMPORT_FILE, SPEC_FILE, load_backbone
@@ -127,6 +127,9 @@ def _splits(config: RunConfig, spec: ModelSpec, say: Say) -> tuple[Split, Split]
         say(f"{config.data} has no val split: the best epoch is chosen on train")
     for remark in dict.fromkeys((*train_split.remarks, *val_split.remarks)):
         say(remark)
+    say(images_per_class(train_split))
+    if val_split is not train_split:
+        say(images_per_class(val_split))
     if config.splits is not None:
         refuse_other_images(config.data, config.splits, split_records(train_split, val_split))
     return train_split, val_split

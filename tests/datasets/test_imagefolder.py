@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.datasets import read_split
+from gft_edge.datasets import images_per_class, read_split, splits_of
 from gft_edge.errors import DataError
+from tests.support import unprivileged
 from tests.support.refusals import refusal_of
 
 
@@ -102,3 +103,117 @@ def test_a_class_whose_name_holds_a_line_break_is_refused(tmp_path: Path, ending
 def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     data = make(tmp_path, "train", apple=["a.png"], **{os.fsdecode(b"caf\xe9"): ["b.png"]})
     refusal_of(DataError, partial(read_split, data, "train"), str(data / "train"), "udce9")
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found"])
+def test_a_folder_that_is_a_systems_own_is_no_class_and_gives_none_images(
+    name: str, tmp_path: Path
+) -> None:
+    data = make(tmp_path, "train", apple=["a.png", f"{name}/b.png"], pear=["c.png"])
+    make(data, "train", **{name: ["d.png"]})
+    split = read_split(data, "train")
+    assert split.labels == ("apple", "pear")
+    assert names(split.paths) == ["a.png", "c.png"]
+    assert not split.remarks
+
+
+def test_what_is_left_out_is_counted_in_a_remark(tmp_path: Path) -> None:
+    data = make(tmp_path, "train", apple=["a.png", "b.heic"], pear=["c.avif", "d.txt", "e.txt"])
+    (data / "train" / "stray.jpg").touch()
+    (data / "train" / "list.csv").touch()
+    split = read_split(data, "train")
+    assert names(split.paths) == ["a.png", "c.avif"]
+    (remark,) = split.remarks
+    for word in (str(data / "train"), "4 left out", "1 .heic", "2 .txt", "1 in no class folder"):
+        assert word in remark
+    assert "convert" in remark
+    make(data, "train", lime=["f.heic"])
+    line = refusal_of(DataError, partial(read_split, data, "train"), "lime", "1 .heic")
+    assert "convert" in line
+
+
+def test_classes_and_splits_may_be_links_but_not_to_what_they_lie_in(tmp_path: Path) -> None:
+    store = make(tmp_path, "store", apple=["a.png"], pear=["b.png"]) / "store"
+    data = tmp_path / "data"
+    (data / "real").mkdir(parents=True)
+    (data / "train").symlink_to("real")
+    for label in ("apple", "pear"):
+        (data / "real" / label).symlink_to(store / label)
+    (data / "real" / "all").symlink_to("..")
+    (store / "apple" / "up").symlink_to(store)
+    split = read_split(data, "train")
+    assert split.labels == ("apple", "pear")
+    assert split.paths == tuple(data / "train" / name for name in ("apple/a.png", "pear/b.png"))
+    assert "2 links that lead back" in split.remarks[0]
+
+
+@pytest.mark.parametrize("place", ["train", "train/pear", "train/apple/x.png"])
+def test_a_link_that_leads_nowhere_is_refused(place: str, tmp_path: Path) -> None:
+    data = make(tmp_path, "train", apple=["a.png"], fig=["b.png"])
+    if place == "train":
+        (data / "train").rename(data / "other")
+    (data / place).symlink_to(tmp_path / "nowhere")
+    refusal_of(DataError, partial(read_split, data, "train"), str(data / place), "nowhere")
+
+
+@pytest.mark.parametrize("place", ["", "train", "train/apple", "train/apple/x"])
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_a_folder_that_may_not_be_read_is_refused(place: str, mode: int, tmp_path: Path) -> None:
+    data = make(tmp_path / "data", "train", apple=["a.png", "x/b.png"], pear=["c.png"])
+    (data / place).chmod(mode)
+    code = f"""
+from pathlib import Path
+from gft_edge.datasets import read_split, splits_of
+from gft_edge.errors import DataError
+splits_of(Path({str(data)!r}))
+try:
+    read_split(Path({str(data)!r}), "train")
+except DataError as error:
+    print(error)
+"""
+    try:
+        done = unprivileged.python("-c", code)
+    finally:
+        (data / place).chmod(0o700)
+    (line,) = done.stdout.splitlines()
+    assert str(data / place) in line
+    assert "Permission denied" in line
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_what_other_tools_call_val_is_val(name: str, tmp_path: Path) -> None:
+    data = make(tmp_path, name, apple=["a.png"], pear=["b.png"])
+    assert splits_of(data) == ("val",)
+    split = read_split(data, "val")
+    assert split.name == "val"
+    assert names(split.paths) == ["a.png", "b.png"]
+    assert read_split(data, name).name == name
+    # A folder of the split's own name comes first.
+    make(data, "val", apple=["c.png"], pear=["d.png"])
+    assert names(read_split(data, "val").paths) == ["c.png", "d.png"]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_a_name_in_another_form_of_unicode_is_the_same_class(tmp_path: Path) -> None:
+    data = make(tmp_path, "train", **{DECOMPOSED: ["a.png"], "pear": ["b.png"], "cafz": ["c.png"]})
+    make(data, "train", **{COMPOSED: ["d.png"]})
+    split = read_split(data, "train")
+    assert split.labels == (COMPOSED, "cafz", "pear") or split.labels == ("cafz", COMPOSED, "pear")
+    cafes = [path.name for path, target in zip(split.paths, split.targets, strict=True)
+             if split.labels[target] == COMPOSED]  # fmt: skip
+    assert sorted(cafes) == ["a.png", "d.png"]
+    for labels in ((COMPOSED, "cafz", "pear"), (DECOMPOSED, "cafz", "pear")):
+        assert read_split(data, "train", labels).targets.count(0) == 2
+
+
+def test_the_images_of_each_class_are_counted_in_a_line(tmp_path: Path) -> None:
+    make(tmp_path, "train", apple=["a.png", "b.png"], fig=[], pear=["c.png"])
+    split = read_split(tmp_path, "train", ("apple", "fig", "pear"))
+    line = images_per_class(split)
+    for words in ("train: 3 images", "3 classes", "apple 2", "fig 0", "pear 1"):
+        assert words in line
+    make(tmp_path, "many", **{f"c{n:03d}": ["a.png"] for n in range(150)}, d=["a.png", "b.png"])
+    line = images_per_class(read_split(tmp_path, "many"))
+    assert "152 images of 151 classes, from 1 (c000) to 2 (d)" in line
