@@ -133,12 +133,14 @@ def split_digest(split: Split, progress: Progress | None = None, fresh: bool = F
 
     Two copies of a data set have the same digest wherever they lie. A file is read where it is not
     known by path, size, times and inode already (digests.file_digests); `fresh` reads all. Raises
-    DataError for an image that is gone.
+    DataError for an image that is gone or cannot be read.
     """
     try:
         contents = file_digests(split.root, split.paths, progress, remember=not fresh)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is gone: the data changed meanwhile") from None
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}: the data changed meanwhile") from None
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256()
     for path, target, content in zip(split.paths, split.targets, contents, strict=True):
         name = path.relative_to(split.root).as_posix()
