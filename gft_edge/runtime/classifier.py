@@ -7,31 +7,22 @@ import heapq
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Prediction, Preprocessing
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backend_for
+from gft_edge.runtime.image_inputs import ImageLike, decoded_rgb, each_named, images_of
 from gft_edge.runtime.outputs import Outputs, concatenate
-from gft_edge.runtime.preprocess import (
-    batch_from_pixels,
-    image_from_array,
-    open_rgb,
-    resize_and_crop,
-    rgb_from_bytes,
-    rgb_from_image,
-    without_bottom,
-)
+from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
 
-ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 Advance = Callable[[int], None]
 
 
@@ -127,22 +118,23 @@ class Classifier:
     ) -> list[Prediction]: ...
 
     @overload
-    def predict(self, images: Sequence[ImageLike], top_k: int = 5) -> list[list[Prediction]]: ...
+    def predict(self, images: Iterable[ImageLike], top_k: int = 5) -> list[list[Prediction]]: ...
 
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], top_k: int = 5
+        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5
     ) -> list[Prediction] | list[list[Prediction]]:
         """The `top_k` likeliest classes, best first; one such list an image when given several.
 
-        An image is a path, the bytes of an image file, a PIL image, or a uint8 array (H,W,3) RGB or
-        (H,W) grey. Raises ImageError for one that cannot be decoded, UsageError when closed or
-        top_k < 1.
+        An image is a path, the bytes of an image file, a file opened in binary, a PIL image, or a uint8
+        array (H,W,3) RGB or (H,W) grey; several are a list of them, or anything that yields them in
+        order. Raises ImageError for one that cannot be decoded or is something else, UsageError when
+        closed or top_k < 1.
         """
-        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self._predictions(self.logits([images]), top_k)[0]
-        if not len(images):
+        given, alone = images_of(images)
+        if not given:
             return []
-        return self._predictions(self.logits(images), top_k)
+        found = self._predictions(self.logits(given), top_k)
+        return found[0] if alone else found
 
     def predict_pixels(
         self, pixels: npt.NDArray[np.uint8], top_k: int = 5
@@ -164,7 +156,7 @@ class Classifier:
                 f"{len(images)} images for one run of a static batch of {manifest.input.batch}"
             )
         started = time.perf_counter()
-        decoded = [decoded_rgb(image) for image in images]
+        decoded = [*each_named(images, decoded_rgb)]
         at_preprocess = time.perf_counter()
         spec = manifest.model.preprocessing
         pixels = np.stack([resize_and_crop(image, spec) for image in decoded])
@@ -188,8 +180,7 @@ class Classifier:
         """Float32 (images, classes), for one image or more."""
         if not len(images):
             raise UsageError("logits of no image: give one or more")
-        pixels = np.stack([self.prepare(image) for image in images])
-        return self.outputs(pixels).logits
+        return self.outputs(np.stack([*each_named(images, self.prepare)])).logits
 
     def outputs(self, pixels: npt.NDArray[np.uint8], advance: Advance | None = None) -> Outputs:
         """Everything the engine returns for preprocessed uint8 (images,S,S,3)."""
@@ -237,20 +228,7 @@ def load_pixels(
     image: ImageLike, spec: Preprocessing, crop_bottom_px: int = 0
 ) -> npt.NDArray[np.uint8]:
     """Any supported image, less rows at its bottom -> uint8 (S,S,3). Raises ImageError."""
-    if isinstance(image, (str, Path)):
-        return resize_and_crop(open_rgb(image, crop_bottom_px), spec)
-    return resize_and_crop(without_bottom(decoded_rgb(image), crop_bottom_px), spec)
-
-
-def decoded_rgb(image: ImageLike) -> Image.Image:
-    """Any supported image -> upright RGB. Raises ImageError."""
-    if isinstance(image, np.ndarray):
-        return image_from_array(image)
-    if isinstance(image, Image.Image):
-        return rgb_from_image(image)
-    if isinstance(image, bytes):
-        return rgb_from_bytes(image)
-    return open_rgb(image)
+    return resize_and_crop(decoded_rgb(image, crop_bottom_px), spec)
 
 
 def bundle_request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import os
 import shutil
@@ -22,8 +23,8 @@ from gft_edge import Classifier, Prediction
 from gft_edge.bundle.store import read_bundle
 from gft_edge.datasets import read_split
 from gft_edge.errors import ImageError, UsageError
-from gft_edge.runtime.classifier import ImageLike
 from gft_edge.runtime.engine_cache import keep_entry, read_entry
+from gft_edge.runtime.image_inputs import ImageLike
 from gft_edge.runtime.preprocess import open_rgb
 from tests.support.bundles import sign
 from tests.support.refusals import refusal_of
@@ -77,6 +78,62 @@ def test_a_path_a_string_a_pillow_image_and_a_frame_are_the_same_image(
     assert classifier.predict(image.convert("RGBA")) == expected
 
 
+def test_whatever_holds_an_image_file_is_that_image(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    expected, content = classifier.predict(images[0]), images[0].read_bytes()
+    read_already = io.BytesIO(content)
+    read_already.read()
+    (entry,) = [each for each in os.scandir(images[0].parent) if each.name == images[0].name]
+    with images[0].open("rb") as file, images[0].open("rb", buffering=0) as raw:
+        for image in (
+            content, bytearray(content), memoryview(content), io.BytesIO(content), read_already, file, raw,
+            entry,
+        ):  # fmt: skip
+            assert classifier.predict(image) == expected
+            assert classifier.predict([image]) == [expected]
+
+
+def test_anything_that_yields_images_in_order_is_a_list_of_them(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    expected = classifier.predict(images[:3])
+    for several in (
+        (path for path in images[:3]),
+        map(str, images[:3]),
+        iter(images[:3]),
+        dict.fromkeys(images[:3]).keys(),
+    ):
+        assert classifier.predict(several) == expected
+    assert classifier.predict(iter(())) == []
+
+
+def test_what_is_no_image_is_named_with_what_to_give(
+    classifier: Classifier, images: list[Path]
+) -> None:
+    import torch
+
+    text = images[0].open(encoding="latin-1")
+    closed = images[0].open("rb")
+    closed.close()
+    cases: list[tuple[Any, str]] = [
+        (torch.zeros(3, 8, 8), "permute"),
+        (torch.zeros(2, 3, 8, 8), "permute"),
+        ({"image": images[0]}, "dict"),
+        ({images[0]}, "set"),
+        (3, "int"),
+        (None, "NoneType"),
+        (object(), "object"),
+        (text, "'rb'"),
+        (closed, "closed"),
+    ]
+    with text:
+        for given, word in cases:
+            refusal_of(ImageError, partial(classifier.predict, given), word)
+            line = refusal_of(ImageError, partial(classifier.predict, [images[0], given]), word)
+            assert line.startswith("image 2 of 2: ")
+
+
 def test_a_list_gives_one_answer_an_image_in_order(
     classifier: Classifier, images: list[Path]
 ) -> None:
@@ -107,7 +164,9 @@ def test_one_broken_image_among_several_is_named(
 ) -> None:
     (tmp_path / "broken.jpg").touch()
     mixed = [images[0], tmp_path / "broken.jpg"]
-    refusal_of(ImageError, lambda: classifier.predict(mixed), "broken.jpg")
+    refusal_of(ImageError, lambda: classifier.predict(mixed), "broken.jpg", "image 2 of 2")
+    unnamed: list[ImageLike] = [images[0].read_bytes(), np.zeros((4, 4), np.uint8), b"no image"]
+    refusal_of(ImageError, lambda: classifier.predict(unnamed), "image 3 of 3", "8 bytes")
 
 
 def test_a_damaged_pillow_image_is_refused_like_a_damaged_file(
