@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import GftEdgeError, MissingDependencyError
+from gft_edge.telemetry import switch_off
 
 if TYPE_CHECKING:
     from gft_edge.bundle.specs import Prediction
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from gft_edge.runtime.classifier import Classifier
     from gft_edge.studies.benchmark import benchmark
     from gft_edge.training.loop import train
+
+switch_off()
 
 __all__ = [
     "Classifier",
