@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import heapq
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, NoReturn, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,12 @@ from gft_edge.runtime.outputs import Outputs, concatenate
 from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
 
 Advance = Callable[[int], None]
+
+_ELSEWHERE = (
+    "this Classifier was loaded in another process, and no engine can be handed on: load the bundle in "
+    "the process that uses it"
+)
+_loaded: weakref.WeakSet[Classifier] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,18 @@ class Timing:
 class Classifier:
     """A bundle loaded into an engine.
 
-    `predict` may be called from several threads at once. Close it, or use it as a context manager,
-    to release the engine.
+    `predict` may be called from several threads at once, in the process that loaded it: engines do not
+    survive a fork, and cannot be pickled. Close it, or use it as a context manager, to release the engine.
     """
 
     def __init__(self, bundle: Bundle, session: Session):
         self.bundle = bundle
         self._session: Session | None = session
+        self._is_copy = False
+        _loaded.add(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(_ELSEWHERE)
 
     @classmethod
     def load(
@@ -101,10 +114,13 @@ class Classifier:
 
     @property
     def session(self) -> Session:
-        """The engine itself. Raises UsageError when closed."""
-        if self._session is None:
-            raise UsageError("this Classifier is closed: load the bundle again")
-        return self._session
+        """The engine itself. Raises UsageError when closed, or in a process that it was not loaded in."""
+        session = self._session
+        if session is None:
+            raise UsageError(
+                _ELSEWHERE if self._is_copy else "this Classifier is closed: load the bundle again"
+            )
+        return session
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -222,6 +238,23 @@ class Classifier:
             Prediction(labels[i], i, math.exp(logits[i] - largest) / total)
             for i in heapq.nlargest(top_k, range(len(logits)), key=logits.__getitem__)
         ]
+
+
+def _abandon() -> None:
+    """Leave the engines that a process which was forked has copies of as they are, for good.
+
+    Their threads are the other process's: to run one, or to take it apart, would wait for them forever,
+    at exit too.
+    """
+    for classifier in list(_loaded):
+        session, classifier._session = classifier._session, None
+        if session is not None:
+            classifier._is_copy = True
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
 
 
 def load_pixels(

@@ -22,6 +22,7 @@ from gft_edge.runtime.backends import (
     Session,
     check_images,
     check_signature,
+    closed,
     ordered_outputs,
 )
 
@@ -162,7 +163,7 @@ class TrtSession(Session):
 
     def _check_open(self) -> None:
         if self._context is None:
-            raise UsageError("this session is closed: open the bundle again")
+            raise closed()
 
     def _enqueue(self, marks: list[int]) -> None:
         """Copy in, compute, copy out, wait. `marks` are four events around the three parts."""

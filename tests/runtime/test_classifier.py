@@ -336,7 +336,7 @@ def cached_answer(
     """Load through the cache, check where it came from, predict."""
     with Classifier.load(folder, cache_dir=cache, **options) as classifier:
         session: Any = classifier.session
-        assert (session._mapping is not None) == hit
+        assert (session._open().mapping is not None) == hit
         return classifier.predict(image)
 
 

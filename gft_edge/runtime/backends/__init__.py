@@ -229,6 +229,11 @@ def copied(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
     return Artifact(path.name, "onnx", request.precision, sha256_of(path), request.parent_sha256)
 
 
+def closed() -> UsageError:
+    """What a run of a session raises that was closed."""
+    return UsageError("this session is closed: load the bundle again")
+
+
 def check_images(images: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
     """Raise UsageError for a batch of another shape: engines word it in paragraphs, or not at all."""
     if images.shape[1:] == expected[1:] and images.shape[0] > expected[0]:

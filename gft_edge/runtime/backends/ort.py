@@ -23,6 +23,7 @@ from gft_edge.runtime.backends import (
     Session,
     check_images,
     check_signature,
+    closed,
     copied,
     ordered_outputs,
     precision_of,
@@ -93,7 +94,7 @@ def layer_times(
         session = OrtSession(content, str(path), request, Path(folder))
         warmed_up(lambda: session.run(images))
         samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
-        events = json.loads(Path(session._session.end_profiling()).read_bytes())
+        events = json.loads(Path(session._open().end_profiling()).read_bytes())
         session.close()
         graph = (Path(folder) / _OPTIMIZED_FILE).read_bytes()
     return LayerRun(_layers(graph, events, runs), samples_ms)
@@ -167,33 +168,40 @@ class OrtSession(Session):
             + [graph_output(inner, FLOAT) for inner in request.score_outputs]
         )
         try:
-            self._session = onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
         # onnxruntime raises its own classes, which share only Exception.
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot load {name}: {reason}") from error
-        shapes = [
-            tuple(v.shape) for v in (*self._session.get_inputs(), self._session.get_outputs()[0])
-        ]
+        shapes = [tuple(v.shape) for v in (*session.get_inputs(), session.get_outputs()[0])]
         check_signature(name, request, *shapes)
+        self._session: Any = session
         self._shape = request.input_shape
         self._outputs = ["logits", *request.inner_outputs]
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
         check_images(images, self._shape)
-        return ordered_outputs(self._session.run(self._outputs, {"images": images}))
+        session = self._open()
+        return ordered_outputs(session.run(self._outputs, {"images": images}))
 
     def flags(self) -> tuple[str, ...]:
         """See Session; 0 threads are one a core."""
-        options = self._session.get_session_options()
+        session = self._open()
+        options = session.get_session_options()
         return (
-            f"providers={','.join(self._session.get_providers())}",
+            f"providers={','.join(session.get_providers())}",
             f"intra_op_num_threads={options.intra_op_num_threads}",
         )
 
     def close(self) -> None:
-        """Drop the engine."""
-        del self._session
+        """Drop the engine; a run that has begun in another thread ends first."""
+        self._session = None
+
+    def _open(self) -> Any:
+        session = self._session
+        if session is None:
+            raise closed()
+        return session

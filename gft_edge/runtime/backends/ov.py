@@ -24,6 +24,7 @@ from gft_edge.runtime.backends import (
     Session,
     check_images,
     check_signature,
+    closed,
     ordered_outputs,
     precision_of,
     samples_in_turn,
@@ -158,6 +159,27 @@ def _layer(told: dict[str, Any], mean_ms: float) -> LayerTime:
     )
 
 
+class _Loaded:
+    """A compiled model and what belongs to it, which lives until the last run of it has ended.
+
+    A model from the cache computes from the file's `mapping`. A queue serves one iterator at a time:
+    its requests hold that one's outputs.
+    """
+
+    def __init__(self, compiled: Any, mapping: Any, names: tuple[str, ...]):
+        self.compiled, self.mapping = compiled, mapping
+        self.outputs = [compiled.output(name) for name in names]
+        self.local = threading.local()
+        self.idle_queues: list[Any] = []
+
+    def request(self) -> Any:
+        """The calling thread's own inference request."""
+        found = getattr(self.local, "request", None)
+        if found is None:
+            found = self.local.request = self.compiled.create_infer_request()
+        return found
+
+
 class OpenVinoSession(Session):
     """One compiled model with an inference request for each calling thread.
 
@@ -175,42 +197,35 @@ class OpenVinoSession(Session):
         if request.threads is not None:
             options["INFERENCE_NUM_THREADS"] = request.threads
         try:
-            # A model from the cache computes from the file's mapping, which lives as long as this
-            # session does: an iterator of run_many outlives its close.
             with kept_signal_stack():
-                self._compiled, self._mapping = compiled_model(core, path, options, request)
+                compiled, mapping = compiled_model(core, path, options, request)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
         check_signature(
             path,
             request,
-            tuple(self._compiled.inputs[0].shape),
-            tuple(self._compiled.outputs[0].shape),
+            tuple(compiled.inputs[0].shape),
+            tuple(compiled.outputs[0].shape),
         )
         self._shape = request.input_shape
-        self._outputs = [self._compiled.output(n) for n in ("logits", *request.inner_outputs)]
-        self._local = threading.local()
-        self._idle_queues: list[Any] = []
+        names = ("logits", *request.inner_outputs)
+        self._loaded: _Loaded | None = _Loaded(compiled, mapping, names)
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
         check_images(images, self._shape)
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        results = request.infer({0: images})
-        return ordered_outputs([results[output] for output in self._outputs])
+        loaded = self._open()
+        results = loaded.request().infer({0: images})
+        return ordered_outputs([results[output] for output in loaded.outputs])
 
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
         """See Session; OpenVINO says how many at once: one for the hint latency."""
-        # A queue serves one iterator at a time: its requests hold that one's outputs. The session may
-        # be closed before the iterator is.
-        idle_queues = self._idle_queues
+        loaded = self._open()
         try:
-            queue = idle_queues.pop()
+            queue = loaded.idle_queues.pop()
         except IndexError:
-            queue = _library().AsyncInferQueue(self._compiled)
+            queue = _library().AsyncInferQueue(loaded.compiled)
         running: dict[int, int] = {}  # number of the request -> number of its batch
         finished: dict[int, Finished] = {}
         wanted = 0
@@ -218,11 +233,12 @@ class OpenVinoSession(Session):
         # Not in a callback of the queue: its thread may then be the last to hold the model, and ends
         # the process as it waits for itself.
         def collect(requests: list[int]) -> None:
-            finished.update({running.pop(r): self._finished(queue[r]) for r in requests})
+            finished.update({running.pop(r): _finished(queue[r], loaded.outputs) for r in requests})
 
         try:
             for number, images in enumerate(batches):
                 check_images(images, self._shape)
+                self._open()
                 if number - wanted >= _AHEAD * len(queue):
                     queue.wait_all()
                     collect(list(running))
@@ -239,16 +255,12 @@ class OpenVinoSession(Session):
             yield from (finished[number] for number in sorted(finished))
         finally:
             queue.wait_all()
-            idle_queues.append(queue)
-
-    def _finished(self, request: Any) -> Finished:
-        # Copies: the request's own memory is written again by the next batch.
-        outputs = [np.array(request.get_tensor(output).data) for output in self._outputs]
-        return Finished(ordered_outputs(outputs), request.latency)
+            loaded.idle_queues.append(queue)
 
     def flags(self) -> tuple[str, ...]:
         """See Session; threads and streams as OpenVINO chose them."""
-        return tuple(f"{name}={_plain(self._compiled.get_property(name))}" for name in _FLAGS)
+        compiled = self._open().compiled
+        return tuple(f"{name}={_plain(compiled.get_property(name))}" for name in _FLAGS)
 
     def runtime_graph(self) -> Iterator[dict[str, Any]]:
         """What the engine tells of each layer that it made, behind those that it reads.
@@ -257,7 +269,7 @@ class OpenVinoSession(Session):
         that is no time of an inference.
         """
         constants: set[str] = set()
-        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+        for operation in self._open().compiled.get_runtime_model().get_ordered_ops():
             told = {name: value.astype(str) for name, value in operation.rt_info.items()}
             name = operation.get_friendly_name()
             sources = (given.get_source_output().get_node() for given in operation.inputs())
@@ -268,8 +280,20 @@ class OpenVinoSession(Session):
                 yield {**told, "name": name, "reads": reads}
 
     def close(self) -> None:
-        """Drop the engine."""
-        del self._compiled, self._outputs, self._local, self._idle_queues
+        """Drop the engine; a run that has begun in another thread ends first."""
+        self._loaded = None
+
+    def _open(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is None:
+            raise closed()
+        return loaded
+
+
+def _finished(request: Any, outputs: list[Any]) -> Finished:
+    # Copies: the request's own memory is written again by the next batch.
+    copies = [np.array(request.get_tensor(output).data) for output in outputs]
+    return Finished(ordered_outputs(copies), request.latency)
 
 
 def _plain(value: Any) -> str:
