@@ -12,6 +12,7 @@ import click
 from gft_edge.bundle.scores import SCORES
 from gft_edge.cli.options import (
     PATH,
+    FiniteRange,
     data_option,
     device_options,
     flag,
@@ -31,11 +32,11 @@ OF_A_TEACHER = ("distillation", "distillation_temperature", "feature_distillatio
 _OF_THE_RECIPE: dict[str, tuple[Any, str | None, str]] = {
     "epochs": (click.IntRange(1), None, "Number of epochs."),
     "batch_size": (click.IntRange(1), None, "Number of images a step, of all processes together."),
-    "lr": (click.FloatRange(0, min_open=True), None, "Peak learning rate."),
-    "weight_decay": (click.FloatRange(0), None, "Weight decay of AdamW."),
-    "warmup": (click.FloatRange(0, 1, max_open=True), None,
+    "lr": (FiniteRange(0, min_open=True), None, "Peak learning rate."),
+    "weight_decay": (FiniteRange(0), None, "Weight decay of AdamW."),
+    "warmup": (FiniteRange(0, 1, max_open=True), None,
                "Fraction of all steps in which the learning rate rises."),
-    "layer_decay": (click.FloatRange(0, 1, min_open=True), None,
+    "layer_decay": (FiniteRange(0, 1, min_open=True), None,
                     "Factor of the learning rate from each block to the one before."),
     "ema": (float, "DECAY", "Decay of a moving average of the weights, which is evaluated and kept "
             "[default: 0, off]."),
@@ -69,7 +70,7 @@ _OF_THE_RECIPE: dict[str, tuple[Any, str | None, str]] = {
               help="Score that patches are ranked by [default: the network's own, else gala].")  # fmt: skip
 @click.option("--gala", type=click.Choice(["layer", "block"]),
               help="Attention that gives the scores: an extra layer's, or the block's own.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0,
+@click.option("--temperature", type=FiniteRange(0, min_open=True), default=1.0,
               show_default=True, help="Softmax temperature of the patch scores (paper Eq. 3).")  # fmt: skip
 @click.option("--image-size", type=int,
               help="Square input size in pixels [default: the network's own].")  # fmt: skip

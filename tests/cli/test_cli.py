@@ -293,6 +293,19 @@ def test_a_resumed_run_takes_new_places_and_nothing_that_decides_the_result(
         ("--teacher tests", ["tests", "no run"]),
         ("--teacher timm:deit_tinny", ["deit_tinny"]),
         ("--ema 1", ["--ema is 1"]),
+        ("--image-size 0", ["--image-size", "0"]),
+        *(
+            (f"{option} {value}", [option, value])
+            for value in ("nan", "inf", "-inf")
+            for option in (
+                "--lr",
+                "--weight-decay",
+                "--warmup",
+                "--layer-decay",
+                "--temperature",
+                "--ema",
+            )
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
