@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -333,9 +334,10 @@ def create_backbone(name: str, **arguments: int) -> VisionTransformer:
 
 def check_image_size(backbone: VisionTransformer, size_px: int) -> None:
     """Raise SpecError unless whole patches fill the images."""
-    side = max(backbone.patch_embed.patch_size)
-    if any(size_px % each for each in backbone.patch_embed.patch_size):
+    side = math.lcm(*backbone.patch_embed.patch_size)
+    if size_px < 1 or size_px % side:
+        below = max(size_px, 0) // side * side
+        use = f"{below} or {below + side}" if below else str(side)
         raise SpecError(
-            f"image size {size_px} is not a multiple of the patch size {side}: "
-            f"use {size_px // side * side} or {(size_px // side + 1) * side}"
+            f"image size {size_px} is not a multiple of the patch size {side}: use {use}"
         )

@@ -109,7 +109,11 @@ def spec_from_name(
         check_name(name, NETWORKS)
         named = NamedNetwork(name)
     arguments = {**named.backbone_args, **(backbone_args or {})}
-    size = image_size_px or default_image_size_px(named.backbone)
+    size = default_image_size_px(named.backbone) if image_size_px is None else image_size_px
+    if size < 1:
+        raise SpecError(
+            f"--image-size is {size}: give the side of the images in pixels, such as 224"
+        )
     family = named.family
     # Shapes alone: timm has models of a gigabyte.
     with torch.device("meta"):

@@ -88,6 +88,21 @@ def test_a_request_that_names_no_network_is_refused(
     refusal_of(SpecError, partial(spec_from_name, name, MICRO_LABELS, **options), *words)
 
 
+@pytest.mark.parametrize("name", ["gft_tiny", "vit_tiny_patch16_224", "resnet18", "transfg_tiny"])
+def test_a_size_of_images_that_none_can_have_is_refused(name: str) -> None:
+    for size in (0, -16):
+        work = partial(spec_from_name, name, MICRO_LABELS, image_size_px=size)
+        refusal_of(SpecError, work, "--image-size", str(size))
+
+
+@pytest.mark.parametrize(("size", "fitting"), [(8, "use 16"), (20, "use 16 or 32"), (15, "use 16")])
+def test_a_size_that_patches_do_not_fill_is_refused_with_those_that_they_do(
+    size: int, fitting: str
+) -> None:
+    work = partial(spec_from_name, "gft_tiny", MICRO_LABELS, image_size_px=size, stages="none")
+    assert refusal_of(SpecError, work, str(size)).endswith(fitting)
+
+
 def test_a_network_made_for_oblong_images_takes_a_square_that_is_asked_for() -> None:
     spec = spec_from_name("vit_base_patch16_sapiens2", MICRO_LABELS, image_size_px=768)
     assert spec.preprocessing.image_size_px == 768
