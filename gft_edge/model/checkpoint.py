@@ -27,6 +27,9 @@ SPEC_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 IMPORT_FILE = "import.json"
 
+# Where timm's training, and DeiT's, keep the moving average of the weights.
+AVERAGES = ("state_dict_ema", "model_ema")
+
 PUBLISHED_START = (
     "is of a published GFT checkpoint: its first 8 blocks and its classifier are trained; no gradient "
     "reached the blocks behind them and the final norm, which are as they were before, nor its GALA "
@@ -34,34 +37,50 @@ PUBLISHED_START = (
 )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, say: Say = lambda text: None) -> dict[str, Tensor]:
     """A state dict from safetensors, or from a PyTorch file through weights_only.
 
-    A folder gives its one weights file or all shards (`weight_files`). Raises CheckpointError when a
-    file is missing, is neither, or holds a NaN or infinity.
+    A folder gives its one weights file or all shards (`weight_files`). Of a file with averaged weights
+    these are taken, as timm does, which is said. Raises CheckpointError when a file is missing, is
+    neither, or holds quantized numbers, none at all, a NaN or infinity.
     """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
-        state |= _read_file(file)
+        state |= _read_file(file, say)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path}: tensor {name} holds NaN or infinity: take an earlier checkpoint"
-            )
+        if reason := _why_unusable(tensor):
+            raise CheckpointError(f"{path}: tensor {name} {reason}")
     return state
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _why_unusable(tensor: Tensor) -> str | None:
+    full = "take the checkpoint in float32, float16 or bfloat16"
+    if tensor.is_meta:
+        return "has a shape and no numbers (it lies on the meta device): save the loaded network"
+    if tensor.layout is not torch.strided:
+        return f"is sparse ({tensor.layout}): {full}, dense"
+    # A network's own integers are counters and positions, in 64 bits; a mask's are bool.
+    whole = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+    if tensor.dtype not in whole:
+        return f"is of type {str(tensor.dtype).removeprefix('torch.')}, quantized or otherwise coded: {full}"
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return "holds NaN or infinity: take an earlier checkpoint"
+    return None
+
+
+def _read_file(path: Path, say: Say) -> dict[str, Tensor]:
     try:
+        with path.open("rb"):
+            pass
         state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except safetensors.SafetensorError:
-        return _read_pickle(path)
+        return _read_pickle(path, say)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return state
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, say: Say) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             # A file that is no checkpoint at all makes the unpickler wonder about its protocol.
@@ -75,14 +94,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 "the state dict alone with safetensors.torch.save_file"
             ) from error
         raise CheckpointError(f"{path} is neither safetensors nor a PyTorch checkpoint") from error
-    for key in ("state_dict", "model", "model_state_dict"):
+    for key in (*AVERAGES, "state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            if key in AVERAGES:
+                say(f"{path}: its averaged weights ({key}) are taken")
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no state dict")
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if len(state) != len(content):
-        raise CheckpointError(f"{path} holds more than tensors: save the state dict alone")
+        others = [str(name) for name in content if name not in state]
+        raise CheckpointError(
+            f"{path} holds more than tensors ({', '.join(others[:5])}): save the state dict alone, or as "
+            "its 'state_dict'"
+        )
     return state
 
 
@@ -95,7 +120,7 @@ def load_backbone(
     not there or its class count differs, position embeddings are resampled when the grid differs.
     Returns what was left fresh. Raises CheckpointError when the file is of another architecture.
     """
-    stored = without_wrapper(read_weights(path))
+    stored = without_wrapper(read_weights(path, say))
     weights = {name: value.float() for name, value in timm_names(stored).items()}
     if naming_of(stored) == "published gft" or _is_imported(path):
         say(f"{path} {PUBLISHED_START}")

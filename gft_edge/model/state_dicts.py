@@ -11,8 +11,8 @@ from torch import Tensor
 
 Naming = Literal["timm", "hugging face", "published gft", "run"]
 
-# DataParallel, and torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.")
+# DataParallel, torch.compile, and what Lightning's modules mostly call their network.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 # How some tensor's name starts; the first project that fits counts.
 _SIGNS: Mapping[Naming, tuple[str, ...]] = {
@@ -51,12 +51,21 @@ _HUGGING_FACE_UNUSED = ("pooler.", "embeddings.mask_token")
 
 
 def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without what DataParallel or torch.compile put before every name."""
+    """The same tensors without what DataParallel, torch.compile or Lightning put before every name.
+
+    Of a Lightning module that has more, such as the weights of its loss, they are the network's.
+    """
     bare = dict(state)
-    for wrapper in (*_WRAPPERS, *_WRAPPERS):  # either may hold the other
-        if all(name.startswith(wrapper) for name in bare):
-            bare = _below(wrapper, bare)
+    while wrapper := next((each for each in _WRAPPERS if _is_around(each, bare)), None):
+        bare = _below(wrapper, bare)
     return bare
+
+
+def _is_around(wrapper: str, state: Mapping[str, Tensor]) -> bool:
+    inside = _below(wrapper, state)
+    if not inside:
+        return False
+    return len(inside) == len(state) or (naming_of(state) is None and naming_of(inside) is not None)
 
 
 def naming_of(state: Mapping[str, Tensor]) -> Naming | None:

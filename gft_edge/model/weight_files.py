@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from stat import S_ISDIR
 
 from gft_edge.errors import CheckpointError
 
@@ -19,19 +20,24 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The file itself, or of a folder its one weights file, or all shards of its index.
 
-    Raises CheckpointError when the path is missing, an index names a shard that is not there, or
-    the folder has no weights file or several of no known name.
+    Raises CheckpointError when the path is missing or may not be read, an index names a shard that is
+    not there, or the folder has no weights file or several of no known name.
     """
-    if path.is_file():
+    try:
+        status = path.stat()
+        listed = list(path.iterdir()) if S_ISDIR(status.st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such weights file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if listed is None:
         return (path,)
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such weights file")
     for name in _WHOLE:
         if (path / name).is_file():
             return (path / name,)
         if (path / f"{name}{_INDEX_SUFFIX}").is_file():
             return _shards(path / f"{name}{_INDEX_SUFFIX}")
-    found = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    found = sorted(p for p in listed if p.suffix in _SUFFIXES and p.is_file())
     if len(found) == 1:
         return (found[0],)
     if found:

@@ -16,6 +16,7 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.errors import CheckpointError
 from gft_edge.model.checkpoint import load_backbone, load_run, save_network
 from gft_edge.model.gft import GFT, build_backbone, build_gft
+from tests.support import unprivileged
 from tests.support.files import Trap
 from tests.support.networks import micro_spec, seeded
 from tests.support.networks import small_spec as transfg_spec
@@ -88,6 +89,64 @@ def test_a_checkpoint_of_another_network_is_refused_by_its_tensor(tmp_path: Path
     ):
         safetensors.torch.save_file(dict(state), file)
         refused(file, *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to(torch.int8), ("int8", "float32")),
+        (lambda t: t.to(torch.uint8), ("uint8", "float32")),
+        (lambda t: t.to(torch.float8_e4m3fn), ("float8", "float32")),
+        (lambda t: t.to(torch.complex64), ("complex64", "float32")),
+        (lambda t: t.to("meta"), ("meta",)),
+        (lambda t: t.to_sparse(), ("sparse",)),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused_by_their_tensor(
+    change: Callable[[torch.Tensor], torch.Tensor], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    state = dict(donor().backbone.state_dict())
+    state["blocks.1.mlp.fc1.weight"] = change(state["blocks.1.mlp.fc1.weight"])
+    torch.save({"model": state}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "w.pt", "blocks.1.mlp.fc1.weight", *words)
+
+
+def test_what_stands_beside_the_tensors_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    state = dict(donor().backbone.state_dict())
+    torch.save({"weights": state, "epoch": 3}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "weights", "epoch", "state_dict")
+
+
+def test_weights_that_may_not_be_read_are_no_damaged_weights(tmp_path: Path) -> None:
+    closed = list[tuple[str, Path]]()
+    for given, place in (
+        ("w.safetensors", "w.safetensors"),
+        ("run", "run/model.safetensors"),
+        ("folder", "folder"),
+    ):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        save_donor(tmp_path / place) if "." in place else (tmp_path / place).mkdir()
+        closed.append((str(tmp_path / given), tmp_path / place))
+    code = f"""
+from pathlib import Path
+from gft_edge.errors import CheckpointError
+from gft_edge.model.checkpoint import read_weights
+for given in {[given for given, _ in closed]!r}:
+    try:
+        read_weights(Path(given))
+    except CheckpointError as error:
+        print(error)
+"""
+    for _, file in closed:
+        file.chmod(0)
+    try:
+        lines = unprivileged.python("-c", code).stdout.splitlines()
+    finally:
+        for _, file in closed:
+            file.chmod(0o700)
+    assert len(lines) == 3
+    for line, (_, file) in zip(lines, closed, strict=True):
+        assert line.startswith(f"{file} cannot be read: Permission denied")
 
 
 @pytest.mark.parametrize("make", [small_spec, partial(transfg_spec, "transfg_tiny")])

@@ -160,6 +160,10 @@ def test_a_checkpoint_without_a_classifier_leaves_the_head_fresh(tmp_path: Path)
         ("state_dict", "module."),
         ("model", "_orig_mod."),
         ("model_state_dict", "_orig_mod.module."),
+        ("state_dict", "model."),
+        ("state_dict", "model._orig_mod."),
+        ("state_dict", "net.module."),
+        ("state_dict", "network."),
     ],
 )
 def test_a_wrapped_networks_state_dict_is_read_as_the_networks(
@@ -170,6 +174,32 @@ def test_a_wrapped_networks_state_dict_is_read_as_the_networks(
     state = {f"{wrapper}{name}": t for name, t in model.backbone.state_dict().items()}
     torch.save({key: state, "epoch": 3}, tmp_path / "w.pt")
     assert_same_logits(model, spec, tmp_path / "w.pt")
+
+
+def test_what_a_lightning_module_holds_beside_its_network_is_left_out(tmp_path: Path) -> None:
+    spec = small_spec()
+    model = network(spec)
+    state = {f"model.{name}": t for name, t in model.backbone.state_dict().items()}
+    state["criterion.weight"] = torch.ones(3)
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.5"}, tmp_path / "w.ckpt")
+    assert_same_logits(model, spec, tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("average", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")]
+)
+def test_averaged_weights_are_taken_as_timm_takes_them_which_is_said(
+    tmp_path: Path, average: str, plain: str
+) -> None:
+    spec, said = small_spec(), list[str]()
+    model = network(spec)
+    state = model.backbone.state_dict()
+    others = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({plain: others, average: state, "arch": "vit"}, tmp_path / "w.pt")
+    assert_same_logits(model, spec, tmp_path / "w.pt")
+    load_backbone(build_gft(spec), spec, tmp_path / "w.pt", said.append)
+    (line,) = said
+    assert average in line
 
 
 def test_a_run_gives_its_backbone(tmp_path: Path) -> None:
