@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import MissingDependencyError, PipelineError
+from gft_edge.runtime.openvino_model import save_ir
 from gft_edge.runtime.signal_stack import kept_signal_stack
 
 # By NNCF's names; it has no entropy estimator.
@@ -39,8 +39,6 @@ def quantize_openvino(
     `batch` at a time; `smooth_quant` is the strength of SmoothQuant, None for off. Raises
     PipelineError for a graph that is quantized already or lacks a layer.
     """
-    # It would report its use over the network.
-    os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
     except ImportError as error:
@@ -86,7 +84,7 @@ def quantize_openvino(
                 ),
             ),
         )
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    save_ir(quantized, path, compress_to_fp16=False)
 
 
 def _layer(op: Any) -> str:

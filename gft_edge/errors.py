@@ -5,6 +5,7 @@ GftEdgeError
 │   ├── SpecError                  a network, a stage list or a spec file that cannot be built
 │   ├── DataError                  a folder of training or test images that cannot be used
 │   ├── CheckpointError            weights that cannot be read or do not fit the network
+│   │   └── UnwrittenError         a file of a run that the disk does not take
 │   ├── ImageError                 an image that cannot be decoded
 │   ├── BundleError                a bundle that is incomplete, altered or from another version
 │   ├── LockedError                a folder that another process is writing to
@@ -54,6 +55,14 @@ class DataError(UsageError):
 
 class CheckpointError(UsageError):
     """Weights that cannot be read or do not fit the network."""
+
+
+class UnwrittenError(CheckpointError):
+    """A file of a run that the disk does not take; `what` says which and why, without an advice."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.what = f"cannot write {path} ({reason})"
+        super().__init__(f"{self.what}: make room and run the same command again")
 
 
 class ImageError(UsageError):

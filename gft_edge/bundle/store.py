@@ -164,6 +164,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def check_room(folder: Path) -> None:
+    """Raise the OSError of a disk that takes no more: torch and OpenVINO word a full one in their own way."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+
+
 def _seal(manifest: Manifest) -> str:
     content = to_json(dataclasses.replace(manifest, seal=""))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Say, check_preprocessing
-from gft_edge.errors import CheckpointError, SpecError
+from gft_edge.bundle.store import check_room
+from gft_edge.errors import CheckpointError, SpecError, UnwrittenError
 from gft_edge.model.gft import build_backbone, source_blocks
 from gft_edge.model.named_networks import build_network
 from gft_edge.model.network import Network
@@ -227,17 +228,27 @@ def write_network(folder: Path, weights: Mapping[str, Tensor], spec: ModelSpec) 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a new file and put it in place of `path` in one step.
 
-    Raises CheckpointError when it cannot be written; `path` then stays as it was.
+    Raises UnwrittenError when it cannot be written; `path` then stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)
         partial.replace(path)
-    # Of a full disk torch makes an error of its own.
     except (OSError, RuntimeError) as error:
+        reason = _reason(error, path.parent)
         partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise CheckpointError(f"cannot write {path} ({reason}): make room and resume") from error
+        raise UnwrittenError(path, reason) from error
+
+
+def _reason(error: OSError | RuntimeError, folder: Path) -> str:
+    """Why a file could not be written; of a full disk torch makes an error of its own."""
+    if isinstance(error, RuntimeError):
+        try:
+            check_room(folder)
+        except OSError as full:
+            error = full
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or str(error).splitlines()[0]
 
 
 def load_run(folder: Path) -> tuple[ModelSpec, Network]:

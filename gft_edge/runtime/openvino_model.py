@@ -11,9 +11,20 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.store import sha256_of
+from gft_edge.bundle.store import check_room, sha256_of
 from gft_edge.runtime.backends import OpenRequest
 from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
+
+
+def save_ir(model: Any, path: Path, compress_to_fp16: bool) -> None:
+    """Write a model as IR, `path` and its .bin. Raises OSError where the disk is full."""
+    import openvino
+
+    try:
+        openvino.save_model(model, path, compress_to_fp16=compress_to_fp16)
+    except RuntimeError:
+        check_room(path.parent)
+        raise
 
 
 def hold_in_f32(path: Path) -> None:

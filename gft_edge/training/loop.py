@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import ModelSpec, Progress, Say, check_labels
 from gft_edge.datasets import Split, images_per_class, read_split, splits_of
-from gft_edge.errors import CheckpointError, UsageError
+from gft_edge.errors import CheckpointError, UnwrittenError, UsageError
 from gft_edge.fidelity.metrics import Metrics
 from gft_edge.model.checkpoint import IMPORT_FILE, SPEC_FILE, load_backbone
 from gft_edge.model.named_networks import build_network
@@ -72,7 +74,8 @@ def train(
         trainer.save_state(start)
         if accelerator.is_main_process:
             write_run_config(out, config)
-        return trainer.run(start, train_split, val_split, progress)
+        with _resumable(out):
+            return trainer.run(start, train_split, val_split, progress)
 
 
 def resume(
@@ -108,6 +111,17 @@ def resume(
     with held(out, accelerator):
         trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator, say)
         return trainer.run(trainer.load_state(), train_split, val_split, progress)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """From the first whole state on a full disk costs no more than the epoch that runs."""
+    try:
+        yield
+    except UnwrittenError as error:
+        raise CheckpointError(
+            f"{error.what}: make room, then gft-edge train --resume {out}"
+        ) from error
 
 
 def supports_bf16(device: str) -> bool:

@@ -23,6 +23,7 @@ from gft_edge.errors import (
     LockedError,
     MissingDependencyError,
     TrainingError,
+    UnwrittenError,
     UsageError,
 )
 from gft_edge.model.checkpoint import load_run
@@ -283,10 +284,25 @@ def test_a_full_disk_keeps_the_last_whole_epoch(
             # The device that answers every write as a full disk does.
             (run / ".last.pt.partial").symlink_to("/dev/full")
 
-    refusal_of(CheckpointError, partial(training(run, coloured), fill), "last.pt")
+    refusal_of(
+        CheckpointError, partial(training(run, coloured), fill), "last.pt", f"--resume {run}"
+    )
     resume(run)
     assert timeless(run) == timeless(trained_run)
     assert (run / WEIGHTS).read_bytes() == (trained_run / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "train.json", "model.json"])
+def test_a_disk_that_is_full_from_the_start_leaves_a_folder_to_train_into(
+    coloured: Path, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".{name}.partial").symlink_to("/dev/full")
+    line = refusal_of(UnwrittenError, training(run, coloured, ONE_EPOCH), name)
+    # There is no whole state to resume from.
+    assert "resume" not in line
+    training(run, coloured, ONE_EPOCH)()
 
 
 def test_the_paper_recipe_squashes_the_whole_image() -> None:

@@ -32,7 +32,7 @@ from gft_edge.runtime.backends import (
     warmed_up,
     why_missing,
 )
-from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32
+from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32, save_ir
 from gft_edge.runtime.signal_stack import kept_signal_stack
 
 TARGET = "openvino"
@@ -97,7 +97,7 @@ def build(graph: Path, folder: Path, request: BuildRequest) -> Artifact:
         if re.fullmatch(r"[A-Za-z]+(_\d+)+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{operation.get_type_name()}.{number}")
     path = folder / "model.xml"
-    openvino.save_model(model, path, compress_to_fp16=request.compress_weights)
+    save_ir(model, path, request.compress_weights)
     if request.precision in _HINTS:
         hold_in_f32(path)
     return Artifact(
