@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gft_edge.cli.options import (
     refuse_given,
     split_option,
 )
-from gft_edge.cli.output import next_line, print_json, progress, say, show, shown
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show, shown
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.runtime.backends import backend_for
@@ -111,7 +110,7 @@ def command(
         table = benchmark_table(result)
         files = [str(out / name) for name in RESULT_FILES if (out / name).exists()]
         show(*([table] if table.rows else notes(result)), f"written: {', '.join(files)}")
-        show(f"gft-edge report {shlex.quote(str(out))} makes a page of it")
+        show(f"gft-edge report {quoted(out)} makes a page of it")
         _print_next(result, out, given)
     if not result.complete:
         say("interrupted: latencies are of the samples so far, the same command measures them anew")
@@ -131,7 +130,7 @@ def _print_next(result: Any, out: Path, given: GivenImages) -> None:
         held = [row for row in counted if row.top1 >= trained - MAX_DROP]
         chosen = min(held or counted, key=lambda row: row.cost)
     if chosen is not None and chosen.bundle is not None:
-        next_line(f"gft-edge predict {out / chosen.bundle} PHOTO")
+        next_line(f"gft-edge predict {quoted(out / chosen.bundle)} PHOTO")
     elif chosen is not None:
         next_line(_export(result.run, chosen, given))
 
@@ -146,8 +145,8 @@ def _export(run: str, chosen: Any, given: GivenImages) -> str:
         "coco-category": given.coco_category,
         "keep": counts if chosen.keep.role != "trained" else None,
     }
-    words = ["gft-edge", "export", shlex.quote(run)]
+    words = ["gft-edge", "export", quoted(run)]
     for name, value in options.items():
         if value:
-            words += [f"--{name}", shlex.quote(str(value))]
+            words += [f"--{name}", quoted(value)]
     return " ".join([*words, "--out", "BUNDLE"])

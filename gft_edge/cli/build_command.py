@@ -9,7 +9,7 @@ import click
 
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.options import PATH, engine_options, engine_settings, json_option
-from gft_edge.cli.output import next_line, print_json, progress, say, show
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.nvidia.build import build_engine
 from gft_edge.reporting.bundle_tables import engine_table
 
@@ -47,4 +47,4 @@ def command(bundle: Path, explain: bool, fresh: bool, as_json: bool, **options: 
         say("this engine is of this graph and machine: not built again (--fresh builds it)")
     show(engine_table(bundle, built.engine))
     # What was built ahead of time need not run on this machine.
-    next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {bundle}")
+    next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {quoted(bundle)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gft_edge.cli.options import PATH, json_option
-from gft_edge.cli.output import next_line, print_json, progress, say, show
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.reporting.table import Table, per_stage, percent
 
 
@@ -37,4 +37,6 @@ def command(out: Path, as_json: bool) -> None:
     path, predictions = result.prediction
     show(f"{path}: {predictions[0].label} ({100 * predictions[0].probability:.1f} %)")
     show(*(f"picture: {picture}" for picture in result.pictures))
-    next_line(f"gft-edge predict {out / result.rows[-1].target} {out / 'data' / 'test'}")
+    next_line(
+        f"gft-edge predict {quoted(out / result.rows[-1].target)} {quoted(out / 'data' / 'test')}"
+    )

@@ -26,6 +26,7 @@ from gft_edge.cli.output import (
     next_line,
     print_json,
     progress,
+    quoted,
     say,
     show,
     shown,
@@ -158,7 +159,7 @@ def _compare_runs(runs: tuple[Path, ...], options: dict[str, Any], as_json: bool
     if out is not None:
         say(f"written: {shown(out)}")
     if not as_json and form is None:
-        next_line(f"gft-edge report {runs[0]}")
+        next_line(f"gft-edge report {quoted(runs[0])}")
 
 
 def _file_format(out: Path | None, form: Format | None) -> Format | None:

@@ -31,6 +31,7 @@ from gft_edge.cli.output import (
     next_line,
     print_json,
     progress,
+    quoted,
     say,
     show,
     shown,
@@ -155,8 +156,8 @@ def _explain(
         show(f"pictures and {CONTENT} in {out}")
         if subject.model.stages:
             next_line(
-                f"gft-edge explain {of} --data FOLDER --out {out} measures whether the ranking means "
-                "something"
+                f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)} measures whether the "
+                "ranking means something"
             )
     failed = sum("error" in entry for entry in entries)
     if failed:
@@ -223,7 +224,7 @@ def _measure(
         *(f"not available: {reason}" for reason in missing),
         f"{report.inferences} inferences in {report.seconds:.0f} s; written: {out / CURVES}",
     )
-    next_line(f"gft-edge report {out / CURVES} draws them")
+    next_line(f"gft-edge report {quoted(out / CURVES)} draws them")
 
 
 def _areas(of: Path, report: DeletionReport, score: Score) -> Table:

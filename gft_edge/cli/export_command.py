@@ -23,7 +23,7 @@ from gft_edge.cli.options import (
     seed_option,
     split_option,
 )
-from gft_edge.cli.output import next_line, print_json, progress, say, show
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.datasets import verification_split
 from gft_edge.errors import PipelineError, UsageError
 from gft_edge.fidelity.compare import MAX_DROP
@@ -148,7 +148,7 @@ def command(
         show(engine_table(out, built.engine))
     # On the device: an engine built ahead of time is for others, or for none.
     unbuilt = manifest.target == "tensorrt" and not (built and built.loads_here)
-    next_line(f"gft-edge {'build' if unbuilt else 'verify'} {out}")
+    next_line(f"gft-edge {'build' if unbuilt else 'verify'} {quoted(out)}")
     _require(not unresolved, out)
 
 
@@ -172,7 +172,7 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
         return build_engine(out, timing_cache=timing_cache, progress=report, say=say)
     except PipelineError as error:
         raise PipelineError(
-            f"{error}. {out} is whole, verified, and without an engine: gft-edge build {out}"
+            f"{error}. {out} is whole, verified, and without an engine: gft-edge build {quoted(out)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import unusable_label
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, data_option, json_option
-from gft_edge.cli.output import next_line, print_json, show
+from gft_edge.cli.output import next_line, print_json, quoted, show
 from gft_edge.datasets import read_split, splits_of
 from gft_edge.errors import DataError, UsageError
 from gft_edge.reporting.table import Table
@@ -107,8 +107,8 @@ def command(
     )  # fmt: skip
     wanted = "" if source is not None else " --data DIR"
     next_line(
-        f"gft-edge export {out} --target openvino{wanted} --out BUNDLE, or gft-edge train --model "
-        f"{found.train_as or 'MODEL'} --weights {out} --data {given.data or 'DIR'} --out NEW"
+        f"gft-edge export {quoted(out)} --target openvino{wanted} --out BUNDLE, or gft-edge train --model "
+        f"{found.train_as or 'MODEL'} --weights {quoted(out)} --data {quoted(given.data or 'DIR')} --out NEW"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,11 @@ def say(text: str) -> None:
 def next_line(text: str) -> None:
     """The last line of a command names the next one."""
     show(f"next: {text}")
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it, for a command that is printed to be run."""
+    return shlex.quote(str(path))
 
 
 def shown(path: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,16 @@ from gft_edge.cli.options import (
     measuring_options,
     threads_option,
 )
-from gft_edge.cli.output import next_line, print_json, progress, say, show, shown, writable_file
+from gft_edge.cli.output import (
+    next_line,
+    print_json,
+    progress,
+    quoted,
+    say,
+    show,
+    shown,
+    writable_file,
+)
 from gft_edge.errors import UsageError
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
 from gft_edge.profiling.report_file import write_profile
@@ -85,7 +93,7 @@ def command(bundles: tuple[Path, ...], out: Path | None, as_json: bool, **option
     if not as_json and out is None:
         next_line("the same with --out FILE keeps the samples, gft-edge report FILE draws them")
     elif not as_json:
-        next_line(f"gft-edge report {shlex.quote(str(out))}")
+        next_line(f"gft-edge report {quoted(out)}")
     if not result.complete:
         say("interrupted: these are the samples so far")
         raise click.exceptions.Exit(1)

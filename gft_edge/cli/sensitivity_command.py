@@ -8,7 +8,7 @@ import click
 
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, data_option, json_option, seed_option, split_option
-from gft_edge.cli.output import next_line, print_json, progress, say, show, writable_file
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show, writable_file
 from gft_edge.datasets import read_split
 from gft_edge.errors import UsageError
 from gft_edge.reporting.drawing import check_installed, save
@@ -88,8 +88,8 @@ def command(
     show(Table(title, heads, rows))
     if out is not None:
         say(f"{out} shows it")
-    data = "" if given.data is None else f" --data {given.data}"
-    export = f"gft-edge export {run}{data} --target openvino --out BUNDLE --precision"
+    data = "" if given.data is None else f" --data {quoted(given.data)}"
+    export = f"gft-edge export {quoted(run)}{data} --target openvino --out BUNDLE --precision"
     if found.with_it is None:
         say("not even one layer in INT8 holds the bounds on these images")
         next_line(f"{export} fp32")

@@ -21,7 +21,7 @@ from gft_edge.cli.options import (
     refuse_given,
     together,
 )
-from gft_edge.cli.output import next_line, print_json, progress, say, show
+from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.errors import TrainingError, UsageError
 from gft_edge.reporting.table import Table, percent
 
@@ -117,7 +117,7 @@ def command(as_json: bool, **options: Any) -> None:
         raise TrainingError("another process of this launch stopped: see what it said") from error
     except KeyboardInterrupt:
         if (out / STATE_FILE).exists():
-            say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {out}")
+            say(f"interrupted; the last whole epoch is kept: gft-edge train --resume {quoted(out)}")
         raise click.exceptions.Exit(130) from None
     if as_json:
         print_json({"run": str(out), "best": metrics})
@@ -125,7 +125,7 @@ def command(as_json: bool, **options: Any) -> None:
     row = (percent(metrics.top1), percent(metrics.top5), percent(metrics.f1_macro), metrics.images)
     title = f"{out}: its best epoch ({out / METRICS_FILE})"
     show(Table(title, ("top-1", "top-5", "F1 macro", "images"), [row]))
-    next_line(f"gft-edge evaluate {out} --split test")
+    next_line(f"gft-edge evaluate {quoted(out)} --split test")
 
 
 def _moved(options: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _plan(options: dict[str, Any]) -> tuple[Any, Any]:
     if (asked := options["log_gradients"]) is not None:
         logged = chosen_epochs(None if asked == "some" else asked, recipe.epochs)
     config = RunConfig(
-        str(source.folder.resolve()),
+        str(source.folder),
         recipe,
         supports_bf16(device) if options["amp"] is None else options["amp"],
         options["workers"],

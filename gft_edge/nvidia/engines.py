@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def read_engine(folder: Path, engine: Engine) -> bytes:
 
 def build_command(folder: Path, outputs: Sequence[str]) -> str:
     """The command line that builds an engine with these outputs."""
-    return f"gft-edge build {folder}" + (" --explain" if len(outputs) > 1 else "")
+    return f"gft-edge build {shlex.quote(str(folder))}" + (" --explain" if len(outputs) > 1 else "")
 
 
 def deserialized(folder: Path, engine: Engine, library: Library, cuda: Cuda, log: LogReader) -> Any:

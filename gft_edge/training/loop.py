@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,9 @@ def train(
             names = ", ".join(sorted(fresh))
             say(f"started from {weights}, except {names}: not in it, or of other classes")
     train_split, val_split = _splits(config, spec, say)
-    config = dataclasses.replace(config, splits=split_records(train_split, val_split))
+    # The run finds its images from any folder.
+    data = str(Path(config.data).resolve())
+    config = dataclasses.replace(config, data=data, splits=split_records(train_split, val_split))
     trainer = Trainer(out, spec, config, model, len(train_split.paths), accelerator, say)
     accelerator.wait_for_everyone()
     with held(out, accelerator):
@@ -96,7 +99,7 @@ def resume(
     if (out / IMPORT_FILE).exists():
         raise CheckpointError(
             f"{out} was imported, not trained here, so there is nothing to resume: start from it "
-            f"with gft-edge train --weights {out}"
+            f"with gft-edge train --weights {shlex.quote(str(out))}"
         )
     spec, config = read_run_config(out)
     config = dataclasses.replace(config, **moved)

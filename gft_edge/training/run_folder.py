@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def check_run(run: Path) -> None:
         raise CheckpointError(f"{run} is no run: it has no {SPEC_FILE} (gft-edge train writes one)")
     if not (run / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{run} has no finished epoch: continue it with gft-edge train --resume {run}"
+            f"{run} has no finished epoch: continue it with gft-edge train --resume {shlex.quote(str(run))}"
         )
 
 
@@ -69,7 +70,7 @@ def refuse_a_run(out: Path) -> None:
         raise UsageError(f"{out} holds an imported run: choose another --out")
     if (out / CONFIG_FILE).exists():
         raise UsageError(
-            f"{out} already holds a run: continue it with gft-edge train --resume {out}, "
+            f"{out} already holds a run: continue it with gft-edge train --resume {shlex.quote(str(out))}, "
             "or choose another --out"
         )
 

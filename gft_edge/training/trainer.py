@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import random
 import time
@@ -52,6 +53,8 @@ from gft_edge.training.teacher import load_teacher
 
 TENSORBOARD_FOLDER = "tensorboard"
 
+# It warns that one step in all has no learning rate to lower, which is so.
+logging.getLogger(CosineLRScheduler.__module__).setLevel(logging.ERROR)
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

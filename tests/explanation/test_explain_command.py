@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -66,12 +67,15 @@ def test_explain_writes_a_picture_an_image_and_its_numbers(
 
 
 def test_explain_says_in_a_table_what_it_drew(micro_run: Path, image: Path, tmp_path: Path) -> None:
-    result = run("explain", micro_run, image.parent, "--out", tmp_path, "--cover", 0)
+    out = tmp_path / "it's here"
+    result = run("explain", micro_run, image.parent, "--out", out, "--cover", 0)
     assert result.exit_code == 0, result.output
     assert "48 / 32 / 16" in result.stdout
     assert "3-2.png" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("next: gft-edge explain ")
-    assert json.loads((tmp_path / "explain.json").read_text())["images"][0]["occlusion"] is None
+    following = shlex.split(result.stdout.splitlines()[-1])
+    assert following[:4] == ["next:", "gft-edge", "explain", str(micro_run)]
+    assert str(out) in following
+    assert json.loads((out / "explain.json").read_text())["images"][0]["occlusion"] is None
 
 
 def test_a_network_without_stages_is_still_covered(

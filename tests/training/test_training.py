@@ -33,7 +33,7 @@ from gft_edge.training.data import SplitDataset, training_transform
 from gft_edge.training.gradients import read_norms
 from gft_edge.training.loop import resume
 from gft_edge.training.recipes import PAPER, check_recipe
-from gft_edge.training.run_folder import STATE_FILE
+from gft_edge.training.run_folder import STATE_FILE, read_run_config
 from tests.support.refusals import refusal_of
 from tests.support.training import (
     ONE_EPOCH,
@@ -52,6 +52,36 @@ def one_epoch(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one_epoch") / "run"
     training(run, coloured, ONE_EPOCH)()
     return run
+
+
+def test_a_run_finds_its_images_from_any_folder(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(coloured.parent)
+    training(tmp_path / "run", Path(coloured.name), ONE_EPOCH)()
+    monkeypatch.chdir(tmp_path)
+    assert read_run_config(tmp_path / "run")[1].source.folder == coloured.resolve()
+
+
+def test_what_is_trained_on_is_counted_before_it_begins(coloured: Path, tmp_path: Path) -> None:
+    said = list[str]()
+    training(tmp_path / "run", coloured, ONE_EPOCH)(say=said.append)
+    assert [line for line in said if " images of 3 classes: " in line] == said
+    assert [line.partition(":")[0] for line in said] == ["train", "val"]
+
+
+def test_a_run_of_one_step_warns_of_nothing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = dataclasses.replace(ONE_EPOCH, batch_size=1000)
+    training(tmp_path / "run", data, recipe)()
+    assert not caplog.records
+
+
+def test_a_command_that_is_advised_quotes_the_folder(one_epoch: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_epoch, tmp_path / "my run")
+    work = training(tmp_path / "my run", tmp_path)
+    refusal_of(UsageError, work, f"gft-edge train --resume '{tmp_path / 'my run'}'")
 
 
 @pytest.fixture
