@@ -36,14 +36,14 @@ def fewest_high_precision(
 ) -> tuple[tuple[str, ...], Built]:
     """Find the shortest beginning of a ranking, after `always`, whose graph passes, and that graph.
 
-    `rank` is asked for all `layers`, the worst first, only where the graph of `always` alone fails.
-    `build` takes the layers in high precision and whether the graph is final; what is not final may be
-    calibrated on fewer images.
+    `rank` is asked for all `layers`, the worst first, only where the graph of `always` alone fails, which
+    is built first and final. `build` takes the layers in high precision and whether the graph is final;
+    what is not final may be calibrated on fewer images.
     Bisection: log2(layers) graphs are built, at most FINAL_ATTEMPTS + 2 more. Where no final graph
     holds, that of the bisection which did is taken. Raises GateError with what was tried when there
     is none.
     """
-    order = [name for name in layers if name not in always]
+    order: list[str] = []
     tried: dict[int, FidelityReport] = {}
     held: list[int] = []
 
@@ -51,35 +51,36 @@ def fewest_high_precision(
         high = (*always, *order[:count])
         made = build(high, final)
         tried[count] = made.report
-        say(f"{len(high)} of {len(layers)} layers in high precision: {describe(made.report)}")
+        say(f"{len(layers) - len(high)} of {len(layers)} layers in INT8: {describe(made.report)}")
         return made
 
     def passes(count: int) -> bool:
-        if built(count).report.verdict == "pass":
+        if not built(count).report.failures:
             held.append(count)
         return count in held
 
-    fewest = 0
-    if not passes(0):
-        order = [name for name in rank() if name not in always]
-        failing, fewest = 0, len(order)
-        while fewest - failing > 1:
-            middle = (failing + fewest) // 2
-            if passes(middle):
-                fewest = middle
-            else:
-                failing = middle
+    made = built(0, final=True)
+    if not made.report.failures:
+        return always, made
+    order = [name for name in rank() if name not in always]
+    failing, fewest = 0, len(order)
+    while fewest - failing > 1:
+        middle = (failing + fewest) // 2
+        if passes(middle):
+            fewest = middle
+        else:
+            failing = middle
     for _ in range(FINAL_ATTEMPTS):
         if fewest >= len(order):
             break
         made = built(fewest, final=True)
-        if made.report.verdict == "pass":
+        if not made.report.failures:
             return (*always, *order[:fewest]), made
         fewest += max(1, len(order) // 20)
     if held:
         # More calibration images made it worse: what held its bounds before still does.
         made = built(min(held))
-        if made.report.verdict == "pass":
+        if not made.report.failures:
             return (*always, *order[: min(held)]), made
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
     raise GateError(
@@ -93,9 +94,9 @@ def fewest_high_precision(
 def with_reserve(bound: Tolerance) -> Tolerance:
     """The bound with RESERVE of every allowed loss held back; the accuracy budget stays the user's.
 
-    A bound that an interval decides holds for all images already.
+    A bound that an interval decides holds for all images already, and no bound stays none.
     """
-    if bound.change is not None:
+    if bound.change is not None or not bound.judges:
         return bound
     return Tolerance(
         _tighter(bound.top1_agreement),

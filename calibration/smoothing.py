@@ -69,7 +69,7 @@ def smoothed(
 def least_damage(damages: Mapping[float | None, float], say: Say) -> float | None:
     """Return the strength that does the least damage, and say what each does."""
     best = min(damages, key=lambda strength: damages[strength])
-    tried = ", ".join(f"{_name(strength)} {damages[strength]:.3f}" for strength in damages)
+    tried = ", ".join(f"{_name(strength)} {damages[strength]:.3g}" for strength in damages)
     say(f"smooth-quant {_name(best)} (damage of all layers in INT8: {tried})")
     return best
 

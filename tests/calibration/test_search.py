@@ -75,7 +75,8 @@ def test_it_finds_the_shortest_beginning_that_passes_in_few_builds(count: int) -
         assert made.report.verdict == "pass"
         # What is written is the last that was built, on all calibration images.
         assert build.built[-1] == (high, True)
-        assert sum(final for _, final in build.built) == 1
+        assert build.built[0] == ((), True)
+        assert sum(final for _, final in build.built) == (2 if needed else 1)
         assert len(build.built) <= math.log2(count) + 2 + FINAL_ATTEMPTS
 
 
@@ -94,7 +95,7 @@ def test_a_final_graph_that_just_misses_gets_more_layers_back() -> None:
     high, made = search(40, (), build)
     assert len(high) == 14
     assert made.report.verdict == "pass"
-    assert [len(tried) for tried, final in build.built if final] == [10, 12, 14]
+    assert [len(tried) for tried, final in build.built if final] == [0, 10, 12, 14]
 
 
 def refused(build: Builder, count: int, always: tuple[str, ...], *words: str) -> None:
@@ -108,7 +109,7 @@ def test_where_no_final_graph_holds_the_one_of_the_search_is_taken() -> None:
     assert made.report.verdict == "pass"
     assert (high, False) == build.built[-1]
     assert len(high) == 2
-    assert sum(final for _, final in build.built) == FINAL_ATTEMPTS
+    assert sum(final for _, final in build.built) == FINAL_ATTEMPTS + 1
     assert len(build.built) <= math.log2(40) + 3 + FINAL_ATTEMPTS
 
 
@@ -128,8 +129,8 @@ def test_when_nothing_passes_it_says_what_was_tried(
 def test_every_attempt_is_said() -> None:
     said: list[str] = []
     search(4, (), Builder(1), said.append)
-    assert said[0].startswith("0 of 4 layers in high precision: fail, accuracy -0.1000")
-    assert said[-1].startswith("1 of 4 layers in high precision: pass")
+    assert said[0].startswith("4 of 4 layers in INT8: fail, accuracy -0.1000")
+    assert said[-1].startswith("3 of 4 layers in INT8: pass")
     assert len(said) == 4
 
 
