@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -24,10 +25,15 @@ def changed(pixels: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uin
     After resize and crop, so that the size of the photograph makes no difference.
     """
     if change == "noise":
-        drawn = np.random.default_rng(0)
-        noisy = [image + drawn.normal(0, SIGMA, image.shape) for image in pixels]
-        return np.stack([np.rint(image).clip(0, 255).astype(np.uint8) for image in noisy])
+        return np.stack([_noisy(image) for image in pixels])
     return np.stack([_compressed(image) for image in pixels])
+
+
+def _noisy(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    # Seeded by the image itself: wherever it stands among others, its noise is the same.
+    drawn = np.random.default_rng(zlib.crc32(image.tobytes()))
+    noisy = image + drawn.normal(0, SIGMA, image.shape)
+    return np.asarray(np.rint(noisy).clip(0, 255), dtype=np.uint8)
 
 
 def _compressed(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
