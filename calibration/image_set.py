@@ -1,4 +1,4 @@
-"""Images drawn from a split: seeded, the classes in turn, recorded by digest, and fit to calibrate on."""
+"""Images drawn from splits: seeded, evenly, recorded by digest; and what looks unfit to calibrate on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import os
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +29,65 @@ MOST_CONSTANT = 0.05
 CONSTANT_DEVIATION = 1.0  # grey levels
 
 
+# (paths, rows to leave out at their bottom) -> the class that a network gives each.
+Decisions = Callable[[Sequence[Path], int], Sequence[int]]
+
+# Of the images wanted so many are asked for their class, to draw evenly over the classes.
+CANDIDATES = 1.5
+
+
 def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
     """Draw up to `count` images, seeded, the classes taken in turn so that each is represented."""
+    return _image_set(in_turn(split, seed)[:count], seed, split.crop_bottom_px)
+
+
+def draw_judges(
+    splits: Sequence[Split], count: int, seed: int, decisions: Decisions | None
+) -> ImageSet:
+    """Draw up to `count` images, from later splits only what the first has not.
+
+    With `decisions` they are even over the classes that the network gives them, as far as there are
+    images. Only those of the first split have targets: the network was trained on the others.
+    """
+    chosen: list[tuple[Path, int | None]] = []
+    decided: Counter[int] = Counter()
+    for number, split in enumerate(splits):
+        left = count - len(chosen)
+        images = in_turn(split, seed)
+        if decisions is not None and left:
+            images = images[: max(left, round(CANDIDATES * left))]
+            paths = [path for path, _ in images]
+            classes = decisions(paths, split.crop_bottom_px) if paths else ()
+            ranks = []
+            for decision in classes:
+                ranks.append(decided[decision])
+                decided[decision] += 1
+            order = sorted(range(len(images)), key=lambda n: ranks[n])[:left]
+            images = [images[n] for n in sorted(order)]
+        chosen += [(path, target if number == 0 else None) for path, target in images[:left]]
+    return _image_set(chosen, seed, splits[0].crop_bottom_px)
+
+
+def in_turn(split: Split, seed: int) -> list[tuple[Path, int]]:
+    """Return a split's images and targets, shuffled by the seed, the classes taken in turn."""
     by_class: dict[int, list[Path]] = defaultdict(list)
     for path, target in zip(split.paths, split.targets, strict=True):
         by_class[target].append(path)
     generator = random.Random(seed)
     for paths in by_class.values():
         generator.shuffle(paths)
-    rounds = max(len(paths) for paths in by_class.values())
-    in_turn = [
+    rounds = max(map(len, by_class.values()), default=0)
+    return [
         (paths[turn], target)
         for turn in range(rounds)
         for target, paths in by_class.items()
         if turn < len(paths)
     ]
-    chosen = in_turn[:count]
+
+
+def _image_set(
+    chosen: Sequence[tuple[Path, int | None]], seed: int, crop_bottom_px: int
+) -> ImageSet:
     digest = hashlib.sha256()
     for path, _ in chosen:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -53,7 +96,7 @@ def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
         seed,
         digest.hexdigest(),
         tuple(target for _, target in chosen),
-        split.crop_bottom_px,
+        crop_bottom_px,
     )
 
 
@@ -111,21 +154,13 @@ def draw_calibration_set(
 
 
 def without_images(split: Split, images: ImageSet) -> Split:
-    """A split without the images of a set: what is calibrated on must not be the judge as well.
-
-    Raises DataError when nothing else is left.
-    """
+    """A split without the images of a set: what is calibrated on must not be the judge as well."""
     taken = {Path(path).resolve() for path in images.paths}
     left = [
         (path, target)
         for path, target in zip(split.paths, split.targets, strict=True)
         if path.resolve() not in taken
     ]
-    if not left:
-        raise DataError(
-            f"every image of {split.name} is calibrated on, none is left to verify on: "
-            "give --split another, or calibrate on fewer"
-        )
     return dataclasses.replace(
         split,
         paths=tuple(path for path, _ in left),
@@ -133,28 +168,31 @@ def without_images(split: Split, images: ImageSet) -> Split:
     )
 
 
-def refuse_unfit_pixels(pixels: npt.NDArray[np.uint8], paths: Sequence[str]) -> None:
-    """Raise DataError for uint8 (images,S,S,3) that are noise, blank or copies of each other."""
+def unfit_pixels(pixels: npt.NDArray[np.uint8], paths: Sequence[str]) -> list[str]:
+    """Return a sentence for each sign that uint8 (images,S,S,3) are noise, blank or copies of each other.
+
+    None of these is a reason to refuse: on two networks calibration on noise or on blank images cost no
+    accuracy that 1,220 photographs could show.
+    """
+    remarks = []
     grey = pixels.mean(axis=3, dtype=np.float32)
     constant = [
         path for path, image in zip(paths, grey, strict=True) if image.std() < CONSTANT_DEVIATION
     ]
     if len(constant) > MOST_CONSTANT * len(paths):
-        raise DataError(
-            f"{len(constant)} of {len(paths)} calibration images are of one colour ({constant[0]}, "
-            "...): their ranges would be degenerate; calibrate on photographs"
+        remarks.append(
+            f"{len(constant)} of {len(paths)} calibration images are of one colour ({constant[0]}, ...)"
         )
     distinct = len({image.tobytes() for image in pixels})
     if distinct < FEWEST_IMAGES:
-        raise DataError(
-            f"only {distinct} of {len(paths)} calibration images differ: give {FEWEST_IMAGES} or more"
-        )
+        remarks.append(f"only {distinct} of {len(paths)} calibration images differ")
     correlation = float(np.median([_neighbour_correlation(image) for image in grey]))
     if correlation < LEAST_CORRELATION:
-        raise DataError(
+        remarks.append(
             f"neighbouring pixels of the calibration images correlate by {correlation:.2f}, those of "
-            "photographs by 0.9: this is noise; calibrate on images like those of the device"
+            "photographs by 0.9"
         )
+    return remarks
 
 
 def _neighbour_correlation(grey: npt.NDArray[np.float32]) -> float:

@@ -20,6 +20,7 @@ from gft_edge.calibration.layers import (
 )
 from gft_edge.errors import FailedError
 from gft_edge.fidelity.compare import kept_overlap
+from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.model.gala import top_k_in_grid_order
 from gft_edge.model.network import Network
 from gft_edge.model.reference import recorded_scores
@@ -37,11 +38,12 @@ class LayerSensitivity:
     earlier stage lost. `overlap_loss`, one number a stage, is 1 less the Jaccard overlap of what it
     would keep; `score_noise` the variance of the error of its scores relative to that of the scores,
     which tells layers apart long before a patch changes sides. `damage` is what layers are ranked
-    by, in all; `macs` the share of the layers' work that this one does.
+    by, in all; `macs` the share of the layers' work that this one does. `accuracy_drop` is None where no
+    class is known.
     """
 
     layer: str
-    accuracy_drop: float
+    accuracy_drop: float | None
     cosine_drop: float
     overlap_loss: tuple[float, ...]
     score_noise: tuple[float, ...]
@@ -52,7 +54,7 @@ class LayerSensitivity:
 def sensitivity(
     model: Network,
     batches: Sequence[Tensor],
-    targets: Sequence[int],
+    targets: Sequence[int | None],
     advance: Callable[[int], object] = lambda layers: None,
 ) -> list[LayerSensitivity]:
     """Each layer alone in INT8 on normalised (B,3,S,S) batches, most damage per work first.
@@ -65,17 +67,18 @@ def sensitivity(
     macs = layer_macs(model, layers)
     peaks = tensor_peaks(model, layers, batches)
     reference = _run(model, batches, None)
-    correct = _accuracy(reference.logits, targets)
+    correct = accuracy_of(reference.logits.numpy(), targets)
     results = []
     for name, layer in layers.items():
         with in_int8({name: layer}, peaks):
             noisy = _run(model, batches, reference.kept)
         cosine_drop, stages = _losses(reference, noisy)
+        right = accuracy_of(noisy.logits.numpy(), targets)
         noise = tuple(noise for _, noise in stages)
         results.append(
             LayerSensitivity(
                 name,
-                correct - _accuracy(noisy.logits, targets),
+                None if correct is None or right is None else correct - right,
                 cosine_drop,
                 tuple(overlap_loss for overlap_loss, _ in stages),
                 noise,
@@ -197,7 +200,3 @@ def _losses(reference: _Run, noisy: _Run) -> tuple[float, list[tuple[float, floa
         stages.append((1 - overlap, float((b - a).var() / spread)))
     cosine = float(cosine_similarity(reference.logits, noisy.logits).mean())
     return 1 - cosine, stages
-
-
-def _accuracy(logits: Tensor, targets: Sequence[int]) -> float:
-    return float((logits.argmax(dim=1) == torch.tensor(targets)).float().mean())

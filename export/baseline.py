@@ -18,6 +18,7 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.errors import SpecError, UsageError
 from gft_edge.export.pipeline import export
 from gft_edge.export.request import CalibrationRequest, ExportRequest
+from gft_edge.fidelity.compare import PARTLY_INT8
 from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.network import Network
 from gft_edge.nvidia.build import build_engine, builder_here
@@ -90,9 +91,12 @@ def _request(like: Manifest, model: Network, images: ImageSet) -> ExportRequest:
         calibration = CalibrationRequest(
             images, quantization.method, high, quantization.smooth_quant
         )
+    precision = like.precision.removesuffix(HALF_WEIGHTS)
+    if precision == PARTLY_INT8:
+        precision = "int8" if like.runtime_precision != "bf16" else "int8-bf16"
     return ExportRequest(
         like.target,
-        like.precision.removesuffix(HALF_WEIGHTS),
+        precision,
         like.input,
         compress_weights=like.precision.endswith(HALF_WEIGHTS),
         calibration=calibration,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gft_edge.bundle.manifest import Quantization
 from gft_edge.bundle.reports import Tolerance
-from gft_edge.calibration.image_set import refuse_unfit_pixels
+from gft_edge.calibration.image_set import unfit_pixels
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.search import fewest_high_precision, with_reserve
 from gft_edge.calibration.sensitivity import (
@@ -20,10 +20,11 @@ from gft_edge.calibration.sensitivity import (
     unmeasured,
 )
 from gft_edge.calibration.smoothing import STRENGTHS, can_smooth, least_damage, smoothed
-from gft_edge.errors import DataError, UsageError
+from gft_edge.errors import UsageError
 from gft_edge.export.judge import Judge, Made
 from gft_edge.export.request import CalibrationRequest
 from gft_edge.fidelity.compare import NO_BOUND, compare
+from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.model.network import Network
 from gft_edge.model.reference import BATCH, pixels_of, torch_outputs
 from gft_edge.runtime.outputs import Outputs
@@ -33,30 +34,32 @@ from gft_edge.runtime.outputs import Outputs
 MEASURED_IMAGES = 32
 BATCHES_MEASURED = MEASURED_IMAGES // BATCH
 
-# Of the share of verification images that FP32 recognises: calibration images below are not of the
-# network's classes, whatever they look like.
+# Of the share of verification images that FP32 recognises: calibration images below may not be of the
+# network's classes.
 LEAST_KNOWN = 0.5
 
 
 def calibration_pixels(
     judge: Judge, network: Network, calibration: CalibrationRequest
 ) -> npt.NDArray[np.uint8]:
-    """Load the calibration images, (images,S,S,3). Raises DataError for what the network cannot know."""
+    """Load the calibration images, (images,S,S,3), and say what looks wrong with them."""
     images, spec = calibration.images, judge.spec.preprocessing
     with judge.steps("calibration images"):
         pixels = pixels_of(images, spec)
         if not judge.request.judged:
             return pixels
-        refuse_unfit_pixels(pixels, images.paths)
+        warnings = unfit_pixels(pixels, images.paths)
         some = slice(0, 2 * MEASURED_IMAGES)
         logits = torch_outputs(network, pixels[some], spec).logits
-        known = float(np.mean(logits.argmax(axis=1) == np.asarray(images.targets[some])))
+        known = accuracy_of(logits, images.targets[some])
         expected = judge.accuracy(judge.reference)
-        if known < LEAST_KNOWN * expected:
-            raise DataError(
+        if known is not None and expected is not None and known < LEAST_KNOWN * expected:
+            warnings.append(
                 f"the FP32 network recognises {known:.0%} of the calibration images and "
-                f"{expected:.0%} of those it is verified on: these are not images of its classes"
+                f"{expected:.0%} of those it is verified on"
             )
+        for warning in warnings:
+            judge.steps.say(f"Warning: {warning}: calibrate on images like those of the device")
     return pixels
 
 
@@ -92,18 +95,18 @@ def strength_in_openvino(
         return least_damage(damages, judge.steps.say)
 
 
-def asked_layers(network: Network, calibration: CalibrationRequest) -> list[str]:
+def asked_layers(network: Network, keep_high_precision: Sequence[str]) -> list[str]:
     """Return the layers that INT8 is asked for: all but those that are to stay in high precision.
 
     Raises UsageError for names that are no layers, and where none is left.
     """
     layers = quantizable_layers(network)
-    if set(layers) <= set(calibration.keep_high_precision):
+    if set(layers) <= set(keep_high_precision):
         raise UsageError(
             f"--keep-high-precision names all {len(layers)} layers: leave some to INT8, or use "
             "another --precision"
         )
-    unknown = sorted(set(calibration.keep_high_precision) - set(layers))
+    unknown = sorted(set(keep_high_precision) - set(layers))
     if unknown:
         close = difflib.get_close_matches(unknown[0], layers, n=1)
         hint = f", did you mean {close[0]}" if close else ""
@@ -111,7 +114,7 @@ def asked_layers(network: Network, calibration: CalibrationRequest) -> list[str]
             f"--keep-high-precision: the network has no layer {unknown[0]!r}{hint}: "
             "gft-edge sensitivity RUN lists them"
         )
-    return [name for name in layers if name not in calibration.keep_high_precision]
+    return [name for name in layers if name not in keep_high_precision]
 
 
 def quantized(

@@ -22,9 +22,11 @@ from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.graph import kept_names
 from gft_edge.export.request import ExportRequest
 from gft_edge.fidelity.compare import compare
+from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.fidelity.noise_floor import NAMES, changed
 from gft_edge.model.network import Network
-from gft_edge.model.reference import pixels_of, selection_reaches_logits, torch_outputs
+from gft_edge.model.reference import pixels_of, selection_reaches_logits
+from gft_edge.model.remembered import Remembered
 from gft_edge.runtime.backends import backend_for, ort
 from gft_edge.runtime.classifier import open_request, session_outputs
 from gft_edge.runtime.outputs import Outputs
@@ -144,9 +146,9 @@ class Judge:
         with closing(session):
             return session_outputs(session, pixels, given, self.spec.preprocessing, advance)
 
-    def accuracy(self, outputs: Outputs) -> float:
-        """Return the share of the images that outputs classify rightly."""
-        return float((outputs.logits.argmax(axis=1) == np.asarray(self.images.targets)).mean())
+    def accuracy(self, outputs: Outputs) -> float | None:
+        """Return the share of the images of known class that outputs classify rightly."""
+        return accuracy_of(outputs.logits, self.images.targets)
 
 
 def judge_by(
@@ -160,14 +162,13 @@ def judge_by(
     with steps(name):
         pixels = pixels_of(images, spec.preprocessing)
         refuse_inert_selection(model, pixels, spec.preprocessing, request.keeps_all)
-        advance = steps.counter(name, len(pixels))
-        reference = torch_outputs(model, pixels, spec.preprocessing, advance)
+        remembered = Remembered(model, spec)
+        reference = remembered.outputs(pixels, steps.counter(name, len(pixels)))
 
     @functools.cache
     def floor_of(change: Change) -> Outputs:
-        text = f"reference after {NAMES[change]}"
-        advance = steps.counter(text, len(pixels))
-        return torch_outputs(model, changed(pixels, change), spec.preprocessing, advance)
+        advance = steps.counter(f"reference after {NAMES[change]}", len(pixels))
+        return remembered.outputs(changed(pixels, change), advance)
 
     return Judge(spec, request, images, pixels, reference, steps, floor_of)
 
@@ -206,7 +207,8 @@ def refuse_inert_selection(
 def refuse_constant_decisions(judge: Judge) -> None:
     """Raise GateError for a network that calls everything the same: any wreck agrees with it."""
     decisions = judge.reference.logits.argmax(axis=1)
-    if len(set(judge.images.targets)) > 1 and (decisions == decisions[0]).all():
+    classes = set(judge.images.targets) - {None}
+    if len(classes) > 1 and (decisions == decisions[0]).all():
         raise GateError(
             f"the FP32 network calls all {len(decisions)} images {judge.spec.labels[decisions[0]]!r}: "
             "agreement with it would mean nothing; train it, or take an earlier checkpoint"

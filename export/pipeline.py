@@ -30,7 +30,6 @@ from gft_edge.calibration.int8_onnx import quantize_onnx
 from gft_edge.calibration.int8_openvino import quantize_openvino
 from gft_edge.calibration.integer_kernels import with_integer_kernels
 from gft_edge.calibration.sampling import activation_peaks
-from gft_edge.errors import UsageError
 from gft_edge.export.contents import metadata, parser_here, tool_versions, write_contents
 from gft_edge.export.fp16 import half
 from gft_edge.export.graph import (
@@ -60,16 +59,26 @@ from gft_edge.export.judge import (
     refuse_constant_decisions,
 )
 from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
-from gft_edge.export.request import CalibrationRequest, ExportRequest, check_request
-from gft_edge.fidelity.compare import FIDELITIES, TOLERANCES
+from gft_edge.export.request import (
+    CalibrationRequest,
+    ExportRequest,
+    check_calibration,
+    check_enough,
+    check_request,
+)
+from gft_edge.fidelity.compare import FIDELITIES, PARTLY_INT8, TOLERANCES
 from gft_edge.fidelity.structure import check_structure, expected_casts
 from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.reference import normalised_batches, torch_outputs
 from gft_edge.model.schedule import at_stages
 from gft_edge.runtime.backends import BuildRequest
+from gft_edge.runtime.openvino_model import hold_in_f32
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels
+
+# Of the work of the layers: a bundle with less of it in INT8 is not called so.
+LEAST_IN_INT8 = 0.5
 
 
 def export(
@@ -90,11 +99,8 @@ def export(
     """
     check_request(request)
     check_labels(spec.labels)
-    if request.tolerance.change is not None and len(images.paths) < 2:
-        raise UsageError(
-            "--fidelity photo judges by an interval, which 1 image has not: give more --images, or "
-            "--fidelity strict"
-        )
+    check_calibration(request)
+    check_enough(request, images)
     trained, trained_spec = model, spec
     if request.stages is not None:
         spec, model = at_stages(spec, model, request.stages)
@@ -120,6 +126,11 @@ def export(
         else:
             trail, quantization = _int8_onnx(judge, network, request.calibration, path, trail)
         artifact, shipped, trail = _built(judge, path, folder, trail)
+        if quantization is not None and quantization.int8_macs < LEAST_IN_INT8:
+            artifact = dataclasses.replace(artifact, precision=PARTLY_INT8)
+            say(
+                f"only {quantization.int8_macs:.0%} of the work is in INT8: the bundle is {PARTLY_INT8}"
+            )
         with steps("bundle"):
             files = write_contents(judge, artifact, shipped, folder)
             backend = request.backend
@@ -129,8 +140,8 @@ def export(
                 Manifest(
                     schema_version=SCHEMA_VERSION,
                     target=backend.TARGET,
-                    precision=request.artifact_precision,
-                    runtime_precision=backend.runtime_precision(request.precision),
+                    precision=artifact.precision,
+                    runtime_precision=request.runs_in,
                     model=spec,
                     input=request.input,
                     kept_outputs=judge.kept_names,
@@ -146,6 +157,7 @@ def export(
                     reports=trail.reports,
                     quantization=quantization,
                     engine_settings=request.builds_with if for_tensorrt else None,
+                    fidelity=request.fidelity if request.judged else None,
                 ),
             )
             # Before it takes the place of one that works.
@@ -183,7 +195,7 @@ def _int8_onnx(
     request = judge.request
     on_cpu = request.backend.TARGET == "onnx"
     remainder = "fp32" if on_cpu else "fp16"
-    asked_layers(network, calibration)  # refused before the work
+    asked_layers(network, calibration.keep_high_precision)  # refused before the work
     pixels = calibration_pixels(judge, network, calibration)
     batches = normalised_batches(pixels, judge.spec.preprocessing)
     few = batches[:BATCHES_MEASURED]
@@ -212,9 +224,9 @@ def _int8_onnx(
 def _int8_openvino(
     judge: Judge, network: Network, calibration: CalibrationRequest, path: Path, trail: Trail
 ) -> tuple[Path, Trail, Quantization]:
-    """Write OpenVINO's IR, quantized by NNCF and the rest in FP32, beside `path`, its FP32 graph."""
-    spec = judge.spec.preprocessing
-    asked = asked_layers(network, calibration)
+    """Write OpenVINO's IR, quantized by NNCF and the rest as it runs, beside `path`, its FP32 graph."""
+    spec, runs_in = judge.spec.preprocessing, judge.request.runs_in
+    asked = asked_layers(network, calibration.keep_high_precision)
     pixels = calibration_pixels(judge, network, calibration)
     few = normalised_batches(pixels[:MEASURED_IMAGES], spec)
     graph, trail = _onnx(judge, network, "fp32", TOLERANCES["fp32"], False, trail)
@@ -225,10 +237,12 @@ def _int8_openvino(
         given = judge.request.input
         inputs = batch_from_pixels(pixels[:images], spec, given.dtype)
         quantize_openvino(path, low, inputs, given.batch, layers, strength, calibration.method)
+        if runs_in != "f32":
+            hold_in_f32(low)
 
     def outputs_at(strength: float | None) -> Outputs:
         quantize(asked, strength, MEASURED_IMAGES)
-        return judge.outputs("smooth-quant", low, pixels[:MEASURED_IMAGES], "openvino")
+        return judge.outputs("smooth-quant", low, pixels[:MEASURED_IMAGES], "openvino", runs_in)
 
     strength = strength_in_openvino(
         judge, network, pixels[:MEASURED_IMAGES], calibration, outputs_at
@@ -236,7 +250,7 @@ def _int8_openvino(
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
         quantize(layers, strength, len(pixels) if final else 2 * MEASURED_IMAGES)
-        return judge.measured("int8", low, held_to, "openvino")
+        return judge.measured("int8", low, held_to, "openvino", runs_in)
 
     made, quantization = quantized(judge, network, few, calibration, strength, build)
     return (
@@ -312,11 +326,8 @@ def _built(judge: Judge, graph: Path, folder: Path, trail: Trail) -> tuple[Artif
                 compiled.sha256,
             ),
         )
-        runs_in = backend.runtime_precision(request.precision)
-        path = folder / artifact.path
-        shipped = passed(
-            judge.measured(name, path, request.tolerance, request.verified_on, runs_in)
-        )
+        path, engine = folder / artifact.path, request.verified_on
+        shipped = passed(judge.measured(name, path, request.tolerance, engine, request.runs_in))
     files = trail.files
     if artifact.sha256 == compiled.sha256:
         # The engine loads the graph as it is: one file, not a file and its child.

@@ -14,7 +14,7 @@ from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.export.onnx_from_torch import check_opset
-from gft_edge.fidelity.compare import FIDELITIES, MAX_DROP, NO_BOUND
+from gft_edge.fidelity.compare import FEWEST_IMAGES, FIDELITIES, MAX_DROP, NO_BOUND
 from gft_edge.nvidia.build import check_settings
 from gft_edge.runtime.backends import Backend, backend_for
 
@@ -43,7 +43,8 @@ class ExportRequest:
     `max_drop` is how much accuracy, a fraction of 1, a precision under fp32 may cost on the images
     that the export is verified on. `fidelity` names the rule that a lower precision is judged by (see
     fidelity.compare.FIDELITIES). `calibration` is for int8. Without `judged` a precision under fp32
-    may cost anything: for a network whose weights mean nothing (see baseline). `stages` are the
+    may cost anything: for a network whose weights mean nothing (see baseline), which is not smoothed
+    either. `stages` are the
     network's own at other keep counts, None at those it was trained at; with `keeps_all` one may keep
     all that is left.
     """
@@ -83,6 +84,16 @@ class ExportRequest:
         return self.engine_settings or EngineSettings()
 
     @property
+    def runs_in(self) -> str:
+        """What the engine is told to compute in."""
+        return self.backend.runtime_precision(self.precision)
+
+    @property
+    def int8(self) -> bool:
+        """Whether layers are in INT8, whatever the rest is computed in."""
+        return self.precision.startswith("int8")
+
+    @property
     def tolerance(self) -> Tolerance:
         """The bounds that the artifact has to hold."""
         if not self.judged and self.precision != "fp32":
@@ -94,7 +105,10 @@ class ExportRequest:
 
 
 def check_request(request: ExportRequest) -> None:
-    """Raise UsageError for a target, precision or option that does not exist together."""
+    """Raise UsageError for a target, precision or option that does not exist together.
+
+    What concerns the calibration alone is check_calibration's, so that images are drawn in between.
+    """
     backend = request.backend
     if request.precision not in backend.PRECISIONS:
         raise UsageError(
@@ -124,19 +138,37 @@ def check_request(request: ExportRequest) -> None:
     typed = request.precision != "fp32" and backend.TARGET != "openvino"
     if typed and request.opset < TYPED_OPSET:
         raise UsageError(f"--precision {request.precision} needs --opset {TYPED_OPSET}")
-    if request.precision == "int8":
-        if request.calibration is None:
-            raise UsageError("--precision int8 needs --calibration-data FOLDER of real images")
-        if backend.TARGET == "openvino" and find_spec("nncf") is None:
-            raise MissingDependencyError("NNCF", "export")
-        methods = OPENVINO_METHODS if backend.TARGET == "openvino" else ONNX_METHODS
-        if request.calibration.method not in methods:
-            raise UsageError(
-                f"--calibration-method {request.calibration.method} is not available for "
-                f"{backend.TARGET}: choose from {', '.join(methods)}"
-            )
-    elif request.calibration is not None:
-        raise UsageError("--calibration-data is for --precision int8: leave it out")
+    if request.int8 and backend.TARGET == "openvino" and find_spec("nncf") is None:
+        raise MissingDependencyError("NNCF", "export")
     engine = backend_for(request.verified_on)
     if reason := engine.missing() or engine.unsupported(request.precision):
         raise UsageError(reason)
+
+
+def check_calibration(request: ExportRequest) -> None:
+    """Raise UsageError for an INT8 export without calibration, and for a calibration that it cannot have."""
+    calibration, target = request.calibration, request.backend.TARGET
+    if calibration is None:
+        if request.int8:
+            raise UsageError(
+                f"--precision {request.precision} needs --calibration-data FOLDER of real images"
+            )
+        return
+    if not request.int8:
+        raise UsageError("--calibration-data is for --precision int8: leave it out")
+    methods = OPENVINO_METHODS if target == "openvino" else ONNX_METHODS
+    if calibration.method not in methods:
+        raise UsageError(
+            f"--calibration-method {calibration.method} is not available for "
+            f"{target}: choose from {', '.join(methods)}"
+        )
+
+
+def check_enough(request: ExportRequest, images: ImageSet) -> None:
+    """Raise UsageError for images that are too few for the verdict that is asked for."""
+    if request.tolerance.change is not None and len(images.paths) < FEWEST_IMAGES:
+        raise UsageError(
+            f"--fidelity photo judges {request.precision} by intervals, for which {len(images.paths)} images "
+            f"are too few: give --images {FEWEST_IMAGES} or more, of data that has them, or take "
+            "--fidelity strict or off"
+        )

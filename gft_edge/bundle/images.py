@@ -44,14 +44,15 @@ class ImageRecord:
 class ImageSet:
     """Images drawn from a split: paths, the seed that chose them, a digest of the contents.
 
-    `targets[i]` is the class index of `paths[i]`. `crop_bottom_px` rows at the bottom of every image
-    are not part of the picture.
+    `targets[i]` is the class index of `paths[i]`, None where the class is unknown or the network was
+    trained on the image: it then counts for agreement and kept patches, and not for the accuracy.
+    `crop_bottom_px` rows at the bottom of every image are not part of the picture.
     """
 
     paths: tuple[str, ...]
     seed: int
     digest: str
-    targets: tuple[int, ...]
+    targets: tuple[int | None, ...]
     crop_bottom_px: int = 0
 
     @property

@@ -68,13 +68,13 @@ class Candidate:
 class Rescheduled:
     """What a bundle that keeps other numbers of patches than its run has lost or gained by that.
 
-    PyTorch's accuracies on the images the export was verified on: at the stages of the training,
-    and at the bundle's own. Fractions of 1.
+    PyTorch's accuracies on the images the export was verified on, None where none has a known class: at the
+    stages of the training, and at the bundle's own. Fractions of 1.
     """
 
     trained_stages: tuple[Stage, ...]
-    trained_accuracy: float
-    accuracy: float
+    trained_accuracy: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ class Manifest:
     `score_outputs` the one that the stage ranks by, `attention_outputs` its Eq. 1, a head each, of a
     `gala` network. `files` maps every other file of the
     bundle to its sha256, `seal` is the manifest's own, taken with an empty seal. `runtime_precision`
-    is what the engine is told to compute in. `rescheduled` is None at the keep counts of the
+    is what the engine is told to compute in. `fidelity` is the rule that a precision under fp32 was judged
+    by (fidelity.compare.FIDELITIES); `off` and None, of a network whose weights mean nothing, say that it
+    was not judged. `rescheduled` is None at the keep counts of the
     training. `engine_settings` and `engines` are of bundles for TensorRT,
     whose artifact is the graph that engines are built from.
     """
@@ -156,6 +158,7 @@ class Manifest:
     score_outputs: tuple[str, ...] = ()
     attention_outputs: tuple[str, ...] = ()
     rescheduled: Rescheduled | None = None
+    fidelity: str | None = None
     seal: str = ""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Verdict = Literal["pass", "fail"]
+Verdict = Literal["pass", "fail", "not judged"]
 
 # What nobody sees in a photograph: Gaussian noise of one grey level, JPEG at quality 75.
 Change = Literal["noise", "jpeg75"]
@@ -33,6 +33,12 @@ class Tolerance:
         """The bound of a stage, counted from 0."""
         return self.kept_overlap[min(stage, len(self.kept_overlap) - 1)]
 
+    @property
+    def judges(self) -> bool:
+        """Whether there is any bound."""
+        fixed = self.cosine > -1 or any((self.top1_agreement, *self.kept_overlap))
+        return fixed or self.max_drop is not None or self.change is not None
+
 
 @dataclass(frozen=True)
 class NoiseFloor:
@@ -59,10 +65,11 @@ class FidelityReport:
     number a stage: the mean Jaccard overlap of the kept patches. `patches_lost` has the mean number
     of patches an image that the reference keeps and the graph does not, `lost_near_border` how many
     of these the reference itself all but dropped (see fidelity.BORDER); empty where the reference
-    has no ranks. The accuracies are None where no classes were given, and so is the `drop`, the 95 %
-    interval of what the accuracy loses. `confidence_change` is the mean change of the probability of
-    the reference's own decision. `noise_floor` is there where the tolerance names a change. `verdict` is
-    `pass` when no bound was missed. Fractions of 1.
+    has no ranks. The accuracies are of the `labelled` images; they are None where there is none, and so
+    is the `drop`, the 95 % interval of what the accuracy loses. `confidence_change` is the mean change of
+    the probability of the reference's own decision. `noise_floor` is there where the tolerance names a
+    change. `verdict` is `pass` when no bound was missed, `not judged` where the tolerance has none.
+    Fractions of 1.
     """
 
     step: str
@@ -78,16 +85,18 @@ class FidelityReport:
     patches_lost: tuple[float, ...] = ()
     lost_near_border: tuple[float, ...] = ()
     confidence_change: float | None = None
+    labelled: int = 0
     drop: tuple[float, float] | None = None
     noise_floor: NoiseFloor | None = None
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:
         # A field, so that every JSON form holds it; it follows from the failures alone.
-        object.__setattr__(self, "verdict", "fail" if self.failures else "pass")
+        passes: Verdict = "pass" if self.tolerance.judges else "not judged"
+        object.__setattr__(self, "verdict", "fail" if self.failures else passes)
 
     @property
     def resolved(self) -> bool:
         """Whether the images are enough to tell that the accuracy loses no more than it may."""
         allowed = self.tolerance.max_drop
-        return self.drop is None or allowed is None or self.drop[1] <= allowed
+        return allowed is None or (self.drop is not None and self.drop[1] <= allowed)

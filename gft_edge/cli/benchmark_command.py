@@ -49,8 +49,8 @@ def _names(_context: object, option: click.Parameter, text: str | None) -> tuple
               help="Targets to export for: onnx, openvino, tensorrt [default: all that are here; with "
               "keep counts one of them].")  # fmt: skip
 @click.option("--precisions", metavar="NAME,...", callback=_names,
-              help="Precisions to export in: fp32, fp16, bf16, int8 [default: all; with keep counts "
-              "fp32].")  # fmt: skip
+              help="Precisions to export in: fp32, fp16, bf16, int8, int8-bf16 [default: all; with keep "
+              "counts fp32].")  # fmt: skip
 @click.option("--keep", multiple=True, metavar="COUNT,...",
               help="Keep counts to compare with the trained ones, one a stage, as in export --keep; "
               "may be repeated.")  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,26 +12,38 @@ from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress
 from gft_edge.bundle.store import Bundle, is_bundle
-from gft_edge.calibration.image_set import CALIBRATION_IMAGES
+from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import (
     PATH,
     data_option,
     engine_options,
     engine_settings,
-    flag,
     json_option,
+    names_given,
+    refuse_given,
     seed_option,
     split_option,
 )
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
-from gft_edge.datasets import verification_split
+from gft_edge.datasets import splits_of
 from gft_edge.errors import PipelineError, UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.nvidia.build import Built, build_engine, builder_here
 from gft_edge.reporting.bundle_tables import engine_table, fidelity_tables
 from gft_edge.runtime.backends import backend_for, backends
-from gft_edge.studies.drawn_images import calibration_images, verification_images
+from gft_edge.studies.drawn_images import (
+    VERIFICATION_IMAGES,
+    calibration_images,
+    verification_images,
+)
+
+if TYPE_CHECKING:
+    from gft_edge.export.request import CalibrationRequest
+    from gft_edge.model.network import Network
+
+_OF_LOWER = ("fidelity", "max_drop", "require_resolved")
+_OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_precision")
 
 
 @click.command("export")
@@ -38,8 +51,8 @@ from gft_edge.studies.drawn_images import calibration_images, verification_image
 @click.option("--target", "--format", required=True,
               help=f"Engine to export for: {', '.join(backends())}.")  # fmt: skip
 @click.option("--precision",
-              help="Precision of the bundle: fp32 (default), fp16, bf16, int8, or auto, the fastest "
-              "here that holds its bounds.")  # fmt: skip
+              help="Precision of the bundle: fp32 (default), fp16, bf16, int8, int8-bf16, or auto, the "
+              "fastest here that holds its bounds.")  # fmt: skip
 @click.option("--half", is_flag=True, hidden=True)
 @click.option("--int8", is_flag=True, hidden=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of images a call.")
@@ -54,13 +67,14 @@ from gft_edge.studies.drawn_images import calibration_images, verification_image
 @click.option("--keep", metavar="COUNT,...",
               help="Numbers of patches to keep instead of the trained ones, one a stage: 120,80,40 or "
               "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
-@click.option("--images", type=click.IntRange(1), default=256, show_default=True,
-              help="Number of real images that every step is verified on.")  # fmt: skip
+@click.option("--images", type=click.IntRange(1), default=VERIFICATION_IMAGES, show_default=True,
+              help="Number of real images that every step is verified on: all of val, then images of "
+              "train that INT8 is not calibrated on, without their accuracy.")  # fmt: skip
 @click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
-              help="Accuracy, of 1, that a precision under fp32 may cost on those images.")  # fmt: skip
+              help="Accuracy, of 1, that a precision under fp32 may cost on the images of val.")  # fmt: skip
 @click.option("--fidelity", default="photo", show_default=True,
               help="Rule for a precision under fp32: photo, no more than a change of the photograph that "
-              "nobody sees changes; or strict, fixed bounds.")  # fmt: skip
+              "nobody sees changes; strict, fixed bounds; off, none.")  # fmt: skip
 @click.option("--require-resolved", is_flag=True,
               help="Exit 1 where the images are too few to tell that the accuracy holds.")  # fmt: skip
 @click.option("--calibration-data", type=PATH, metavar="DIR",
@@ -81,7 +95,7 @@ def command(
 ) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
-    The images come from the run's data, its val split unless --split names another. A precision under
+    The images come from the run's data, its val and train splits unless --split names one. A precision under
     fp32 may change no more than noise or JPEG compression of the same photographs would; in int8
     layers go back to high precision until that holds.
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
@@ -91,6 +105,7 @@ def command(
     from gft_edge.export.pipeline import export
     from gft_edge.export.request import ExportRequest, check_request
     from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
+    from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import stages_from_keep
     from gft_edge.studies.auto import AUTO, export_fastest
 
@@ -101,6 +116,18 @@ def command(
         raise UsageError(f"{target} builds no engine: leave --timing-cache out")
     if timing_cache is not None and precision == AUTO:
         raise UsageError("--timing-cache is for one precision: leave it out with --precision auto")
+    if precision == "fp32":
+        refuse_given(*_OF_LOWER, why="is for a precision under fp32: leave it out")
+    elif options["fidelity"] == "off":
+        refuse_given(
+            "max_drop",
+            "require_resolved",
+            why="is a bound, and --fidelity off has none: leave it out",
+        )
+        if precision == AUTO:
+            raise UsageError(
+                "--precision auto keeps what holds its bounds: leave --fidelity off out"
+            )
     spec, model = load_run(run)
     source = given.of_run(run)
     request = ExportRequest(
@@ -111,16 +138,16 @@ def command(
         not options["no_simplify"],
         options["compress_weights"],
         options["max_drop"],
-        _calibration(source, spec, precision, options),
-        engine_settings(options),
+        engine_settings=engine_settings(options),
         fidelity=options["fidelity"],
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
         keeps_all=keep is not None,
     )
-    if precision != AUTO:
-        check_request(request)
-    images = _images(source, spec, options, request.calibration)
+    check_request(dataclasses.replace(request, precision="fp32") if precision == AUTO else request)
+    calibration = _calibration(source, model, spec, precision, options)
+    request = dataclasses.replace(request, calibration=calibration)
+    images = _images(source, spec, options, calibration, Remembered(model, spec).decisions)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
@@ -177,40 +204,50 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
 
 
 def _calibration(
-    source: DataSource, spec: ModelSpec, precision: str, options: dict[str, Any]
-) -> Any:
+    source: DataSource, model: Network, spec: ModelSpec, precision: str, options: dict[str, Any]
+) -> CalibrationRequest | None:
+    """Draw what INT8 is calibrated on: of the train split unless told otherwise."""
+    from gft_edge.export.int8 import asked_layers
     from gft_edge.export.request import CalibrationRequest
+    from gft_edge.studies.auto import AUTO
 
-    folder, count = options["calibration_data"], options["subset_size"]
-    if folder is None and precision == "int8":
-        say(f"calibrating on the train split of {source.folder}")
-    elif folder is None:
-        for name in ("subset_size", "calibration_method", "keep_high_precision"):
-            if options[name] is not None:
-                raise UsageError(f"{flag(name)} is for int8: give --calibration-data FOLDER too")
+    folder = options["calibration_data"]
+    if not precision.startswith("int8") and precision != AUTO:
+        refuse_given(*_OF_INT8, why="is for --precision int8: leave it out")
         return None
-    count = CALIBRATION_IMAGES if count is None else count
+    words = (options["keep_high_precision"] or "").split(",")
+    keep = tuple(name.strip() for name in words if name.strip())
+    asked_layers(model, keep)
+    if folder is None and precision == AUTO and "train" not in splits_of(source):
+        say(f"{source.folder} has no train/ to calibrate on: int8 is left out")
+        return None
+    if folder is None:
+        say(f"calibrating on the train split of {source.folder}")
+    count = CALIBRATION_IMAGES if options["subset_size"] is None else options["subset_size"]
     images = calibration_images(folder, source, spec.labels, say, count, options["seed"])
-    keep = options["keep_high_precision"] or ""
-    return CalibrationRequest(
-        images,
-        options["calibration_method"] or "minmax",
-        tuple(name.strip() for name in keep.split(",") if name.strip()),
-    )
+    return CalibrationRequest(images, options["calibration_method"] or "minmax", keep)
 
 
 def _images(
-    source: DataSource, spec: ModelSpec, options: dict[str, Any], calibration: Any
+    source: DataSource,
+    spec: ModelSpec,
+    options: dict[str, Any],
+    calibration: CalibrationRequest | None,
+    decisions: Decisions,
 ) -> ImageSet:
-    split = options["split"] or verification_split(source)
-    calibrated_on = calibration and calibration.images
+    calibrated_on = None if calibration is None else calibration.images
+    count, split = options["images"], options["split"]
     images = verification_images(
-        source, spec.labels, options["images"], calibrated_on, split, options["seed"]
+        source, spec.labels, count, calibrated_on, split, options["seed"], decisions
     )
-    if len(images.paths) < options["images"]:
+    found, labelled = len(images.paths), sum(target is not None for target in images.targets)
+    if labelled < found:
         say(
-            f"the {split} split of {source.folder} has {len(images.paths)} images: verifying on all of them"
+            f"verifying on {found} images, {found - labelled} of them from train/: the accuracy is that "
+            f"of the other {labelled}"
         )
+    if found < count and "images" in names_given():
+        say(f"--images asks for {count}, and there are {found}: verifying on all of them")
     return images
 
 

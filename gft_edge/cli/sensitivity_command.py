@@ -70,8 +70,8 @@ def command(
         return
     rows = [
         (row.layer, f"{row.macs:.1%}", f"{row.damage / row.macs:.2g}",
-         # 0.0 is added for the sign of nothing.
-         percent(-row.accuracy_drop + 0.0), f"{row.cosine_drop + 0.0:.5f}",
+         percent(None if row.accuracy_drop is None else 0.0 - row.accuracy_drop),
+         f"{max(row.cosine_drop, 0):.5f}",
          per_stage(row.overlap_loss), " / ".join(f"{n:.1e}" for n in row.score_noise) or None)
         for row in found.layers
     ]  # fmt: skip

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gft_edge.bundle.reports import FidelityReport, NoiseFloor, Tolerance
 from gft_edge.fidelity.intervals import mean_interval, paired_drop_interval, proportion_interval
+from gft_edge.fidelity.metrics import right_of
 from gft_edge.fidelity.noise_floor import NAMES
 from gft_edge.runtime.outputs import Outputs, grid_positions
 
@@ -19,6 +20,9 @@ MAX_DROP = 0.01
 
 # For comparisons that report and do not judge.
 NO_BOUND = Tolerance(top1_agreement=0.0, kept_overlap=(0.0,), cosine=-1.0)
+
+# The precision of a bundle that was asked for in INT8 and has less than half of its work in it.
+PARTLY_INT8 = "partly-int8"
 
 TOLERANCES = {
     # FP32 graphs must decide alike on every image and keep 99.9 % of the same patches.
@@ -32,6 +36,8 @@ TOLERANCES = {
     "bf16": Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=MAX_DROP),
     "int8": Tolerance(0.99, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=MAX_DROP),
 }
+# What the rest is computed in, and how much of it there is, changes nothing in what INT8 may cost.
+TOLERANCES["int8-bf16"] = TOLERANCES[PARTLY_INT8] = TOLERANCES["int8"]
 
 # What a lower precision may change, by what a change that nobody sees does to the reference itself.
 # Measured for two networks and two engines on photographs: FP16 changes 7 to 9 % of the patches that noise
@@ -42,10 +48,19 @@ PHOTO_TOLERANCES = {
     # Fixed bounds besides, so that a fault cannot hide in a network that noise disturbs much.
     "fp16": Tolerance(0.99, (0.995, 0.0), -1.0, MAX_DROP, change="noise", share=0.25),
     "bf16": dataclasses.replace(_FREE, change="noise"),
-    "int8": dataclasses.replace(_FREE, change="jpeg75"),
+    **dict.fromkeys(("int8", "int8-bf16"), dataclasses.replace(_FREE, change="jpeg75")),
 }
 
-FIDELITIES = {"photo": PHOTO_TOLERANCES, "strict": TOLERANCES}
+# The rule that a precision under fp32 is judged by, by the name of --fidelity: `off` measures and has no
+# bound.
+FIDELITIES = {
+    "photo": PHOTO_TOLERANCES,
+    "strict": TOLERANCES,
+    "off": {**dict.fromkeys(TOLERANCES, NO_BOUND), "fp32": TOLERANCES["fp32"]},
+}
+
+# A verdict by intervals needs as many images.
+FEWEST_IMAGES = 64
 
 # How far below a change's own agreement with the reference that of a graph may lie.
 AGREEMENT_MARGIN = 0.01
@@ -128,12 +143,13 @@ def compare(
     reference: Outputs,
     candidate: Outputs,
     tolerance: Tolerance,
-    targets: Sequence[int] | None = None,
+    targets: Sequence[int | None] = (),
     floor: Outputs | None = None,
 ) -> FidelityReport:
     """Judge `candidate` against `reference` on the same images. NaN logits are a failure.
 
-    `targets`, the images' classes, adds both accuracies and the bound on what may be lost. A tolerance
+    `targets`, the images' classes where they count (see ImageSet), adds both accuracies and the bound on
+    what may be lost. A tolerance
     with a change needs `floor`, the reference's outputs for the images after that change.
     """
     found = distances(reference, candidate)
@@ -141,9 +157,8 @@ def compare(
     failures = []
     if not np.isfinite(candidate.logits).all():
         failures.append("the logits hold NaN or infinity")
-    if targets is not None:
-        known = np.asarray(targets)
-        before, after = (o.logits.argmax(axis=1) == known for o in (reference, candidate))
+    before, after = (right_of(outputs.logits, targets) for outputs in (reference, candidate))
+    if len(before):
         accuracy, reference_accuracy = float(after.mean()), float(before.mean())
         drop = paired_drop_interval(before, after)
         failures += _accuracy_failures(tolerance, reference_accuracy, accuracy, drop)
@@ -176,6 +191,7 @@ def compare(
         patches_lost=tuple(total for total, _ in lost),
         lost_near_border=tuple(near for _, near in lost if near is not None),
         confidence_change=float(found.confidence.mean()),
+        labelled=len(before),
         drop=drop,
         noise_floor=noise_floor,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,3 +60,18 @@ def classification_metrics(
         },
         images=len(targets),
     )
+
+
+def right_of(
+    logits: npt.NDArray[np.float32], targets: Sequence[int | None]
+) -> npt.NDArray[np.bool_]:
+    """Return whether logits (images, classes) are right, of the images whose target is not None."""
+    labelled = [n for n, target in enumerate(targets) if target is not None]
+    known = np.asarray([targets[n] for n in labelled], dtype=np.int64)
+    return np.asarray(logits[labelled].argmax(axis=1) == known)
+
+
+def accuracy_of(logits: npt.NDArray[np.float32], targets: Sequence[int | None]) -> float | None:
+    """Return the share of right decisions, of 1, as in `right_of`; None where no target is known."""
+    right = right_of(logits, targets)
+    return float(right.mean()) if len(right) else None

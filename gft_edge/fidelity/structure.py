@@ -66,7 +66,7 @@ def structure_checked(manifest: Manifest, path: Path) -> str | None:
     except ImportError as error:
         return f"{error.name} is not installed here"
     half = manifest.precision == "fp16" or (
-        manifest.target == "tensorrt" and manifest.precision == "int8"
+        manifest.target == "tensorrt" and manifest.quantization is not None
     )
     casts = expected_casts(manifest.model, manifest.input, half)
     check_structure(onnx.load(path), manifest.model, casts)

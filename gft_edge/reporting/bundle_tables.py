@@ -81,13 +81,15 @@ def fidelity_tables(title: str, manifest: Manifest) -> list[Table]:
 
 def _remarks(manifest: Manifest) -> list[str]:
     """What the last step's figures mean: patches beside those of a change nobody sees, and accuracy."""
-    if not manifest.reports or (floor := manifest.reports[-1].noise_floor) is None:
+    if not manifest.reports:
         return []
     report = manifest.reports[-1]
-    return [
-        *floor_sentences(manifest, report.cosine, report.patches_lost, floor),
-        *_drop_sentence(report),
-    ]
+    lines = []
+    if report.noise_floor is not None:
+        lines = floor_sentences(manifest, report.cosine, report.patches_lost, report.noise_floor)
+    if not report.tolerance.judges:
+        lines.append(f"The bundle is not judged: whether {manifest.precision} holds is not known.")
+    return lines + _drop_sentence(report)
 
 
 def floor_sentences(
@@ -110,12 +112,14 @@ def floor_sentences(
 
 def _drop_sentence(report: FidelityReport) -> list[str]:
     """What the images cannot tell of the accuracy; nothing where they are enough."""
-    if report.resolved or report.drop is None:
+    if report.resolved:
         return []
+    if report.drop is None:
+        return ["The accuracy is not known: no image is of a class that the network knows."]
     least, most = (100 * bound for bound in report.drop)
     return [
         f"The verdict passes, not resolved: the accuracy's drop lies between {least:+.1f} and "
-        f"{most:+.1f} points on {report.images} images."
+        f"{most:+.1f} points on {report.labelled} images."
     ]
 
 

@@ -32,13 +32,16 @@ def hold_in_f32(path: Path) -> None:
 
     The score branch, LayerNorms, residual sums and softmax then keep 24 bits. OpenVINO reads the mark
     as DisableFP16Compression (src/common/transformations, rt_info), which its CPU plugin obeys in bf16
-    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost.
+    too, but not for a MatMul: that becomes a FullyConnected, and the mark is lost. What runs in INT8 stays
+    so. A model that is marked already is left as it is.
     """
     tree = ElementTree.parse(path)
     for layer in tree.iter("layer"):
         if layer.get("type") in ("MatMul", "Const", "Parameter", "Result", "Convert"):
             continue
         info = layer.find("rt_info")
+        if info is not None and info.find("attribute[@name='precise']") is not None:
+            continue
         if info is None:
             info = ElementTree.Element("rt_info")
             # In IR it stands after <data>, before <input> and <output>.

@@ -14,7 +14,7 @@ from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, read_bundle, replacing, write_manifest
 from gft_edge.errors import FailedError, GateError, UsageError
 from gft_edge.export.pipeline import export
-from gft_edge.export.request import ExportRequest, check_request
+from gft_edge.export.request import ExportRequest, check_calibration, check_enough, check_request
 from gft_edge.model.network import Network
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
@@ -41,7 +41,7 @@ def export_fastest(
 ) -> Bundle:
     """Export every precision that this machine can run, time them in turn, keep one; why is recorded.
 
-    Arguments as in `export`; without `request.calibration` int8 is left out. A lower precision is
+    Arguments as in `export`; without `request.calibration` INT8 is left out. A lower precision is
     kept when it holds its bounds and is faster by LEAST_GAIN than what would be kept without it.
     Raises UsageError for a target whose engine is not on this machine, GateError where fp32 misses
     its bounds, and what `export` raises for unfit images.
@@ -52,20 +52,22 @@ def export_fastest(
             f"--precision auto measures speed, and {backend.TARGET} has no engine on this machine: "
             f"choose one of {', '.join(backend.PRECISIONS)}"
         )
-    check_request(dataclasses.replace(request, precision="fp32", calibration=None))
+    check_request(dataclasses.replace(request, precision="fp32"))
+    check_enough(dataclasses.replace(request, precision="int8"), images)
     if request.calibration is not None:
-        check_request(dataclasses.replace(request, precision="int8"))
+        check_calibration(dataclasses.replace(request, precision="int8"))
     with replacing(out) as folder, tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
         bundles: dict[str, Bundle] = {}
         reasons: dict[str, str] = {}
         for precision in backend.PRECISIONS:
             reason = backend.unsupported(precision)
-            if precision == "int8" and request.calibration is None:
-                reason = "no --calibration-data"
+            int8 = precision.startswith("int8")
+            if int8 and request.calibration is None:
+                reason = "no train split and no --calibration-data to calibrate on"
             if reason is not None:
                 reasons[precision] = reason
                 continue
-            calibration = request.calibration if precision == "int8" else None
+            calibration = request.calibration if int8 else None
             asked = dataclasses.replace(request, precision=precision, calibration=calibration)
             made = Path(scratch) / precision
             say(f"auto: {precision}: exporting")

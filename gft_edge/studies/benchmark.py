@@ -148,7 +148,7 @@ def _variants(
         precisions = precisions or ("fp32",)
         targets = targets or ("onnx" if backend_for("openvino").missing() else "openvino",)
     calibrated_on, uncalibrated = None, None
-    if precisions is None or "int8" in precisions:
+    if precisions is None or any(name.startswith("int8") for name in precisions):
         try:
             calibrated_on = calibration_images(request.calibration_data, request.data, labels, say)
         except DataError as error:

@@ -9,8 +9,10 @@ from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.specs import Say
 from gft_edge.calibration.image_set import (
     CALIBRATION_IMAGES,
+    Decisions,
     draw_calibration_set,
-    draw_image_set,
+    draw_judges,
+    in_turn,
     read_calibration_folder,
     without_images,
 )
@@ -18,7 +20,7 @@ from gft_edge.datasets import Split, read_split, splits_of, verification_split
 from gft_edge.errors import DataError, UsageError
 
 SEED = 0
-VERIFICATION_IMAGES = 256
+VERIFICATION_IMAGES = 512
 
 
 def calibration_images(
@@ -59,15 +61,25 @@ def verification_images(
     calibrated_on: ImageSet | None = None,
     split: str | None = None,
     seed: int = SEED,
+    decisions: Decisions | None = None,
 ) -> ImageSet:
     """Draw what every step of an export is verified on, none of the images calibrated on.
 
-    `split` None takes val, else test, else train.
+    `split` None takes val, else test, and then train, whose images have no targets; with `decisions` they
+    are drawn as by draw_judges. Raises DataError where calibration leaves none.
     """
-    available = read_split(source, split or verification_split(source), labels)
+    names = [split or verification_split(source)]
+    if split is None and "train" in splits_of(source):
+        names = list(dict.fromkeys([*names, "train"]))
+    splits = [read_split(source, name, labels) for name in names]
     if calibrated_on is not None:
-        available = without_images(available, calibrated_on)
-    return draw_image_set(available, count, seed)
+        splits = [without_images(one, calibrated_on) for one in splits]
+    if not any(one.paths for one in splits):
+        raise DataError(
+            f"every image of {' and '.join(names)} is calibrated on, none is left to verify on: "
+            "give --split another, or calibrate on fewer"
+        )
+    return draw_judges(splits, count, seed, decisions)
 
 
 def limited(split: Split, limit: int | None) -> Split:
@@ -76,7 +88,5 @@ def limited(split: Split, limit: int | None) -> Split:
         return split
     if limit < 1:
         raise UsageError(f"--limit is {limit}: give 1 or more")
-    drawn = draw_image_set(split, limit, SEED)
-    return dataclasses.replace(
-        split, paths=tuple(map(Path, drawn.paths)), targets=tuple(drawn.targets)
-    )
+    paths, targets = zip(*in_turn(split, SEED)[:limit], strict=True)
+    return dataclasses.replace(split, paths=paths, targets=targets)

@@ -52,4 +52,4 @@ def grid(
 def _absent(backend: Backend, precision: str, uncalibrated: str | None) -> str | None:
     if reason := backend.missing() or backend.unsupported(precision):
         return reason
-    return uncalibrated if precision == "int8" else None
+    return uncalibrated if precision.startswith("int8") else None

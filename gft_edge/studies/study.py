@@ -62,7 +62,7 @@ class Study:
     def asked(self, variant: Variant) -> ExportRequest:
         """The request for a variant's export."""
         calibration = None
-        if variant.precision == "int8" and self.calibrated_on is not None:
+        if variant.precision.startswith("int8") and self.calibrated_on is not None:
             calibration = CalibrationRequest(self.calibrated_on)
         return ExportRequest(
             variant.target,

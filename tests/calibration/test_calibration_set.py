@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from gft_edge.bundle.specs import Preprocessing
 from gft_edge.calibration.image_set import (
     FEWEST_IMAGES,
     draw_calibration_set,
+    draw_judges,
     read_calibration_folder,
-    refuse_unfit_pixels,
+    unfit_pixels,
 )
 from gft_edge.datasets import Split, read_split
 from gft_edge.errors import DataError, UsageError
@@ -68,6 +70,7 @@ def test_the_classes_are_drawn_in_turn(train: Split) -> None:
     assert [images.targets.count(n) for n in range(4)] == [15, 6, 15, 0]
     assert len(set(images.paths)) == 36
     for path, target in zip(images.paths, images.targets, strict=True):
+        assert target is not None
         assert Path(path).parent.name == LABELS[target]
 
 
@@ -135,46 +138,75 @@ def test_photographs_are_fit(grocery: Path) -> None:
     paths = split.paths[:: max(1, len(split.paths) // 40)][:40]
     spec = Preprocessing(64, 1.0, "center", "bicubic", (0.5,) * 3, (0.5,) * 3)
     pixels = np.stack([resize_and_crop(open_rgb(path), spec) for path in paths])
-    refuse_unfit_pixels(pixels, [str(path) for path in paths])
+    assert unfit_pixels(pixels, [str(path) for path in paths]) == []
 
 
-def refused_pixels(pixels: npt.NDArray[np.uint8], *words: str) -> None:
-    """Check that pixels which are named 0.png, 1.png and so on are refused with those words."""
-    refusal_of(DataError, lambda: refuse_unfit_pixels(pixels, names(len(pixels))), *words)
+def remarked(pixels: npt.NDArray[np.uint8], *words: str) -> None:
+    """Check that one remark on pixels which are named 0.png, 1.png and so on has those words."""
+    assert any(
+        all(word in remark for word in words) for remark in unfit_pixels(pixels, names(len(pixels)))
+    )
 
 
-def test_noise_is_refused_and_scaled_up_to_twice_its_size_too() -> None:
+def test_noise_is_remarked_and_scaled_up_to_twice_its_size_too() -> None:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (40, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-    refused_pixels(noise, "correlate by", "noise")
+    remarked(noise, "correlate by", "photographs")
     size = (SIZE_PX, SIZE_PX)
     scaled_up = [
         Image.fromarray(one[::2, ::2]).resize(size, Image.Resampling.BILINEAR) for one in noise
     ]
-    refused_pixels(np.stack([np.asarray(one) for one in scaled_up]), "correlate by", "noise")
+    remarked(np.stack([np.asarray(one) for one in scaled_up]), "correlate by")
 
 
-def test_pictures_among_noise_are_refused_when_they_are_the_fewer() -> None:
+def test_pictures_among_noise_are_remarked_when_they_are_the_fewer() -> None:
     pixels = smooth_pixels(60, SIZE_PX)
     generator = np.random.default_rng(0)
     pixels[:20] = generator.integers(0, 256, pixels[:20].shape, dtype=np.uint8)
-    refuse_unfit_pixels(pixels, names(60))
+    assert unfit_pixels(pixels, names(60)) == []
     pixels[:40] = generator.integers(0, 256, pixels[:40].shape, dtype=np.uint8)
-    refused_pixels(pixels, "noise")
+    remarked(pixels, "correlate by")
 
 
-def test_images_of_one_colour_are_refused_and_a_single_one_is_not() -> None:
+def test_images_of_one_colour_are_remarked_and_a_single_one_is_not() -> None:
     pixels = smooth_pixels(40, SIZE_PX)
     pixels[7] = 0
-    refuse_unfit_pixels(pixels, names(40))
+    assert unfit_pixels(pixels, names(40)) == []
     pixels[7:11] = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    refused_pixels(pixels, "4 of 40", "one colour", "7.png")
+    remarked(pixels, "4 of 40", "one colour", "7.png")
 
 
-def test_copies_of_one_image_are_refused() -> None:
+def test_copies_of_one_image_are_remarked() -> None:
     pixels = np.repeat(smooth_pixels(1, SIZE_PX), 40, axis=0)
-    refused_pixels(pixels, "1 of 40", "32")
+    remarked(pixels, "1 of 40")
     pixels[:31] = smooth_pixels(31, SIZE_PX, seed=1)
-    refuse_unfit_pixels(pixels, names(40))
+    assert unfit_pixels(pixels, names(40)) == []
     pixels[0] = pixels[39]
-    refused_pixels(pixels, "31 of 40", "32")
+    remarked(pixels, "31 of 40")
+
+
+def test_judges_are_even_over_the_decisions_and_only_the_first_split_has_targets(
+    data: Path, train: Split
+) -> None:
+    asked: list[int] = []
+
+    def decisions(paths: Sequence[Path], crop_bottom_px: int) -> list[int]:
+        """Call every second ash a birch."""
+        asked.append(len(paths))
+        return [
+            1
+            if path.parent.name == "ash" and int(path.stem) % 2
+            else LABELS.index(path.parent.name)
+            for path in paths
+        ]
+
+    test = read_split(data, "test", LABELS)
+    drawn = draw_judges([test, train], 30, 0, decisions)
+    assert len(set(drawn.paths)) == 30
+    assert [target is None for target in drawn.targets] == [False] * 6 + [True] * 24
+    found = decisions([Path(path) for path in drawn.paths], 0)
+    assert max(map(found.count, range(3))) - min(map(found.count, range(3))) <= 2
+    # No more are asked for their class than half as many again.
+    assert asked[:2] == [6, 36]
+    assert draw_judges([test], 30, 0, None).targets == draw_judges([test], 6, 0, None).targets
+    assert draw_judges([test, train], 4, 0, decisions).targets.count(None) == 0

@@ -98,6 +98,7 @@ def test_every_layer_is_ranked_by_damage_for_its_work(rows: list[LayerSensitivit
         assert len(row.overlap_loss) == len(row.score_noise) == 2
         assert all(0 <= loss <= 1 for loss in row.overlap_loss)
         assert all(noise >= 0 for noise in row.score_noise)
+        assert row.accuracy_drop is not None
         assert -1 <= row.accuracy_drop <= 1
         assert -1e-6 < row.cosine_drop < 0.5
 

@@ -117,14 +117,47 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--fidelity", "lax"), ("--fidelity lax", "photo, strict")),
-     (("--images", 1), ("--images", "--fidelity strict"))],
+    [(("--fidelity", "lax"), ("--fidelity lax", "photo, strict, off")),
+     (("--images", 63), ("63 images", "--images 64", "--fidelity strict")),
+     (("--fidelity", "off", "--max-drop", 0.1), ("--max-drop", "--fidelity off"))],
 )  # fmt: skip
-def test_a_rule_there_is_not_and_one_image_are_refused(
+def test_a_rule_there_is_not_and_what_cannot_be_judged_are_refused(
     options: tuple[object, ...], words: tuple[str, ...], export: Export, out: Path, calm_run: Path
 ) -> None:
     refused(export(calm_run, "onnx", "fp16", *options), *words, exit_code=2)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["--max-drop 0.1", "--fidelity photo", "--require-resolved"])
+def test_what_is_for_a_lower_precision_is_refused_in_fp32(
+    option: str, export: Export, calm_run: Path
+) -> None:
+    refused(export(calm_run, "onnx", "fp32", *option.split()), option.split()[0], exit_code=2)
+
+
+@slow
+def test_without_a_verdict_any_number_of_images_will_do_and_the_bundle_says_so(
+    export: Export, out: Path, calm_run: Path, calibrated: tuple[object, ...]
+) -> None:
+    result = export(calm_run, "onnx", "int8", *calibrated, "--fidelity", "off", "--images", 2)
+    manifest = exported(result, out)
+    assert manifest.fidelity == "off"
+    assert [report.verdict for report in manifest.reports[-2:]] == ["not judged"] * 2
+    assert manifest.reports[-1].images == 2
+    assert "not judged" in run("inspect", out).stdout
+    # A file that is compared with itself keeps its bounds.
+    golden = run_json("verify", out)["golden"]
+    assert golden["verdict"] == "pass"
+
+
+@slow
+def test_images_of_train_count_for_patches_and_not_for_the_accuracy(
+    int8_bundle: Callable[[str], Path],
+) -> None:
+    manifest = read_bundle(int8_bundle("onnx")).manifest
+    # val has 48; of the 96 in train 40 calibrate.
+    assert manifest.verified_on.count == manifest.reports[-1].images == 104
+    assert manifest.reports[-1].labelled == 48
 
 
 @slow
@@ -242,12 +275,17 @@ def test_auto_keeps_the_fastest_that_holds_and_says_why(
 
 @slow
 def test_auto_without_calibration_images_leaves_int8_out(
-    export: Export, out: Path, calm_run: Path
+    out: Path, calm_run: Path, micro_pictures: Path, tmp_path: Path
 ) -> None:
-    candidates = exported(export(calm_run, "openvino", "auto"), out).candidates
-    assert [c.precision for c in candidates] == ["fp32", "fp16", "bf16", "int8"]
-    assert candidates[-1].median_ms is None
-    assert "--calibration-data" in candidates[-1].reason
+    for split in ("val", "train"):
+        shutil.copytree(micro_pictures / split, tmp_path / "data" / "val", dirs_exist_ok=True)
+    given = ("export", calm_run, "--data", tmp_path / "data", "--target", "openvino", "--out", out)
+    result = run(*given, "--precision", "auto")
+    assert "int8 is left out" in result.stderr
+    candidates = exported(result, out).candidates
+    assert [c.precision for c in candidates] == ["fp32", "fp16", "bf16", "int8", "int8-bf16"]
+    for candidate in candidates[-2:]:
+        assert candidate.median_ms is None
 
 
 def beyond_fp16(weights: Weights) -> None:
@@ -267,7 +305,7 @@ def broken(weights: Weights) -> None:
     [
         (beyond_fp16, "fp16", 1, ("tensor backbone.head.weight", "70000", "65504")),
         # A network that calls everything the same has no low precision.
-        (constant, "int8", 1, ("all 48 images", "'café'")),
+        (constant, "int8", 1, ("all 104 images", "'café'")),
         (broken, "int8", 2, ("tensor backbone.blocks.0.mlp.fc1.weight", "NaN")),
     ],
 )

@@ -43,7 +43,7 @@ FLOOR = answers(1, exchanged=0.1, turned=0.1, share_wrong=0.02)
 def failures(
     candidate: Outputs, tolerance: object = INT8, floor: Outputs = FLOOR
 ) -> tuple[str, ...]:
-    return compare("x", REFERENCE, candidate, tolerance, None, floor).failures  # type: ignore[arg-type]
+    return compare("x", REFERENCE, candidate, tolerance, (), floor).failures  # type: ignore[arg-type]
 
 
 def test_no_more_than_the_change_passes_and_more_fails_by_name() -> None:
@@ -76,10 +76,10 @@ def test_wrong_decisions_ruined_probabilities_and_a_lost_class_fail() -> None:
 
 def test_a_network_without_stages_is_held_by_the_cosine_of_its_logits() -> None:
     bare = [Outputs(one.logits, ()) for one in (REFERENCE, FLOOR, answers(2, 0, 0.05))]
-    assert not compare("x", bare[0], bare[2], INT8, None, bare[1]).failures
+    assert not compare("x", bare[0], bare[2], INT8, (), bare[1]).failures
     turned = Outputs(answers(2, 0, 2.0).logits, ())
     assert any(
-        "cosine" in text for text in compare("x", bare[0], turned, INT8, None, bare[1]).failures
+        "cosine" in text for text in compare("x", bare[0], turned, INT8, (), bare[1]).failures
     )
 
 
@@ -89,7 +89,7 @@ def test_two_images_of_few_decide_nothing() -> None:
     candidate = answers(2, 0.05, 0.05)
     logits = candidate.logits[some].copy()
     logits[:2] = np.roll(logits[:2], 1, axis=1)
-    report = compare("x", reference, Outputs(logits, (candidate.kept[0][some],)), INT8, None, floor)
+    report = compare("x", reference, Outputs(logits, (candidate.kept[0][some],)), INT8, (), floor)
     assert report.top1_agreement == 62 / 64
     assert report.verdict == "pass"
 

@@ -36,13 +36,13 @@ from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32, save_ir
 from gft_edge.runtime.signal_stack import kept_signal_stack
 
 TARGET = "openvino"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 
 # Said aloud to the engine: where a CPU has AMX or AVX512_BF16 its default is bf16, ranking included.
-# What INT8 leaves in high precision is computed in f32.
-_HINTS = {"fp16": "f16", "bf16": "bf16"}
+# What INT8 leaves in high precision is computed in f32, unless int8-bf16 asks for bf16.
+_HINTS = {"fp16": "f16", "bf16": "bf16", "int8-bf16": "bf16"}
 # The engine's names of what a CPU computes in natively.
-_CAPABILITIES = {"fp16": "FP16", "bf16": "BF16"}
+_CAPABILITIES = {"fp16": "FP16", "bf16": "BF16", "int8-bf16": "BF16"}
 
 # One request may be held up while the others go on: so many batches a request are run ahead of it.
 _AHEAD = 4
@@ -67,7 +67,10 @@ def unsupported(precision: str) -> str | None:
     if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
         return None
     native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
-    return f"this CPU has no {precision}, so it cannot be verified here: choose from {', '.join(native)}"
+    lacking = _CAPABILITIES[precision].lower()
+    return (
+        f"this CPU has no {lacking}, so it cannot be verified here: choose from {', '.join(native)}"
+    )
 
 
 def runtime_precision(precision: str) -> str:
