@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +42,24 @@ def network_logits(
     With an `accelerator` its processes share the images, and each gets all logits, in the split's order.
     """
     accelerator = accelerator or accelerator_on(next(network.parameters()).device.type)
-    network.eval()
+    with named_failures():
+        return _logits(network.eval(), spec, split, workers, progress, accelerator)
+
+
+def _logits(
+    network: nn.Module,
+    spec: ModelSpec,
+    split: Split,
+    workers: int,
+    progress: Progress,
+    accelerator: Accelerator,
+) -> npt.NDArray[np.float32]:
     batch = EVALUATION_BATCH * accelerator.num_processes
     loader = accelerator.prepare(evaluation_loader(split, spec.preprocessing, batch, workers))
     rows = []
     done = 0
     with torch.inference_mode():
-        for images, _ in named_failures(loader):
+        for images, _ in loader:
             # Without what accelerate repeats to give each process equally many images.
             logits = accelerator.gather_for_metrics(network(images)).float().cpu()
             rows.append(logits.numpy())
@@ -55,17 +68,34 @@ def network_logits(
     return np.concatenate(rows)
 
 
-def named_failures(loader: Any) -> Any:
-    """Iterate; a worker's DataError, and its death, leave as one line in place of a traceback."""
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """Let a worker's DataError, and its death, leave the block as one line in place of a traceback.
+
+    torch raises of a death in a signal handler, wherever the main thread is, so the block holds all that
+    goes on while there are workers.
+    """
     try:
-        yield from loader
+        yield
     except DataError as error:
         last = str(error).strip().splitlines()[-1]
         raise DataError(last.rpartition("DataError: ")[2]) from None
-    except RuntimeError as error:
+    except Exception as error:
         if "DataLoader worker" not in str(error):
             raise
+        _hush_feeders()
         raise TrainingError(
             "a worker that decodes images died, as one does that is out of memory: go on with fewer "
             "--workers"
         ) from error
+
+
+def _hush_feeders() -> None:
+    """Keep the threads that feed a dead worker from printing how they end, a ValueError of a semaphore."""
+    hook = threading.excepthook
+
+    def said(failure: threading.ExceptHookArgs) -> None:
+        if failure.thread is None or failure.thread.name != "QueueFeederThread":
+            hook(failure)
+
+    threading.excepthook = said

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import copy
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, is_tensorboard_available
+from torch import nn
 
 from gft_edge.errors import MissingDependencyError, UsageError
 
@@ -66,3 +68,18 @@ def shared_batch_size(asked: int, images: int, accelerator: Accelerator) -> int:
             f"{choice}start another number of processes"
         )
     return batch
+
+
+def refuse_single_images(model: nn.Module, size_px: int) -> None:
+    """Raise UsageError for a network that cannot be trained on one image at a time, as BatchNorm may not."""
+    # A copy: the forward pass would move the running statistics, and draw from the run's randomness.
+    trial = copy.deepcopy(model).train()
+    device = next(trial.parameters()).device
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            trial(torch.zeros(1, 3, size_px, size_px, device=device))
+    except ValueError as error:
+        raise UsageError(
+            "this network normalises over the images of a batch, and one image has nothing to "
+            "normalise over: give a --batch-size of 2 or more for each process"
+        ) from error

@@ -42,7 +42,7 @@ from gft_edge.training.gradients import GradientNorms, write_norms
 from gft_edge.training.history import Row, read_rows, write_rows
 from gft_edge.training.logits import named_failures, network_logits
 from gft_edge.training.objective import Objective
-from gft_edge.training.processes import shared_batch_size
+from gft_edge.training.processes import refuse_single_images, shared_batch_size
 from gft_edge.training.run_folder import (
     METRICS_FILE,
     STATE_FILE,
@@ -82,6 +82,8 @@ class Trainer:
         self.out, self.spec, self.config, self.recipe = out, spec, config, config.recipe
         self.accelerator = accelerator
         self.batch_size = shared_batch_size(self.recipe.batch_size, train_images, accelerator)
+        if self.batch_size == accelerator.num_processes:
+            refuse_single_images(model, spec.preprocessing.image_size_px)
         self.steps_per_epoch = train_images // self.batch_size
         steps = self.recipe.epochs * self.steps_per_epoch
         optimizer = create_optimizer_v2(
@@ -122,6 +124,11 @@ class Trainer:
             )
 
     def run(self, state: State, train: Split, val: Split, progress: Progress) -> Metrics:
+        """Train what is left of the epochs, and return the best one's metrics."""
+        with named_failures():
+            return self._run(state, train, val, progress)
+
+    def _run(self, state: State, train: Split, val: Split, progress: Progress) -> Metrics:
         targets = targets_of(val)
         if self.config.tensorboard:
             self.accelerator.init_trackers(TENSORBOARD_FOLDER)
@@ -187,7 +194,7 @@ class Trainer:
         if epoch + 1 in self.config.log_gradients:
             norms = GradientNorms(self.network)
         total = 0.0
-        for step, (images, targets) in enumerate(named_failures(loader)):
+        for step, (images, targets) in enumerate(loader):
             done = epoch * self.steps_per_epoch + step
             self.schedule.step_update(done)
             loss = self.objective(images, targets)

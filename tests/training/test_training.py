@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -248,6 +250,35 @@ def test_a_worker_that_dies_is_said_in_one_line(
     refusal_of(TrainingError, training(run, coloured, ONE_EPOCH, workers=1), "--workers")
     monkeypatch.undo()
     assert resume(run, workers=0).images == 8
+
+
+def test_a_worker_that_dies_while_the_network_computes_is_said_in_one_line(
+    coloured: Path, tmp_path: Path
+) -> None:
+    def progress(text: str, done: int, total: int) -> None:
+        if text.startswith("epoch 1/1"):
+            (worker,) = psutil.Process().children()
+            worker.kill()
+            # torch raises in here, from the handler of the signal.
+            time.sleep(30)
+
+    work = training(tmp_path / "run", coloured, ONE_EPOCH, workers=1)
+    refusal_of(TrainingError, partial(work, progress=progress), "--workers")
+
+
+@pytest.mark.parametrize("size_px", [32, 64])
+def test_one_image_at_a_time_is_refused_where_batchnorm_has_nothing_to_normalise_over(
+    coloured: Path, tmp_path: Path, size_px: int
+) -> None:
+    recipe = dataclasses.replace(ONE_EPOCH, batch_size=1, layer_decay=1.0)
+    spec = spec_from_name("resnet10t", ("b", "g", "r"), image_size_px=size_px)
+    work = training(tmp_path / "run", coloured, recipe, spec)
+    if size_px == 32:
+        refusal_of(UsageError, work, "--batch-size")
+        assert not (tmp_path / "run").exists()
+    else:
+        # Its last features are 2 x 2 px.
+        assert work().images == 8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
