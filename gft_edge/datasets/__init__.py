@@ -157,7 +157,7 @@ def images_per_class(split: Split) -> str:
     if len(counted) > MOST_CLASSES_NAMED:
         (fewest, rare), (most, common) = min(counted), max(counted)
         return f"{total}, from {fewest:,} ({rare}) to {most:,} ({common})"
-    return f"{total}: {', '.join(f'{label} {number:,}' for number, label in counted)}"
+    return f"{total}: {', '.join(f'{label} ({number:,})' for number, label in counted)}"
 
 
 def likeness(source: DataSource) -> str:
