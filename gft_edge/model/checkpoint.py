@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from torch import Tensor
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Say, check_preprocessing
 from gft_edge.bundle.store import check_room
+from gft_edge.datasets.listing import class_name
 from gft_edge.errors import CheckpointError, SpecError, UnwrittenError
 from gft_edge.model.gft import build_backbone, source_blocks
 from gft_edge.model.named_networks import build_network
 from gft_edge.model.network import Network
 from gft_edge.model.state_dicts import naming_of, timm_names, without_wrapper
 from gft_edge.model.timm_models import filter_weights
-from gft_edge.model.weight_files import BACKBONE_FILE, stated_heads, weight_files
+from gft_edge.model.weight_files import (
+    BACKBONE_FILE,
+    stated_classes,
+    stated_heads,
+    weight_files,
+)
 
 SPEC_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -118,7 +124,8 @@ def load_backbone(
     """Start `model` from a checkpoint of its backbone; GALA layers start from its blocks.
 
     Names may be timm's, or others that `timm_names` knows. The classifier is left fresh when it is
-    not there or its class count differs, position embeddings are resampled when the grid differs.
+    not there or its class count differs, and its rows are put in the order of the spec's labels where the
+    checkpoint names the same classes; position embeddings are resampled when the grid differs.
     Returns what was left fresh. Raises CheckpointError when the file is of another architecture.
     """
     stored = without_wrapper(read_weights(path, say))
@@ -126,8 +133,9 @@ def load_backbone(
     if naming_of(stored) == "published gft" or _is_imported(path):
         say(f"{path} {PUBLISHED_START}")
     _check_heads(model.backbone, path, spec.backbone)
+    order = _order_of_classes(path, spec.labels)
     if spec.family != "gft":
-        return _load_whole(model.backbone, weights, path, spec.backbone)
+        return _load_whole(model.backbone, weights, path, spec.backbone, order)
     depth = 1 + max((int(n.split(".")[1]) for n in weights if n.startswith("blocks.")), default=-1)
     # Blocks behind the network's own depth still serve as sources of GALA layers (gft_*_d8).
     donor = build_backbone(spec, depth=max(depth, len(model.backbone.blocks)))
@@ -136,7 +144,7 @@ def load_backbone(
             f"{path} is no checkpoint of {spec.backbone}: it holds a distillation token, so take a "
             "distilled network, such as --model deit_base_distilled_patch16_224 with --stages"
         )
-    fresh = _load_whole(donor, weights, path, spec.backbone)
+    fresh = _load_whole(donor, weights, path, spec.backbone, order)
     own = model.backbone.state_dict()
     model.backbone.load_state_dict({name: donor.state_dict()[name] for name in own})
     sources = source_blocks(spec.stages, len(donor.blocks))[: len(model.layers)]
@@ -169,7 +177,20 @@ def _check_heads(backbone: Any, path: Path, name: str) -> None:
         )
 
 
-def _load_whole(backbone: Any, weights: Mapping[str, Tensor], path: Path, name: str) -> list[str]:
+def _order_of_classes(path: Path, labels: Sequence[str]) -> list[int] | None:
+    """The row of each label in a checkpoint's classifier; None where it states no or other classes."""
+    rows = {class_name(name): row for row, name in stated_classes(path).items()}
+    names = [class_name(label) for label in labels]
+    return [rows[name] for name in names] if rows.keys() == set(names) else None
+
+
+def _load_whole(
+    backbone: Any,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    name: str,
+    order: Sequence[int] | None,
+) -> list[str]:
     """load_backbone of a network that is timm's own: every block is in the file."""
     own = backbone.state_dict()
     try:
@@ -184,6 +205,8 @@ def _load_whole(backbone: Any, weights: Mapping[str, Tensor], path: Path, name: 
         if tensor not in state or state[tensor].shape != own[tensor].shape:
             state[tensor] = own[tensor]
             fresh.append(tensor)
+        elif order is not None:
+            state[tensor] = state[tensor][list(order)]
     # Older PyTorch did not count the batches of a BatchNorm.
     state = {n: t for n, t in own.items() if n.endswith(".num_batches_tracked")} | state
     check_fit(own, state, path, name)

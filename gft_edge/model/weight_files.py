@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from stat import S_ISDIR
+from typing import Any
 
 from gft_edge.errors import CheckpointError
 
@@ -53,13 +55,44 @@ def stated_heads(path: Path) -> int | None:
 
     None where there is none, or it is of something else.
     """
+    heads = _stated(path, "config.json").get("num_attention_heads")
+    return heads if isinstance(heads, int) else None
+
+
+def stated_classes(path: Path) -> Mapping[int, str]:
+    """The classes of a classifier's rows by row, as a run, timm or Hugging Face states them in the folder.
+
+    Nothing where none of them does.
+    """
+    config = _stated(path, "config.json")
+    given = (
+        _stated(path, "model.json").get("labels")
+        or config.get("label_names")
+        or config.get("id2label")
+    )
+    try:
+        return names_by_index(given or ())
+    except (TypeError, ValueError):
+        return {}
+
+
+def names_by_index(given: Any) -> dict[int, str]:
+    """The names of classes from a list, or from a dict by class index, whose keys may be strings.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    listed = given.items() if isinstance(given, Mapping) else enumerate(given)
+    return {int(index): str(label) for index, label in listed}
+
+
+def _stated(path: Path, name: str) -> Mapping[str, Any]:
+    """A JSON file in the folder, or beside the file; nothing where there is none."""
     folder = path if path.is_dir() else path.parent
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    heads = config.get("num_attention_heads") if isinstance(config, dict) else None
-    return heads if isinstance(heads, int) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

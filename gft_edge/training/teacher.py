@@ -22,6 +22,7 @@ from gft_edge.model.gft import GFT
 from gft_edge.model.named_networks import build_network
 from gft_edge.model.network import Network, Tokens
 from gft_edge.model.pretrained import LOCAL, load_pretrained
+from gft_edge.model.weight_files import names_by_index
 from gft_edge.training.recipes import Recipe
 
 TIMM = "timm:"
@@ -147,8 +148,7 @@ def _names_of(name: str, classes: int, config: Mapping[str, Any]) -> tuple[Mappi
     if not given:
         return ()
     try:
-        listed = given.items() if isinstance(given, Mapping) else enumerate(given)
-        names = {int(index): str(label) for index, label in listed}
+        names = names_by_index(given)
     except (TypeError, ValueError):
         raise UsageError(
             f"--teacher {name} has label_names that are neither a list of names nor a name by class index: "

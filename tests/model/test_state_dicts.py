@@ -202,6 +202,31 @@ def test_averaged_weights_are_taken_as_timm_takes_them_which_is_said(
     assert average in line
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.json", {"labels": ["c", "a", "b"]}),
+        ("config.json", {"label_names": ["c", "a", "b"]}),
+        ("config.json", {"id2label": {"0": "c", "1": "a", "2": "b"}}),
+        ("config.json", {"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}),
+        ("config.json", {"label_names": {"c": 0, "a": 1, "b": 2}}),
+    ],
+)
+def test_the_rows_of_a_head_follow_the_classes_that_the_checkpoint_names(
+    file: str, content: dict[str, object], tmp_path: Path
+) -> None:
+    spec = small_spec()
+    model, loaded = network(spec), build_gft(spec)
+    safetensors.torch.save_file(model.backbone.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / file).write_text(json.dumps(content))
+    assert load_backbone(loaded, spec, tmp_path) == []
+    named = "'c', 'a', 'b'" in str(content) or "'2': 'b'" in str(content)
+    order = [1, 2, 0] if named else [0, 1, 2]
+    for part in ("weight", "bias"):
+        ours, theirs = getattr(loaded.backbone.head, part), getattr(model.backbone.head, part)
+        assert torch.equal(ours, theirs[order])
+
+
 def test_a_run_gives_its_backbone(tmp_path: Path) -> None:
     spec = small_spec(stages="1:20,2:10")
     trained = network(spec)
