@@ -202,6 +202,8 @@ def _measure(
     check_ranking(subject)
     name = settings.pop("split") or reporting_split(data)
     split = read_split(data, name, subject.model.labels)
+    for remark in split.remarks:
+        say(remark)
     pixels = drawn_pixels(split, subject.model, settings.pop("limit"), settings["seed"])
     made_folder(out)
     with progress() as bar:

@@ -56,6 +56,8 @@ def command(
     source = given.of_run(run)
     split = split or "train"
     available = read_split(source, split, spec.labels)
+    for remark in available.remarks:
+        say(remark)
     if images < FEWEST_FOR_A_RANKING:
         say(
             f"a ranking by --images {images} holds for them alone: give {FEWEST_FOR_A_RANKING} or more"

@@ -60,6 +60,8 @@ def command(
     images = None
     if source is not None:
         images = read_split(source, split or reporting_split(source), manifest.model.labels)
+        for remark in images.remarks:
+            say(remark)
     drawn: list[Comparison] = []
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None

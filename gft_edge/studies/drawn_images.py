@@ -49,7 +49,7 @@ def calibration_images(
         dataset = (source.dataset, source.coco_category)
         available = read_calibration_folder(folder, labels, *dataset)
     images, remarks = draw_calibration_set(available, count, seed, test)
-    for remark in remarks:
+    for remark in (*available.remarks, *remarks):
         say(remark)
     return images
 
