@@ -21,11 +21,13 @@ _OTHERS = (
 )  # fmt: skip
 
 # Files of these names are images of a folder unopened. The list is no Pillow's own, so that a folder holds
-# the same images on every machine. Files of other names are images where they begin as one of _BY_CONTENT.
+# the same images on every machine. Files of other names are images where they begin as one of _BY_CONTENT;
+# an icon (.ico, .icns, .cur) is a folder's, and is read when it is named.
 IMAGE_SUFFIXES = frozenset({
-    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dds", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2",
-    ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm",
-    ".psd", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".dcx", ".dds", ".dib", ".flc", ".fli", ".ftc", ".ftu",
+    ".gif", ".icb", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+    ".mpo", ".msp", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb",
+    ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })  # fmt: skip
 
 # Pictures that are not read. A camera's raw file begins as a TIFF does and holds a thumbnail.

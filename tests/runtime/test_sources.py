@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import UsageError
+from gft_edge.runtime.image_formats import IMAGE_SUFFIXES, readable_formats
 from gft_edge.runtime.preprocess import open_rgb
 from gft_edge.runtime.sources import expanded, find_images, images_below
 from tests.support import unprivileged
@@ -89,6 +90,13 @@ def test_what_pillow_decodes_is_found_by_its_name_or_else_by_its_content(
     (found,) = images_below(tmp_path)
     assert found.name == name
     assert open_rgb(found).size == (16, 16)
+
+
+def test_every_suffix_of_a_format_that_is_read_is_an_images_but_those_of_icons() -> None:
+    formats = {*readable_formats(), "MPO"}
+    theirs = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    assert theirs - IMAGE_SUFFIXES == {".ico", ".icns", ".cur", ".pfm"}
+    assert theirs >= IMAGE_SUFFIXES
 
 
 def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
