@@ -26,6 +26,7 @@ from typing import Protocol, cast
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.specs import Progress, unusable_label
 from gft_edge.datasets.digests import file_digests
+from gft_edge.datasets.names import utf8_name
 from gft_edge.errors import DataError, UsageError
 
 MOST_CLASSES_NAMED = 100
@@ -143,7 +144,7 @@ def split_digest(split: Split, progress: Progress | None = None, fresh: bool = F
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256()
     for path, target, content in zip(split.paths, split.targets, contents, strict=True):
-        name = path.relative_to(split.root).as_posix()
+        name = utf8_name(path.relative_to(split.root).as_posix())
         line = f"{name}\t{split.labels[target]}\t{content}\n"
         digest.update(line.encode(errors="backslashreplace"))
     return digest.hexdigest()

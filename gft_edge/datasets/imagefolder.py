@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
-from gft_edge.datasets.listing import class_name
+from gft_edge.datasets.names import class_name, utf8_name
 from gft_edge.errors import DataError
 from gft_edge.runtime.image_formats import IMAGE_SUFFIXES
 from gft_edge.runtime.sources import (
@@ -58,7 +58,7 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     left_out = Counter({OUTSIDE: stray}) + here.left_out
     classes: dict[str, list[Path]] = defaultdict(list)
     for path in here.folders:
-        classes[class_name(path.name)].append(path)
+        classes[class_name(utf8_name(path.name))].append(path)
     complete = labels is None
     if labels is None:
         if len(classes) < 2:

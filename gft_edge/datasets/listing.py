@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
+from gft_edge.datasets.names import class_name
 from gft_edge.errors import DataError
 
 
@@ -96,14 +96,6 @@ def split_of(
     return Split(
         split, paths, tuple(index[class_name(image.label)] for image in listed), labels, root
     )
-
-
-def class_name(text: str) -> str:
-    """A class's name in the one form (Unicode's NFC) in which names are compared.
-
-    macOS writes the folder of a name such as "café" in another form than Linux and Windows do.
-    """
-    return unicodedata.normalize("NFC", text)
 
 
 def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:

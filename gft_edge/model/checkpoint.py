@@ -16,7 +16,7 @@ from torch import Tensor
 from gft_edge.bundle.json_form import from_json, to_json
 from gft_edge.bundle.specs import ModelSpec, Say, check_preprocessing
 from gft_edge.bundle.store import check_room
-from gft_edge.datasets.listing import class_name
+from gft_edge.datasets.names import class_name
 from gft_edge.errors import CheckpointError, SpecError, UnwrittenError
 from gft_edge.model.gft import build_backbone, source_blocks
 from gft_edge.model.named_networks import build_network

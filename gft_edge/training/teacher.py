@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gft_edge.bundle.specs import ModelSpec, Say
 from gft_edge.bundle.store import sha256_of
-from gft_edge.datasets.listing import class_name, first_difference
+from gft_edge.datasets.listing import first_difference
+from gft_edge.datasets.names import class_name
 from gft_edge.errors import UsageError
 from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.gft import GFT

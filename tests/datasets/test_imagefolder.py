@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.datasets import images_per_class, read_split, splits_of
+from gft_edge.datasets import images_per_class, read_split, split_digest, splits_of
 from gft_edge.errors import DataError
 from tests.support import unprivileged
 from tests.support.refusals import refusal_of
@@ -217,3 +218,25 @@ def test_the_images_of_each_class_are_counted_in_a_line(tmp_path: Path) -> None:
     make(tmp_path, "many", **{f"c{n:03d}": ["a.png"] for n in range(150)}, d=["a.png", "b.png"])
     line = images_per_class(read_split(tmp_path, "many"))
     assert "152 images of 151 classes, from 1 (c000) to 2 (d)" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one encoding of names")
+def test_names_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    data = make(tmp_path, "train", **{COMPOSED: ["\u00e9.png"], "pear": ["b.png"]})
+    code = f"""
+import os
+from pathlib import Path
+from gft_edge.datasets import read_split, split_digest
+split = read_split(Path(os.fsdecode({os.fsencode(data)!r})), "train")
+print(ascii(split.labels), split_digest(split))
+"""
+    split = read_split(data, "train")
+    expected = f"{split.labels!a} {split_digest(split)}\n"
+    for locale in (
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C.UTF-8"},
+    ):
+        environment = {**os.environ, **locale}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout == expected
