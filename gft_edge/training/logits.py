@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,24 +43,13 @@ def network_logits(
     With an `accelerator` its processes share the images, and each gets all logits, in the split's order.
     """
     accelerator = accelerator or accelerator_on(next(network.parameters()).device.type)
-    with named_failures():
-        return _logits(network.eval(), spec, split, workers, progress, accelerator)
-
-
-def _logits(
-    network: nn.Module,
-    spec: ModelSpec,
-    split: Split,
-    workers: int,
-    progress: Progress,
-    accelerator: Accelerator,
-) -> npt.NDArray[np.float32]:
+    network.eval()
     batch = EVALUATION_BATCH * accelerator.num_processes
     loader = accelerator.prepare(evaluation_loader(split, spec.preprocessing, batch, workers))
     rows = []
     done = 0
     with torch.inference_mode():
-        for images, _ in loader:
+        for images, _ in named_failures(loader):
             # Without what accelerate repeats to give each process equally many images.
             logits = accelerator.gather_for_metrics(network(images)).float().cpu()
             rows.append(logits.numpy())
@@ -68,19 +58,20 @@ def _logits(
     return np.concatenate(rows)
 
 
-@contextmanager
-def named_failures() -> Iterator[None]:
-    """Let a worker's DataError, and its death, leave the block as one line in place of a traceback.
-
-    torch raises of a death in a signal handler, wherever the main thread is, so the block holds all that
-    goes on while there are workers.
-    """
+def named_failures(loader: Any) -> Iterator[Any]:
+    """Iterate; a worker's DataError, and its death, leave as one line in place of a traceback."""
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     try:
-        yield
+        for number, batch in enumerate(loader):
+            # torch has set a handler that raises wherever the main thread is when a worker dies, in a
+            # destructor too. Without it torch finds the dead one when it next waits for a batch.
+            if not number and before is not None and _in_main_thread():
+                signal.signal(signal.SIGCHLD, before)
+            yield batch
     except DataError as error:
         last = str(error).strip().splitlines()[-1]
         raise DataError(last.rpartition("DataError: ")[2]) from None
-    except Exception as error:
+    except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         _hush_feeders()
@@ -88,6 +79,10 @@ def named_failures() -> Iterator[None]:
             "a worker that decodes images died, as one does that is out of memory: go on with fewer "
             "--workers"
         ) from error
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _hush_feeders() -> None:

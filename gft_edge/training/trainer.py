@@ -124,11 +124,6 @@ class Trainer:
             )
 
     def run(self, state: State, train: Split, val: Split, progress: Progress) -> Metrics:
-        """Train what is left of the epochs, and return the best one's metrics."""
-        with named_failures():
-            return self._run(state, train, val, progress)
-
-    def _run(self, state: State, train: Split, val: Split, progress: Progress) -> Metrics:
         targets = targets_of(val)
         if self.config.tensorboard:
             self.accelerator.init_trackers(TENSORBOARD_FOLDER)
@@ -194,7 +189,7 @@ class Trainer:
         if epoch + 1 in self.config.log_gradients:
             norms = GradientNorms(self.network)
         total = 0.0
-        for step, (images, targets) in enumerate(loader):
+        for step, (images, targets) in enumerate(named_failures(loader)):
             done = epoch * self.steps_per_epoch + step
             self.schedule.step_update(done)
             loss = self.objective(images, targets)
