@@ -13,6 +13,7 @@ from gft_edge.profiling.machine import this_machine
 from gft_edge.reporting.profile_tables import machine_table
 from gft_edge.reporting.table import Table
 from gft_edge.runtime.backends import backends
+from gft_edge.runtime.engine_probe import why_fatal
 
 # Package -> the extra that installs it, for what only the host side needs.
 HOST_PACKAGES = {
@@ -37,8 +38,11 @@ def command(as_json: bool) -> None:
     """
     machine = this_machine()
     engines = {
-        target: _status(None if (reason := backend.missing()) else backend.version(), reason)
-        for target, backend in backends().items()
+        # A library that is unfit for the processor would take this process along.
+        target: _status(
+            None if (reason := why_fatal(target) or engine.missing()) else engine.version(), reason
+        )
+        for target, engine in backends().items()
     }
     packages = {name: _package(name, extra) for name, extra in HOST_PACKAGES.items()}
     if as_json:

@@ -13,12 +13,14 @@ from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.nvml import cards
 from gft_edge.nvidia.system import driver, l4t
+from gft_edge.profiling.cores import cores_by_name, cpuinfo
 from gft_edge.profiling.sysfs import text
 
 # What decides the speed of low-precision inference, by the names Linux gives them.
 INSTRUCTION_SETS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "fphp", "asimdhp", "i8mm", "bf16",
+    "sve", "sve2", "svei8mm", "svebf16", "sme",
 )  # fmt: skip
 
 
@@ -43,14 +45,19 @@ class Machine:
 
 def this_machine() -> Machine:
     """Read from /proc, /etc, psutil, NVML and CUDA; what is not there is reported as absent."""
-    info = _cpu_info()
+    told = cpuinfo()
+    info = _first_core(told)
     # A Jetson has no NVML: there the GPU is the one that CUDA opens.
     listed = [
         f"{card.name} (driver {card.driver}, compute {card.compute_capability})" for card in cards()
     ]
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return Machine(
-        cpu=info.get("model name") or info.get("Model") or platform.processor() or "unknown",
+        cpu=cores_by_name(told)
+        or info.get("model name")
+        or info.get("Model")
+        or platform.processor()
+        or "unknown",
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else psutil.cpu_count() or 1,
@@ -74,9 +81,8 @@ def summary(machine: Machine) -> str:
     return ", ".join(parts)
 
 
-def _cpu_info() -> dict[str, str]:
-    lines = (text(Path("/proc/cpuinfo")) or "").splitlines()
-    pairs = (line.partition(":") for line in lines if ":" in line)
+def _first_core(told: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in told.splitlines() if ":" in line)
     info: dict[str, str] = {}
     for key, _, value in pairs:
         info.setdefault(key.strip(), value.strip())
