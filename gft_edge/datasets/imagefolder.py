@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gft_edge.bundle.images import DataSource
@@ -42,8 +43,8 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
 
     Folders are followed through links; a name in another of Unicode's forms is the same class. The
     remarks count what is left out. Raises DataError when the folder is missing, empty or in part
-    unreadable, has a class that `labels` lacks, or, without `labels`, fewer than two classes or a class
-    without an image.
+    unreadable, has one folder for two classes or a class that `labels` lacks, or, without `labels`, fewer
+    than two classes or a class without an image.
     """
     data = source.folder
     folder = _folder_of(data, split)
@@ -59,6 +60,7 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     classes: dict[str, list[Path]] = defaultdict(list)
     for path in here.folders:
         classes[class_name(utf8_name(path.name))].append(path)
+    _refuse_one_folder_of_two(classes)
     complete = labels is None
     if labels is None:
         if len(classes) < 2:
@@ -93,14 +95,21 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         raise DataError(
             f"{folder} holds no image: expected {split}/CLASS/image files{_but(left_out)}"
         )
-    remarks = (f"{folder}: {left_out_text(left_out)}",) if left_out else ()
-    return Split(split, tuple(paths), tuple(targets), labels, data, remarks=remarks)
+    remarks = [f"{folder}: {left_out_text(left_out)}"] if left_out else []
+    for other in _folders_of(data, split)[1:]:
+        remarks.append(f"{folder} is {split}, {other} beside it is not read")
+    return Split(split, tuple(paths), tuple(targets), labels, data, remarks=tuple(remarks))
 
 
 def _folder_of(data: Path, split: str) -> Path:
     """Where a split lies, or would lie by its own name."""
+    return next(iter(_folders_of(data, split)), data / split)
+
+
+def _folders_of(data: Path, split: str) -> list[Path]:
+    """The folders that a split could lie in, the one that it does first."""
     names = FOLDERS_OF.get(split, (split,))
-    return data / next((name for name in names if os.path.isdir(data / name)), split)
+    return [data / name for name in names if os.path.isdir(data / name)]
 
 
 def _entries(folder: Path) -> Entries:
@@ -112,6 +121,18 @@ def _entries(folder: Path) -> Entries:
     if found.unread:
         raise DataError(cannot_be_read(found.unread))
     return found
+
+
+def _refuse_one_folder_of_two(classes: Mapping[str, Sequence[Path]]) -> None:
+    """Raise DataError for two classes whose folders are links to one: an image has one class."""
+    owner: dict[str, Path] = {}
+    for name, folders in classes.items():
+        for path in folders:
+            other = owner.setdefault(os.path.realpath(path), path)
+            if class_name(utf8_name(other.name)) != name:
+                raise DataError(
+                    f"{path} and {other} are one folder, and its images have one class: remove the link"
+                )
 
 
 def _images(folder: Path) -> Found:

@@ -148,6 +148,12 @@ def test_classes_and_splits_may_be_links_but_not_to_what_they_lie_in(tmp_path: P
     assert "2 links that lead back" in split.remarks[0]
 
 
+def test_two_classes_of_one_folder_are_refused(tmp_path: Path) -> None:
+    data = make(tmp_path, "train", apple=["a.png"], fig=["b.png"])
+    (data / "train" / "pear").symlink_to("apple")
+    refusal_of(DataError, partial(read_split, data, "train"), "train/apple", "train/pear")
+
+
 @pytest.mark.parametrize("place", ["train", "train/pear", "train/apple/x.png"])
 def test_a_link_that_leads_nowhere_is_refused(place: str, tmp_path: Path) -> None:
     data = make(tmp_path, "train", apple=["a.png"], fig=["b.png"])
@@ -191,7 +197,9 @@ def test_what_other_tools_call_val_is_val(name: str, tmp_path: Path) -> None:
     assert read_split(data, name).name == name
     # A folder of the split's own name comes first.
     make(data, "val", apple=["c.png"], pear=["d.png"])
-    assert names(read_split(data, "val").paths) == ["c.png", "d.png"]
+    split = read_split(data, "val")
+    assert names(split.paths) == ["c.png", "d.png"]
+    assert str(data / name) in split.remarks[0]
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
