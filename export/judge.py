@@ -120,12 +120,19 @@ class Judge:
         tolerance: Tolerance,
         target: str = "onnx",
         precision: str = "f32",
+        images: int | None = None,
     ) -> Made:
-        """Measure a graph on `target`'s engine, one that is in memory on ONNX Runtime."""
-        outputs = self.outputs(step, graph, self.pixels, target, precision)
-        floor = None if tolerance.change is None else self.floor_of(tolerance.change)
-        report = compare(step, self.reference, outputs, tolerance, self.images.targets, floor)
-        return Made(graph, outputs, report)
+        """Measure a graph on `target`'s engine, one that is in memory on ONNX Runtime.
+
+        On the first so many `images`, None for all.
+        """
+        pixels = self.pixels[:images]
+        outputs = self.outputs(step, graph, pixels, target, precision)
+        floor = None
+        if tolerance.change is not None:
+            floor = self.floor_of(tolerance.change).first(len(pixels))
+        reference, targets = self.reference.first(len(pixels)), self.images.targets[: len(pixels)]
+        return Made(graph, outputs, compare(step, reference, outputs, tolerance, targets, floor))
 
     def outputs(
         self,

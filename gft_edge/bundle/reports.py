@@ -7,8 +7,8 @@ from typing import Literal
 
 Verdict = Literal["pass", "fail", "not judged"]
 
-# What nobody sees in a photograph: Gaussian noise of one grey level, JPEG at quality 75.
-Change = Literal["noise", "jpeg75"]
+# What nobody sees in a photograph; see fidelity.noise_floor.
+Change = Literal["noise", "jpeg75", "brightness", "shift"]
 
 
 @dataclass(frozen=True)

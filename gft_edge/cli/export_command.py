@@ -169,7 +169,7 @@ def command(
         )
         _require(not unresolved, out)
         return
-    title = f"{out}: every step against PyTorch on {len(images.paths)} images"
+    title = f"{out}: every step against PyTorch"
     show(*fidelity_tables(title, manifest))
     if built is not None:
         show(engine_table(out, built.engine))

@@ -18,7 +18,9 @@ from gft_edge.cli.references import open_reference
 from gft_edge.datasets import read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
+from gft_edge.fidelity.noise_floor import NAMES
 from gft_edge.fidelity.verify import VerifyReport, verify
+from gft_edge.profiling.machine import this_machine, without_dot_products
 from gft_edge.reporting.bundle_tables import floor_sentences
 from gft_edge.reporting.comparison_sheet import comparison_sheet
 from gft_edge.reporting.table import Table, per_stage, percent
@@ -35,6 +37,9 @@ LISTED = 20
               help="Run (needs torch) or bundle of the same network to compare with.")  # fmt: skip
 @click.option("--pictures", type=PATH, metavar="DIR",
               help=f"With --reference: folder for {PICTURE}, the patches that each kept.")  # fmt: skip
+@click.option("--noise-floor", is_flag=True,
+              help="With --reference: also what changes that nobody sees do to it (noise, JPEG, brightness "
+              "+ 2 %, a move by one pixel).")  # fmt: skip
 @backend_option
 @json_option
 def command(
@@ -43,6 +48,7 @@ def command(
     split: str | None,
     reference: Path | None,
     pictures: Path | None,
+    noise_floor: bool,
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -57,6 +63,11 @@ def command(
     if pictures is not None:
         _check_picture(reference, manifest.model)
     source = given.source()
+    if noise_floor and (reference is None or source is None):
+        raise UsageError(
+            "--noise-floor changes the reference's images: give --data and --reference too"
+        )
+    changes = tuple(NAMES) if noise_floor else ()
     images = None
     if source is not None:
         images = read_split(source, split or reporting_split(source), manifest.model.labels)
@@ -69,7 +80,7 @@ def command(
         folder = made_folder(pictures, "--pictures") if pictures and images else None
         report = stack.enter_context(progress())
         count = counter(report, f"verify on {images.name}", len(images.paths)) if images else None
-        result = verify(bundle, backend, images, expected, count, drawn.append)
+        result = verify(bundle, backend, images, expected, count, drawn.append, changes)
     picture = None
     if folder is not None and drawn:
         picture = folder / PICTURE
@@ -78,11 +89,15 @@ def command(
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         print_json({**content, "picture": None if picture is None else str(picture)})
     else:
-        show(_checks(bundle, result, manifest), *_disagreements(result))
+        show(_checks(bundle, result, manifest), *_noise_floors(result), *_disagreements(result))
         for failure in result.failures:
             say(f"Error: {failure}")
         for reason in result.skipped:
             say(f"skipped: {reason}")
+        for warning in result.warnings:
+            say(f"Warning: {warning}")
+        if result.integer_layers is not None and (slow := without_dot_products(this_machine())):
+            say(f"Warning: {slow}")
         if picture is not None:
             show(f"picture: {picture}")
     if result.verdict == "fail":
@@ -122,10 +137,33 @@ def _checks(bundle: Path, result: VerifyReport, manifest: Manifest) -> Table:
         )
         rows.append(("patches lost an image", lost))
         rows.append(("of these near the border", near or "not known: only a run ranks its patches"))
+    if result.integer_layers is not None:
+        rows.append(("INT8 layers computed in integers", str(result.integer_layers)))
     notes: list[str] = []
     if result.noise_floor and result.patches_lost is not None and result.cosine is not None:
         notes = floor_sentences(manifest, result.cosine, result.patches_lost, result.noise_floor)
     return Table(str(bundle), ("check", "result"), rows, notes)
+
+
+def _noise_floors(result: VerifyReport) -> list[Table]:
+    """What changes that nobody sees do to the reference, beside what the bundle does."""
+    if not result.noise_floors:
+        return []
+    all_rows = [(NAMES[floor.change], floor) for floor in result.noise_floors] + [
+        ("the bundle, images unchanged", result)
+    ]
+    rows = [
+        (
+            name,
+            percent(found.top1_agreement),
+            f"{found.cosine:.6f}",
+            per_stage(found.kept_overlap),
+            " / ".join(f"{lost:.1f}" for lost in found.patches_lost or ()) or "-",
+        )
+        for name, found in all_rows
+    ]
+    heads = ("the images after", "top-1 agreement", "cosine", "kept patches", "exchanged an image")
+    return [Table("The reference against itself", heads, rows)]
 
 
 def _disagreements(result: VerifyReport) -> list[Table | str]:

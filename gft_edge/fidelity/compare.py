@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.reports import FidelityReport, NoiseFloor, Tolerance
+from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance
 from gft_edge.fidelity.intervals import mean_interval, paired_drop_interval, proportion_interval
 from gft_edge.fidelity.metrics import right_of
 from gft_edge.fidelity.noise_floor import NAMES
@@ -32,7 +32,7 @@ TOLERANCES = {
     "fp32-fp16-weights": Tolerance(top1_agreement=0.99, kept_overlap=(0.98,), cosine=0.999),
     # Errors compound: a patch that stage 1 drops cannot come back, so later stages have lower bounds.
     "fp16": Tolerance(0.99, kept_overlap=(0.995, 0.99, 0.97), cosine=0.999, max_drop=MAX_DROP),
-    # About half of what plain INT8 loses on photographs (benchmarks/precision.py).
+    # About half of what plain INT8 loses on photographs (docs/results.md).
     "bf16": Tolerance(0.98, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=MAX_DROP),
     "int8": Tolerance(0.99, kept_overlap=(0.985, 0.95, 0.88), cosine=0.98, max_drop=MAX_DROP),
 }
@@ -168,15 +168,8 @@ def compare(
     if tolerance.change is not None:
         assert floor is not None, "a change bounds by what it does to the reference"
         theirs = distances(reference, floor)
-        failures += _floor_failures(tolerance, reference, candidate, floor, found, theirs)
-        noise_floor = NoiseFloor(
-            tolerance.change,
-            float(theirs.cosine.mean()),
-            float(theirs.agree.mean()),
-            tuple(float(overlap.mean()) for overlap in theirs.overlaps),
-            tuple(patches_lost(reference, floor, n)[0] for n in range(len(theirs.overlaps))),
-            float(theirs.confidence.mean()),
-        )
+        failures += _floor_failures(tolerance, reference, found, theirs)
+        noise_floor = noise_floor_of(tolerance.change, reference, floor)
     return FidelityReport(
         step=step,
         max_abs=found.max_abs,
@@ -194,6 +187,19 @@ def compare(
         labelled=len(before),
         drop=drop,
         noise_floor=noise_floor,
+    )
+
+
+def noise_floor_of(change: Change, reference: Outputs, floor: Outputs) -> NoiseFloor:
+    """Return how far `floor`, the reference's outputs for changed images, is from its outputs for them."""
+    found = distances(reference, floor)
+    return NoiseFloor(
+        change,
+        float(found.cosine.mean()),
+        float(found.agree.mean()),
+        tuple(float(overlap.mean()) for overlap in found.overlaps),
+        tuple(patches_lost(reference, floor, n)[0] for n in range(len(found.overlaps))),
+        float(found.confidence.mean()),
     )
 
 
@@ -240,8 +246,6 @@ def _bound_failures(tolerance: Tolerance, found: Distances) -> list[str]:
 def _floor_failures(
     tolerance: Tolerance,
     reference: Outputs,
-    candidate: Outputs,
-    floor: Outputs,
     found: Distances,
     theirs: Distances,
 ) -> list[str]:

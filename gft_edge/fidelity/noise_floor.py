@@ -14,9 +14,12 @@ from gft_edge.bundle.reports import Change
 NAMES: dict[Change, str] = {
     "noise": "Gaussian noise of one grey level",
     "jpeg75": "JPEG at quality 75",
+    "brightness": "brightness + 2 %",
+    "shift": "a move by one pixel",
 }
 SIGMA = 1.0
 QUALITY = 75
+GAIN = 1.02
 
 
 def changed(pixels: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uint8]:
@@ -26,6 +29,11 @@ def changed(pixels: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uin
     """
     if change == "noise":
         return np.stack([_noisy(image) for image in pixels])
+    if change == "brightness":
+        return np.asarray(np.rint(pixels * GAIN).clip(0, 255), dtype=np.uint8)
+    if change == "shift":
+        # Down and to the right; the first row and column stay where they are too.
+        return np.pad(pixels, ((0, 0), (1, 0), (1, 0), (0, 0)), mode="edge")[:, :-1, :-1]
     return np.stack([_compressed(image) for image in pixels])
 
 

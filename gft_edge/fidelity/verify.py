@@ -12,16 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Manifest
-from gft_edge.bundle.reports import FidelityReport, NoiseFloor, Tolerance, Verdict
+from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance, Verdict
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Split
 from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
-from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare
+from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare, noise_floor_of
 from gft_edge.fidelity.disagreements import Comparison, Disagreement, compared
 from gft_edge.fidelity.noise_floor import changed
 from gft_edge.fidelity.structure import structure_checked
-from gft_edge.runtime.backends import backend_for
-from gft_edge.runtime.classifier import Advance, Classifier, load_pixels
+from gft_edge.runtime.backends import backend_for, integer_layers
+from gft_edge.runtime.classifier import (
+    Advance,
+    Classifier,
+    bundle_request,
+    load_pixels,
+    static_batches,
+)
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.outputs import Outputs, concatenate
 
@@ -43,7 +49,10 @@ class VerifyReport:
     """The result of `verify`; None where it was not asked for. Fractions of 1.
 
     The fidelity figures are against the reference on the split; `golden` has its own.
-    `skipped` names each check that this machine could not make, and why. `disagreements` are the
+    `skipped` names each check that this machine could not make, and why. `integer_layers` are the layers
+    in INT8 that the engine computes in integers here, None where that is not known; `warnings` say what
+    is right and slow. `noise_floor` is of the change that the bundle is judged by, `noise_floors` of all
+    that were asked for. `disagreements` are the
     images that bundle and reference classify differently, those with the least overlap first.
     """
 
@@ -64,6 +73,9 @@ class VerifyReport:
     confidence_change: float | None = None
     drop: tuple[float, float] | None = None
     noise_floor: NoiseFloor | None = None
+    noise_floors: tuple[NoiseFloor, ...] = ()
+    integer_layers: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def verify(
@@ -73,8 +85,11 @@ def verify(
     reference: Reference | None = None,
     advance: Advance | None = None,
     seen: Callable[[Comparison], object] = lambda comparison: None,
+    changes: Sequence[Change] = (),
 ) -> VerifyReport:
     """Check hashes, structure and golden outputs, and with a split accuracy and agreement too.
+
+    The reference is asked once more for the split's images after each of `changes`.
 
     `seen` is told what bundle and reference gave for each image, to draw it. A damaged bundle is a failed
     verdict. Raises BundleError when `folder` is no bundle at all,
@@ -97,8 +112,9 @@ def verify(
             failures = [f"golden outputs: {failure}" for failure in golden.failures]
             found: dict[str, Any] = {"images": golden.images}
             if split is not None:
-                found = _on_split(classifier, split, reference, advance, seen)
+                found = _on_split(classifier, split, reference, advance, seen, changes)
                 failures += found.pop("failures")
+        found |= _kernels(bundle, backend)
         try:
             if reason := structure_checked(bundle.manifest, bundle.artifact_path):
                 skipped.append(f"graph structure: {reason}")
@@ -116,6 +132,30 @@ def verify(
         skipped=tuple(skipped),
         **found,
     )
+
+
+def _kernels(bundle: Bundle, backend: str | None) -> dict[str, Any]:
+    """What a VerifyReport says of an INT8 bundle's kernels, by the engine's own execution graph.
+
+    TensorRT fuses layers and needs its own report (gft-edge inspect --engine).
+    """
+    manifest = bundle.manifest
+    engine, request = bundle_request(bundle, backend, None)
+    if manifest.quantization is None or engine.TARGET == "tensorrt":
+        return {}
+    pixels = read_golden(bundle)[0]
+    batch, _ = next(static_batches(pixels, manifest.input, manifest.model.preprocessing))
+    timed = engine.layer_times(bundle.artifact_path, request, batch, 1, lambda: None)
+    integers, asked = integer_layers(timed.layers), manifest.quantization.int8_layers
+    if integers >= asked:
+        return {"integer_layers": integers}
+    return {
+        "integer_layers": integers,
+        "warnings": (
+            f"{engine.version()} computes {asked - integers} of {asked} INT8 layers in FP32 on this machine: "
+            "right, and slower than they could be; another engine or version may do better",
+        ),
+    }
 
 
 def _of_deployed(bundle: Bundle, backend: str | None, skipped: list[str]) -> list[str]:
@@ -205,15 +245,18 @@ def _on_split(
     reference: Reference | None,
     advance: Advance | None,
     seen: Callable[[Comparison], object],
+    changes: Sequence[Change],
 ) -> dict[str, Any]:
     """What a VerifyReport says of the images of a split, and the bounds that the reference misses."""
     bound = export_tolerance(classifier.bundle.manifest)
-    change, floors = bound.change, []
+    floors: dict[Change, list[Outputs]] = {change: [] for change in changes}
+    if bound.change is not None:
+        floors.setdefault(bound.change, [])
 
     def also_changed(pixels: npt.NDArray[np.uint8]) -> Outputs:
         assert reference is not None
-        if change is not None:
-            floors.append(reference(changed(pixels, change)))
+        for change, outputs in floors.items():
+            outputs.append(reference(changed(pixels, change)))
         return reference(pixels)
 
     asked = None if reference is None else also_changed
@@ -222,7 +265,8 @@ def _on_split(
     top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
     if expected is None:
         return {"images": len(targets), "top1": top1, "failures": []}
-    floor = concatenate(floors) if floors else None
+    whole = {change: concatenate(outputs) for change, outputs in floors.items()}
+    floor = whole[bound.change] if bound.change is not None else None
     report = _compared("reference", expected, outputs, bound, split.targets, floor)
     comparison = compared(split, expected, outputs)
     seen(comparison)
@@ -232,5 +276,6 @@ def _on_split(
         "top1": top1,
         "reference_top1": report.reference_accuracy,
         "disagreements": comparison.disagreements(),
+        "noise_floors": tuple(noise_floor_of(each, expected, whole[each]) for each in changes),
         "failures": [f"against the reference: {failure}" for failure in report.failures],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections import defaultdict
@@ -16,7 +17,7 @@ from gft_edge.bundle.placement import groups_by_flow
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import UsageError
-from gft_edge.runtime.backends import LayerRun, LayerTime
+from gft_edge.runtime.backends import LayerRun, LayerTime, integer_layers
 from gft_edge.runtime.classifier import bundle_request
 from gft_edge.runtime.preprocess import batch_from_pixels
 
@@ -72,6 +73,8 @@ class Breakdown:
     `parts` are in the order they run, `top` the layers that take longest. `instrumented_ms` and
     `plain_ms` are means of whole inferences with and without instrumentation, measured in turn;
     `overhead` is what instrumentation adds to a plain one, the median over the pairs (of 1).
+    `integer_layers` counts the products and convolutions that this machine computes in integers,
+    `int8_layers` the layers that the bundle has in INT8.
     """
 
     target: str
@@ -83,6 +86,8 @@ class Breakdown:
     instrumented_ms: float
     plain_ms: float
     overhead: float
+    integer_layers: int = 0
+    int8_layers: int = 0
 
     @property
     def layers_ms(self) -> float:
@@ -124,7 +129,11 @@ def layer_profile(
         timed = engine.layer_times(path, request, images, runs, run_plain)
     finally:
         session.close()
-    return breakdown_of(timed, plain_ms, manifest.model, engine.TARGET, engine.version())
+    found = breakdown_of(timed, plain_ms, manifest.model, engine.TARGET, engine.version())
+    quantized = manifest.quantization.int8_layers if manifest.quantization else 0
+    return dataclasses.replace(
+        found, integer_layers=integer_layers(timed.layers), int8_layers=quantized
+    )
 
 
 def breakdown_of(

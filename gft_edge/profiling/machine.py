@@ -81,6 +81,15 @@ def summary(machine: Machine) -> str:
     return ", ".join(parts)
 
 
+def without_dot_products(machine: Machine) -> str | None:
+    """Say that the CPU multiplies 8-bit integers no faster than floats; None where it has instructions."""
+    known = set(machine.instruction_sets)
+    if not known or known & {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"}:
+        return None
+    missing = "dot products (asimddp)" if "asimd" in known else "VNNI"
+    return f"this CPU has no {missing}: INT8 may be slower than FP32 on it, gft-edge profile measures both"
+
+
 def _first_core(told: str) -> dict[str, str]:
     pairs = (line.partition(":") for line in told.splitlines() if ":" in line)
     info: dict[str, str] = {}

@@ -196,8 +196,19 @@ def layer_tables(breakdown: Breakdown) -> list[Table]:
         f"{breakdown.runs} instrumented inferences of {breakdown.instrumented_ms:.3f} ms, plain ones "
         f"of {breakdown.plain_ms:.3f} ms, in turn: instrumentation costs {breakdown.overhead:+.1%}"
     )
+    between = breakdown.instrumented_ms - breakdown.layers_ms
+    notes = [
+        f"the layers take {breakdown.layers_ms:.3f} ms of an instrumented inference, what lies between "
+        f"them {between:.3f} ms",
+        cost,
+    ]
+    if breakdown.int8_layers or breakdown.integer_layers:
+        notes.append(
+            f"{breakdown.integer_layers} products and convolutions are computed in integers here; the "
+            f"bundle has {breakdown.int8_layers} layers in INT8"
+        )
     return [
-        Table("Parts of the network", ("part", "ms", "share", "layers"), parts, [cost]),
+        Table("Parts of the network", ("part", "ms", "share", "layers"), parts, notes),
         Table("The layers that take longest",
               ("layer", "part", "operator", "kernel", "precision", "ms", "share"), top),
         Table("Attention in one kernel or in parts", ("where", "attention", "why"), attention),

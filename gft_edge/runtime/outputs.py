@@ -24,6 +24,11 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.logits)
 
+    def first(self, images: int) -> Outputs:
+        """The outputs for the first so many images."""
+        kept, ranks = (tuple(a[:images] for a in arrays) for arrays in (self.kept, self.ranks))
+        return Outputs(self.logits[:images], kept, ranks)
+
 
 def concatenate(batches: Sequence[Outputs]) -> Outputs:
     """Outputs of consecutive batches as one."""

@@ -21,6 +21,7 @@ from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.model.checkpoint import load_run
+from tests.support.bundles import sign
 from tests.support.cli import refused, run, run_json
 from tests.support.pictures import MICRO_LABELS
 
@@ -112,7 +113,30 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
     assert len(last.lost_near_border) == len(last.patches_lost) == 3
     assert [report.step for report in manifest.reports][-2:] == ["int8", f"build for {target}"]
     backend = ["--backend", "onnx"] if target == "tensorrt" else []
-    assert run_json("verify", int8_bundle(target), *backend)["verdict"] == "pass"
+    found = run_json("verify", int8_bundle(target), *backend)
+    assert found["verdict"] == "pass"
+    if target != "tensorrt":
+        assert (found["integer_layers"], found["warnings"]) == (23, [])
+
+
+@slow
+def test_layers_that_the_engine_computes_in_floats_are_a_warning(
+    int8_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With biases of one dimension, ONNX Runtime makes a Gemm of floats of each layer that has one."""
+    bundle = Path(shutil.copytree(int8_bundle("onnx"), tmp_path / "bundle"))
+    model = onnx.load(bundle / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.dims[:2] == [1, 1] and len(tensor.dims) == 3 and "bias" in tensor.name:
+            tensor.dims[:] = tensor.dims[2:]
+    del model.graph.value_info[:]
+    onnx.save(model, bundle / "model.onnx")
+    sign(bundle, "model.onnx")
+    result = run("verify", bundle)
+    assert result.exit_code == 0, result.stderr
+    found = run_json("verify", bundle)["integer_layers"]
+    assert found < 23
+    assert f"{23 - found} of 23 INT8 layers in FP32" in result.stderr
 
 
 @pytest.mark.parametrize(

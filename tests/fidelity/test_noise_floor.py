@@ -10,7 +10,7 @@ import pytest
 
 from gft_edge.bundle.reports import Change
 from gft_edge.fidelity.compare import PHOTO_TOLERANCES, compare
-from gft_edge.fidelity.noise_floor import changed
+from gft_edge.fidelity.noise_floor import NAMES, changed
 from gft_edge.runtime.outputs import Outputs
 
 INT8, BF16, FP16 = (PHOTO_TOLERANCES[name] for name in ("int8", "bf16", "fp16"))
@@ -112,7 +112,7 @@ def test_a_drop_passes_fails_or_is_not_resolved_by_its_interval() -> None:
     assert any("accuracy falls" in text for text in many.failures)
 
 
-@pytest.mark.parametrize("change", ["noise", "jpeg75"])
+@pytest.mark.parametrize("change", NAMES)
 def test_a_change_is_small_the_same_each_time_and_made_on_what_the_network_reads(
     change: Change,
 ) -> None:
@@ -123,4 +123,4 @@ def test_a_change_is_small_the_same_each_time_and_made_on_what_the_network_reads
     assert once.dtype == np.uint8
     assert once.shape == pixels.shape
     moved = np.abs(once.astype(int) - pixels.astype(int))
-    assert 0 < moved.mean() < 3
+    assert 0 < moved.mean() < 6

@@ -194,3 +194,23 @@ def test_a_split_longer_than_a_chunk_keeps_its_order(
     assert none is None
     assert len(several) == repeats * 12 > CHUNK_IMAGES
     np.testing.assert_allclose(several.logits, np.tile(once.logits, (repeats, 1)), atol=1e-5)
+
+
+def test_a_reference_is_asked_once_more_for_each_change_of_the_images(
+    micro_bundles: dict[str, Path], split: Split
+) -> None:
+    with Classifier.load(micro_bundles["onnx"], kept=True) as reference:
+        report = verify(
+            micro_bundles["openvino"],
+            None,
+            split,
+            reference.outputs,
+            changes=("shift", "brightness"),
+        )
+    assert [floor.change for floor in report.noise_floors] == ["shift", "brightness"]
+    shifted, brighter = report.noise_floors
+    assert shifted.kept_overlap[0] < 1
+    # Two grey levels of a hundred move less than a pixel does.
+    assert shifted.cosine < brighter.cosine < 1
+    assert report.kept_overlap == (1, 1, 1)
+    assert report.noise_floor is None

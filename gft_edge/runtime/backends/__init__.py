@@ -292,7 +292,17 @@ def precision_of(kind: str, types: Iterable[str]) -> str:
     A matrix product that reads or writes 8 bit integers is INT8.
     """
     names = [_TYPES.get(name.lower(), name.lower()) for name in types]
-    product = any(operator in kind for operator in ("MatMul", "Gemm", "Conv", "FullyConnected"))
-    if product and {"int8", "uint8"}.intersection(names):
+    if _is_product(kind) and {"int8", "uint8"}.intersection(names):
         return "int8"
     return names[0] if names else "unknown"
+
+
+def integer_layers(layers: Iterable[Layer]) -> int:
+    """Count the matrix products and convolutions that an engine computes in integers."""
+    return sum(layer.precision == "int8" and _is_product(layer.kind) for layer in layers)
+
+
+def _is_product(kind: str) -> bool:
+    # What only converts, such as a Convert or a Conv's reorder, is none.
+    named = ("MatMul", "Gemm", "Conv", "FullyConnected")
+    return any(operator in kind for operator in named) and "Convert" not in kind
