@@ -68,6 +68,7 @@ from gft_edge.export.request import (
 )
 from gft_edge.fidelity.compare import FIDELITIES, PARTLY_INT8, TOLERANCES
 from gft_edge.fidelity.structure import check_structure, expected_casts
+from gft_edge.model.graph_size import refuse_large_graph
 from gft_edge.model.network import Network
 from gft_edge.model.plain_weights import with_plain_weights
 from gft_edge.model.reference import normalised_batches, torch_outputs
@@ -102,6 +103,7 @@ def export(
     """
     check_request(request)
     check_labels(spec.labels)
+    refuse_large_graph(model, request.bytes_a_weight)
     check_calibration(request)
     check_enough(request, images)
     trained, trained_spec = model, spec

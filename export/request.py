@@ -89,6 +89,12 @@ class ExportRequest:
         return self.backend.runtime_precision(self.precision)
 
     @property
+    def bytes_a_weight(self) -> int:
+        """What a weight takes in the graph that PyTorch is converted to: OpenVINO lowers it later."""
+        halved = self.precision == "fp16" or (self.int8 and self.backend.TARGET == "tensorrt")
+        return 2 if halved and self.backend.TARGET != "openvino" else 4
+
+    @property
     def int8(self) -> bool:
         """Whether layers are in INT8, whatever the rest is computed in."""
         return self.precision.startswith("int8")

@@ -18,6 +18,7 @@ from gft_edge.datasets import Split, images_per_class, read_split, splits_of
 from gft_edge.errors import CheckpointError, UnwrittenError, UsageError
 from gft_edge.fidelity.metrics import Metrics
 from gft_edge.model.checkpoint import IMPORT_FILE, SPEC_FILE, load_backbone
+from gft_edge.model.graph_size import refuse_large_graph, why_too_large
 from gft_edge.model.named_networks import build_network
 from gft_edge.training.logits import quiet, silent
 from gft_edge.training.processes import accelerator_on
@@ -49,7 +50,8 @@ def train(
     the files, which all of them must be able to read. The best epoch is chosen on val/ (on train/
     when there is no val/). Raises LockedError while another process trains into `out`,
     UsageError when it holds a run already or the recipe does not fit the network or its teacher,
-    DataError, CheckpointError, and TrainingError when the loss is not finite.
+    SpecError for a network or classes that no export takes, DataError, CheckpointError, and
+    TrainingError when the loss is not finite.
     """
     accelerator = accelerator_on(config.device, out if config.tensorboard else None)
     refuse_a_run(out)
@@ -57,6 +59,9 @@ def train(
     check_recipe(config.recipe, config.teacher is not None)
     seed_all(config.recipe.seed)
     model = build_network(spec)
+    refuse_large_graph(model, 2)
+    if remark := why_too_large(model, 4):
+        say(remark)
     if weights is not None:
         fresh = load_backbone(model, spec, weights, say)
         if fresh:
