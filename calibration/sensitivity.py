@@ -125,12 +125,17 @@ def tensor_peaks(
 
 
 @contextmanager
-def in_int8(layers: dict[str, Layer], peaks: dict[str, float]) -> Iterator[None]:
-    """While open, `layers` compute with weights and inputs rounded to INT8, symmetric."""
+def in_int8(
+    layers: dict[str, Layer], peaks: dict[str, float], weight_levels: int = 127
+) -> Iterator[None]:
+    """While open, `layers` compute with weights and inputs rounded to INT8, symmetric.
+
+    Weights reach `weight_levels`: 64 is half of their range.
+    """
     weights = {name: layer.weight.data for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            layer.weight.data = rounded_weight(weights[name])
+            layer.weight.data = rounded_weight(weights[name], weight_levels)
         with reading(layers, lambda name, x: _rounded(x, peaks[name])):
             yield
     finally:
@@ -142,11 +147,11 @@ def _rounded(x: Tensor, peak: float) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, max(peak, 1e-12) / 127, 0, -127, 127)
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
+def rounded_weight(weight: Tensor, levels: int = 127) -> Tensor:
     """A weight as symmetric INT8 holds it, one scale an output channel (the first axis)."""
-    scales = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / 127
+    scales = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / levels
     zeros = torch.zeros_like(scales, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -127, 127)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -levels, levels)
 
 
 @dataclass(frozen=True)

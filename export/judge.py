@@ -21,7 +21,7 @@ from gft_edge.bundle.specs import ModelSpec, Preprocessing, Progress, Say, count
 from gft_edge.errors import GateError, GftEdgeError, PipelineError
 from gft_edge.export.graph import kept_names
 from gft_edge.export.request import ExportRequest
-from gft_edge.fidelity.compare import compare
+from gft_edge.fidelity.compare import compare, low_floor, noise_floor_of
 from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.fidelity.noise_floor import NAMES, changed
 from gft_edge.model.network import Network
@@ -175,7 +175,10 @@ def judge_by(
     @functools.cache
     def floor_of(change: Change) -> Outputs:
         advance = steps.counter(f"reference after {NAMES[change]}", len(pixels))
-        return remembered.outputs(changed(pixels, change), advance)
+        outputs = remembered.outputs(changed(pixels, change), advance)
+        if warning := low_floor(noise_floor_of(change, reference, outputs)):
+            steps.say(f"Warning: {warning}")
+        return outputs
 
     return Judge(spec, request, images, pixels, reference, steps, floor_of)
 

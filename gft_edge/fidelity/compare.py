@@ -62,6 +62,13 @@ FIDELITIES = {
 # A verdict by intervals needs as many images.
 FEWEST_IMAGES = 64
 
+# Overlap of the patches and cosine of the logits that a change moves by less are a warning: a tenth of what
+# was measured for networks on photographs.
+LOW_FLOORS: dict[Change, tuple[float, float]] = {
+    "noise": (0.002, 5e-5),
+    "jpeg75": (0.005, 1e-3),
+}
+
 # How far below a change's own agreement with the reference that of a graph may lie.
 AGREEMENT_MARGIN = 0.01
 # A drop of so many times what is allowed fails even where its interval begins lower.
@@ -200,6 +207,22 @@ def noise_floor_of(change: Change, reference: Outputs, floor: Outputs) -> NoiseF
         tuple(float(overlap.mean()) for overlap in found.overlaps),
         tuple(patches_lost(reference, floor, n)[0] for n in range(len(found.overlaps))),
         float(found.confidence.mean()),
+    )
+
+
+def low_floor(floor: NoiseFloor) -> str | None:
+    """Say that a change moves so little of a network that its bounds are narrower than is usual."""
+    overlap, cosine = LOW_FLOORS[floor.change]
+    if floor.kept_overlap:
+        low, moved = 1 - floor.kept_overlap[0] < overlap, "the patches of stage 1"
+        share = 1 - floor.kept_overlap[0]
+    else:
+        low, moved, share = 1 - floor.cosine < cosine, "the logits' cosine", 1 - floor.cosine
+    if not low:
+        return None
+    return (
+        f"{NAMES[floor.change]} changes {moved} by {share:.2g} alone, so little that a sound graph may miss "
+        "the bounds: --fidelity strict has fixed ones"
     )
 
 

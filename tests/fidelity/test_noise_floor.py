@@ -7,11 +7,16 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from gft_edge.bundle.reports import Change
-from gft_edge.fidelity.compare import PHOTO_TOLERANCES, compare
+from gft_edge.fidelity.compare import PHOTO_TOLERANCES, compare, low_floor, noise_floor_of
 from gft_edge.fidelity.noise_floor import NAMES, changed
+from gft_edge.model.reference import torch_outputs
+from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.outputs import Outputs
+from tests.support.networks import wide_network
+from tests.support.pictures import smooth_pixels
 
 INT8, BF16, FP16 = (PHOTO_TOLERANCES[name] for name in ("int8", "bf16", "fp16"))
 IMAGES, CLASSES, PATCHES, KEPT = 256, 8, 64, 32
@@ -124,3 +129,28 @@ def test_a_change_is_small_the_same_each_time_and_made_on_what_the_network_reads
     assert once.shape == pixels.shape
     moved = np.abs(once.astype(int) - pixels.astype(int))
     assert 0 < moved.mean() < 6
+
+
+def test_a_floor_that_is_very_low_is_remarked() -> None:
+    assert low_floor(noise_floor_of("jpeg75", REFERENCE, FLOOR)) is None
+    hardly = low_floor(noise_floor_of("jpeg75", REFERENCE, answers(1, 0.001, 0.1)))
+    assert hardly is not None
+    assert "JPEG" in hardly
+    bare, turned = (Outputs(o.logits, ()) for o in (REFERENCE, answers(1, turned=1e-3)))
+    assert "cosine" in (low_floor(noise_floor_of("noise", bare, turned)) or "")
+
+
+def test_a_photograph_and_the_same_enlarged_get_the_same_verdict() -> None:
+    """The change is made on what the network reads, so the size of the file makes no difference."""
+    spec, model = wide_network()
+    small = smooth_pixels(64, 96)
+    large = [Image.fromarray(one).resize((384, 384), Image.Resampling.BICUBIC) for one in small]
+    floors = []
+    for images in ([Image.fromarray(one) for one in small], large):
+        pixels = np.stack([load_pixels(image, spec.preprocessing) for image in images])
+        outputs = torch_outputs(model, pixels, spec.preprocessing)
+        after = torch_outputs(model, changed(pixels, "jpeg75"), spec.preprocessing)
+        floors.append(noise_floor_of("jpeg75", outputs, after))
+    for ours, theirs in zip(floors[0].kept_overlap, floors[1].kept_overlap, strict=True):
+        assert ours == pytest.approx(theirs, abs=0.02)
+        assert ours < 0.99
