@@ -20,6 +20,7 @@ from gft_edge.bundle.specs import check_preprocessing
 from gft_edge.errors import BundleError, SpecError
 
 SCHEMA_VERSION = 5
+RUN_FILE = "model.json"  # model.checkpoint.SPEC_FILE, which devices lack
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden/golden.npz"
@@ -95,6 +96,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder} is a file: give the bundle's folder")
     if not path.is_file():
+        if (folder / RUN_FILE).is_file():
+            raise BundleError(f"{folder} is a run: export it first, gft-edge export makes a bundle")
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST_FILE}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -153,8 +153,9 @@ def _explain(
     else:
         show(_explained(subject, of, entries))
         show(*(f"not available: {reason}" for reason in subject.unavailable))
-        show(f"pictures and {CONTENT} in {out}")
-        if subject.model.stages:
+        read = len([entry for entry in entries if "error" not in entry])
+        show(f"{'pictures and ' if read else ''}{CONTENT} in {shown(out)}")
+        if read and subject.model.stages:
             next_line(
                 f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)} measures whether the "
                 "ranking means something"

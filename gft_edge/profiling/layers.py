@@ -181,7 +181,7 @@ def part_names(model: ModelSpec) -> list[str]:
     stages = [
         f"stage {number + 1}: {part}"
         for number in range(len(model.stages))
-        for part in ("GALA", "selection", "refinement blocks")
+        for part in ("scoring", "selection", "refinement blocks")
     ]
     return [PATCH_EMBEDDING, BASE_BLOCKS, *stages, HEAD, OTHER]
 
@@ -189,7 +189,7 @@ def part_names(model: ModelSpec) -> list[str]:
 def part_of(group: str, model: ModelSpec) -> str:
     """The part that a group of placement.group_of lies in.
 
-    GALA is the extra layer of a stage or, in block mode, the block whose attention scores.
+    Scoring is the extra GALA layer of a stage or, in block mode, the block whose attention scores.
     """
     kind, _, number = group.rpartition(" ")
     if model.family == "timm":
@@ -197,7 +197,7 @@ def part_of(group: str, model: ModelSpec) -> str:
     if model.family == "transfg" and kind == "selection":
         return PART_SELECTION
     if kind == "GALA layer":
-        return f"stage {number}: GALA"
+        return f"stage {number}: scoring"
     if kind == "selection":
         return f"stage {number}: selection"
     if kind != "block":
@@ -207,7 +207,7 @@ def part_of(group: str, model: ModelSpec) -> str:
     if not reached:
         return BASE_BLOCKS
     scores = model.gala == "block" and int(number) in positions
-    return f"stage {reached}: {'GALA' if scores else 'refinement blocks'}"
+    return f"stage {reached}: {'scoring' if scores else 'refinement blocks'}"
 
 
 def attention_kernels(

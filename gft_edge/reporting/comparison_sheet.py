@@ -16,9 +16,9 @@ PICTURE_PX = 192
 
 
 def comparison_sheet(comparison: Comparison, model: ModelSpec) -> Image.Image:
-    """Draw a row for each pictured image: itself, then per stage what A and B kept of it.
+    """Draw a row for each pictured image: itself, then per stage what reference and bundle kept of it.
 
-    A is the reference, B the bundle. Raises ImageError.
+    Raises ImageError.
     """
     scale = max(1, PICTURE_PX // model.preprocessing.image_size_px)
     split, rows = comparison.split, []
@@ -28,11 +28,14 @@ def comparison_sheet(comparison: Comparison, model: ModelSpec) -> Image.Image:
         shown = [np.arange(model.patch_count), *(side[i] for both in stages for side in both)]
         row = comparison.row(i)
         overlaps = " / ".join(f"{overlap:.2f}" for overlap in row.kept_overlap)
-        title = f"{row.label}, A: {row.reference}, B: {row.candidate}, overlap {overlaps}"
+        title = (
+            f"{row.label}, reference: {row.reference}, bundle: {row.candidate}, overlap {overlaps}"
+        )
         rows.append(
             (title, [kept_patches(pixels, kept, model.patch_grid, scale) for kept in shown])
         )
-    sides = [f"{side} stage {n + 1}" for n in range(len(stages)) for side in "AB"]
+    names = ("reference", "bundle")
+    sides = [f"{side}, stage {n + 1}" for n in range(len(stages)) for side in names]
     return sheet(rows, ["image", *sides])
 
 

@@ -43,7 +43,7 @@ MOST_OFF = 200.0
 
 PART_NAMES = ("decode", "preprocess", "host to device", "compute", "device to host", "postprocess")
 # A stage's parts share their colour in every stage; what a GFT adds to a ViT is darkest.
-STAGE_COLOURS = {"GALA": ORANGE, "selection": "#c23030", "refinement blocks": "#2b8a8a"}
+STAGE_COLOURS = {"scoring": ORANGE, "selection": "#c23030", "refinement blocks": "#2b8a8a"}
 
 
 @drawn

@@ -275,7 +275,7 @@ def bundle_request(
     engine = backend_for(backend or manifest.target)
     cores = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= cores:
-        raise UsageError(f"threads is {threads}: give 1 to {cores}, or none for all cores")
+        raise UsageError(f"--threads is {threads}: give 1 to {cores}, or none for all cores")
     if threads is not None and engine.TARGET == "tensorrt":
         raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
     return engine, open_request(

@@ -170,7 +170,7 @@ def test_what_openvino_converts_once_at_load_is_no_layer(micro_bundles: dict[str
 def test_openvino_profiles_an_onnx_bundle_too(micro_bundles: dict[str, Path]) -> None:
     found = layer_profile(micro_bundles["onnx"], "openvino", threads=1, runs=1)
     assert (found.target, found.runs) == ("openvino", 1)
-    assert "stage 2: GALA" in [part.name for part in found.parts]
+    assert "stage 2: scoring" in [part.name for part in found.parts]
 
 
 def test_onnx_runtimes_nodes_are_read_without_the_onnx_package(
@@ -216,8 +216,8 @@ def test_in_layer_mode_a_stage_starts_with_its_extra_layer(model: ModelSpec) -> 
     parts = [part_of(group, paper) for group in ("block 7", "GALA layer 1", "selection 1",
         "block 8", "GALA layer 3", "block 9", "block 11", "head", "patch embedding", "other")]  # fmt: skip
     assert parts == [
-        "base blocks", "stage 1: GALA", "stage 1: selection", "stage 1: refinement blocks",
-        "stage 3: GALA", "stage 3: refinement blocks", "stage 3: refinement blocks", "head",
+        "base blocks", "stage 1: scoring", "stage 1: selection", "stage 1: refinement blocks",
+        "stage 3: scoring", "stage 3: refinement blocks", "stage 3: refinement blocks", "head",
         "patch embedding", "other",
     ]  # fmt: skip
     assert set(parts) <= set(part_names(paper))
@@ -227,7 +227,7 @@ def test_in_block_mode_a_stage_starts_with_the_block_that_scores(model: ModelSpe
     edge = variant(model, gala="block", stages=(Stage(3, 48), Stage(6, 32)))
     parts = [part_of(f"block {number}", edge) for number in (2, 3, 4, 6, 7)]
     assert parts == [
-        "base blocks", "stage 1: GALA", "stage 1: refinement blocks", "stage 2: GALA",
+        "base blocks", "stage 1: scoring", "stage 1: refinement blocks", "stage 2: scoring",
         "stage 2: refinement blocks",
     ]  # fmt: skip
 

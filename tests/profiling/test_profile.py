@@ -329,7 +329,7 @@ def test_a_profile_of_an_impossible_percentile_is_refused(
         (("--percentiles", "50,100"), "--percentiles has 100"),
         (("--percentiles", "p50"), "--percentiles p50"),
         (("--batch", "4"), "--batch is 4"),
-        (("--threads", "4096"), "threads is 4096"),
+        (("--threads", "4096"), "--threads is 4096"),
         (("--backend", "tpu"), "tpu"),
         (("--layers", "--hint", "throughput"), "--hint"),
         (("--hint", "throughput"), "throughput"),

@@ -114,7 +114,7 @@ def profile_of(*reports: Report, **changes: Any) -> Profile:
 
 
 def breakdown() -> Breakdown:
-    kinds = ("GALA", "selection", "refinement blocks")
+    kinds = ("scoring", "selection", "refinement blocks")
     stages = [f"stage {n}: {kind}" for n in (1, 2, 3) for kind in kinds]
     names = ["patch embedding", "base blocks", *stages, "head", "other"]
     total = sum(range(1, len(names) + 1))
