@@ -160,7 +160,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """What the orientation asks for; nothing where the metadata cannot be read.
 
     ImageOps.exif_transpose also writes all the metadata again, which fails for a GPS latitude stored as
-    text, and with it a sound photograph.
+    text, and with it a sound photograph. Of an AVIF that its own box turns, Pillow 13 does so when it opens
+    it: such a one stays refused.
     """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
