@@ -21,6 +21,7 @@ from gft_edge.cli.output import next_line, print_json, progress, quoted, say, sh
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.drawn_images import VERIFICATION_IMAGES
 
 # What --no-latency leaves nothing to do for.
 _OF_LATENCIES = (
@@ -61,7 +62,7 @@ def _names(_context: object, option: click.Parameter, text: str | None) -> tuple
               help="Export nothing: accuracy and GFLOPs at the keep counts alone.")  # fmt: skip
 @click.option("--calibration-data", type=PATH, metavar="DIR",
               help="Folder of real images to calibrate INT8 on [default: the train split].")  # fmt: skip
-@click.option("--images", type=int, default=256, show_default=True,
+@click.option("--images", type=int, default=VERIFICATION_IMAGES, show_default=True,
               help="Number of real images that every export is verified on.")  # fmt: skip
 @click.option("--limit", type=int,
               help="Number of the split's images to measure accuracy on [default: all].")  # fmt: skip

@@ -43,14 +43,14 @@ def open_reference(path: Path, bundle: Path, manifest: Manifest, stack: ExitStac
         _check_same_counts(path, other.manifest.model, bundle, manifest.model)
         return stack.enter_context(Classifier.load(other, engine_of(other), kept=True)).outputs
     from gft_edge.model.checkpoint import load_run
-    from gft_edge.model.reference import torch_outputs
+    from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import at_stages
 
     spec, network = load_run(path)
     _check_same_network(path, spec, bundle, _trained(manifest))
     if manifest.rescheduled:
         spec, network = at_stages(spec, network, manifest.model.stages)
-    return lambda pixels: torch_outputs(network, pixels, spec.preprocessing)
+    return Remembered(network, spec).outputs
 
 
 def engine_of(bundle: Bundle, backend: str | None = None) -> str | None:

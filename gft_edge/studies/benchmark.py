@@ -13,18 +13,23 @@ from pathlib import Path
 
 from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.specs import ModelSpec, Progress, Say
 from gft_edge.bundle.store import is_bundle, write_whole
 from gft_edge.datasets import Split, choosing_split, reporting_split
 from gft_edge.errors import DataError, UsageError
 from gft_edge.model.network import Network
+from gft_edge.model.remembered import Remembered
 from gft_edge.profiling.machine import this_machine
 from gft_edge.profiling.profile import ProfileRequest, check_measuring
 from gft_edge.profiling.report import Profile
 from gft_edge.reporting.table import to_csv
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.benchmark_table import csv_table
-from gft_edge.studies.drawn_images import calibration_images, verification_images
+from gft_edge.studies.drawn_images import (
+    VERIFICATION_IMAGES,
+    calibration_images,
+    verification_images,
+)
 from gft_edge.studies.evaluation import Case, launched_together, open_case
 from gft_edge.studies.grid import grid
 from gft_edge.studies.keep_counts import evaluated_at, keep_counts
@@ -56,7 +61,7 @@ class BenchmarkRequest:
     points: int | None = None
     latency: bool = True
     calibration_data: Path | None = None
-    images: int = 256
+    images: int = VERIFICATION_IMAGES
     limit: int | None = None
     fresh: bool = False
     duration_s: float = 10.0
@@ -90,7 +95,7 @@ def benchmark(
     counts: tuple[KeepCounts, ...] = ()
     if request.by_counts:
         counts = keep_counts(case.spec, model, request.keep, request.points or 0)
-    variants, calibrated_on, verified_on = _variants(request, case.spec.labels, counts, say)
+    variants, calibrated_on, verified_on = _variants(request, case.spec, model, counts, say)
     with claimed(request.out, case.weights_sha256, request.fresh) as memory:
         at_counts = evaluated_at(
             counts, case, model, memory, request.fresh, request.device, request.workers,
@@ -138,7 +143,11 @@ def _opened(request: BenchmarkRequest, progress: Progress, say: Say) -> tuple[Ca
 
 
 def _variants(
-    request: BenchmarkRequest, labels: tuple[str, ...], counts: Sequence[KeepCounts], say: Say
+    request: BenchmarkRequest,
+    spec: ModelSpec,
+    model: Network,
+    counts: Sequence[KeepCounts],
+    say: Say,
 ) -> tuple[list[Variant], ImageSet | None, ImageSet | None]:
     """What to try, the images that INT8 is calibrated on, and those that exports are verified on."""
     if not request.latency:
@@ -150,7 +159,9 @@ def _variants(
     calibrated_on, uncalibrated = None, None
     if precisions is None or any(name.startswith("int8") for name in precisions):
         try:
-            calibrated_on = calibration_images(request.calibration_data, request.data, labels, say)
+            calibrated_on = calibration_images(
+                request.calibration_data, request.data, spec.labels, say
+            )
         except DataError as error:
             if request.calibration_data is not None:
                 raise
@@ -158,7 +169,13 @@ def _variants(
     elif request.calibration_data is not None:
         raise UsageError("--calibration-data is for --precisions int8: leave it out")
     variants = list(grid(targets, precisions, uncalibrated, counts or (None,)))
-    verified_on = verification_images(request.data, labels, request.images, calibrated_on)
+    verified_on = verification_images(
+        request.data,
+        spec.labels,
+        request.images,
+        calibrated_on,
+        decisions=Remembered(model, spec).decisions,
+    )
     return variants, calibrated_on, verified_on
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.specs import Progress, Say, counter
@@ -25,14 +21,13 @@ from gft_edge.export.request import CalibrationRequest, ExportRequest
 from gft_edge.fidelity.verify import Reference, verify
 from gft_edge.model.checkpoint import WEIGHTS_FILE
 from gft_edge.model.network import Network
-from gft_edge.model.reference import torch_outputs
+from gft_edge.model.remembered import Remembered
 from gft_edge.model.schedule import at_stages
 from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.profiling.profile import ProfileRequest, profile
 from gft_edge.profiling.report import Profile
 from gft_edge.profiling.report_file import read_profile, write_profile
-from gft_edge.runtime.outputs import Outputs
 from gft_edge.studies.evaluation import Case
 from gft_edge.studies.memory import BUNDLES, PROFILE_FILE, Memory
 from gft_edge.studies.variants import Accuracy, Variant, measured
@@ -176,19 +171,11 @@ def failure_of(error: Exception) -> str:
 
 
 def reference_at(study: Study, variant: Variant) -> Reference:
-    """PyTorch at a variant's keep counts, each batch of pixels computed once for all who ask."""
+    """PyTorch at a variant's keep counts, each image computed once for all who ask."""
     spec, model = study.case.spec, study.model
     if variant.other_stages is not None:
         spec, model = at_stages(spec, model, variant.other_stages)
-    known: dict[bytes, Outputs] = {}
-
-    def outputs(pixels: npt.NDArray[np.uint8]) -> Outputs:
-        key = hashlib.sha256(pixels.tobytes()).digest()
-        if key not in known:
-            known[key] = torch_outputs(model, pixels, spec.preprocessing)
-        return known[key]
-
-    return outputs
+    return Remembered(model, spec).outputs
 
 
 def judged(study: Study, variant: Variant, reference: Reference, place: str) -> Variant:
