@@ -30,13 +30,15 @@ def quantize_openvino(
     layers: Collection[str],
     smooth_quant: float | None,
     method: str = "minmax",
+    half_range: bool = True,
 ) -> None:
     """Write an ONNX graph as OpenVINO IR with `layers` in INT8 to `path`, calibrated on `inputs`.
 
     `source` gives logits alone: NNCF leaves whatever leads from a TopK to an output unquantized, and
     with kept patches as outputs that is most of the network. Everything that is not one of `layers`
     keeps its precision, the score branch above all. `inputs` (images, ...) are what the graph takes,
-    `batch` at a time; `smooth_quant` is the strength of SmoothQuant, None for off. Raises
+    `batch` at a time; `smooth_quant` is the strength of SmoothQuant, None for off; `half_range` keeps weights
+    within 64. Raises
     PipelineError for a graph that is quantized already or lacks a layer.
     """
     try:
@@ -77,7 +79,7 @@ def quantize_openvino(
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 # Half the range of the weights: without VNNI a CPU adds products in 16 bits, which
                 # saturate. On AVX2 the test network's logits were at a cosine of 0.77 without it.
-                overflow_fix=nncf.OverflowFix.ENABLE,
+                overflow_fix=nncf.OverflowFix.ENABLE if half_range else nncf.OverflowFix.DISABLE,
                 activations_range_estimator_params=_estimator(method),
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(
                     matmul=-1 if smooth_quant is None else smooth_quant

@@ -89,7 +89,11 @@ def _request(like: Manifest, model: Network, images: ImageSet) -> ExportRequest:
         layers = quantizable_layers(model)
         high = tuple(name for name in quantization.high_precision if name in layers)
         calibration = CalibrationRequest(
-            images, quantization.method, high, quantization.smooth_quant
+            images,
+            quantization.method,
+            high,
+            quantization.smooth_quant,
+            None if like.target == "tensorrt" else quantization.weights_range,
         )
     precision = like.precision.removesuffix(HALF_WEIGHTS)
     if precision == PARTLY_INT8:

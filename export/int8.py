@@ -156,4 +156,5 @@ def quantized(
         high_precision=high,
         int8_layers=len(work) - len(high),
         int8_macs=sum(macs for name, macs in work.items() if name not in high),
+        weights_range=judge.request.weights_range,
     )

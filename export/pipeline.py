@@ -215,7 +215,9 @@ def _int8_onnx(
     base, trail = _onnx(judge, network, remainder, bound, centred, trail)
 
     def build(layers: list[str], final: bool, held_to: Tolerance) -> Made:
-        graph = quantize_onnx(base, peaks, layers, pixel_layer, half_range=on_cpu)
+        graph = quantize_onnx(
+            base, peaks, layers, pixel_layer, half_range=request.weights_range == "half"
+        )
         if on_cpu:
             graph = with_integer_kernels(graph)
         return judge.measured("int8", graph, held_to)
@@ -241,7 +243,10 @@ def _int8_openvino(
     def quantize(layers: list[str], strength: float | None, images: int) -> None:
         given = judge.request.input
         inputs = batch_from_pixels(pixels[:images], spec, given.dtype)
-        quantize_openvino(path, low, inputs, given.batch, layers, strength, calibration.method)
+        half = judge.request.weights_range == "half"
+        quantize_openvino(
+            path, low, inputs, given.batch, layers, strength, calibration.method, half
+        )
         if runs_in != "f32":
             hold_in_f32(low)
 

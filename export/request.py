@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from gft_edge.bundle.images import ImageSet
-from gft_edge.bundle.manifest import EngineSettings
+from gft_edge.bundle.manifest import EngineSettings, WeightsRange
 from gft_edge.bundle.reports import Tolerance
 from gft_edge.bundle.specs import InputSpec, Stage
 from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
@@ -17,6 +17,7 @@ from gft_edge.export.onnx_from_torch import check_opset
 from gft_edge.fidelity.compare import FEWEST_IMAGES, FIDELITIES, MAX_DROP, NO_BOUND
 from gft_edge.nvidia.build import check_settings
 from gft_edge.runtime.backends import Backend, backend_for
+from gft_edge.runtime.processor import saturates_int8
 
 # The first with Gelu as one node, which FP16 needs whole; INT8 scales can be FP16 from 19 on.
 TYPED_OPSET = 20
@@ -27,13 +28,14 @@ class CalibrationRequest:
     """What to calibrate on, and how. `keep_high_precision` names layers that must not be quantized.
 
     In an export that is not judged these and no others stay out, whatever that costs, and OpenVINO
-    smooths by `smooth_quant`.
+    smooths by `smooth_quant`. `weights_range` None is half on CPUs and full on GPUs.
     """
 
     images: ImageSet
     method: str = "minmax"
     keep_high_precision: tuple[str, ...] = ()
     smooth_quant: float | None = None
+    weights_range: WeightsRange | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class ExportRequest:
         return self.precision.startswith("int8")
 
     @property
+    def weights_range(self) -> WeightsRange:
+        """How far INT8 weights reach."""
+        asked = self.calibration.weights_range if self.calibration else None
+        return asked or ("full" if self.backend.TARGET == "tensorrt" else "half")
+
+    @property
     def tolerance(self) -> Tolerance:
         """The bounds that the artifact has to hold."""
         if not self.judged and self.precision != "fp32":
@@ -162,6 +170,13 @@ def check_calibration(request: ExportRequest) -> None:
         return
     if not request.int8:
         raise UsageError("--calibration-data is for --precision int8: leave it out")
+    if target == "tensorrt" and calibration.weights_range == "half":
+        raise UsageError("--weights-range half is for CPUs: leave it out for tensorrt")
+    if target != "tensorrt" and calibration.weights_range == "full" and saturates_int8():
+        raise UsageError(
+            "--weights-range full is for CPUs with VNNI or AMX and for Arm: this one would saturate, so it "
+            "cannot be verified here; export there, or take half"
+        )
     methods = OPENVINO_METHODS if target == "openvino" else ONNX_METHODS
     if calibration.method not in methods:
         raise UsageError(

@@ -11,6 +11,7 @@ from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Stage
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
+WeightsRange = Literal["full", "half"]
 HardwareCompatibility = Literal["none", "ampere+", "sameComputeCapability"]
 
 
@@ -36,7 +37,8 @@ class Quantization:
     """How a bundle's INT8 graph came about.
 
     `high_precision` names the layers that stay unquantized: those the user named, then those whose
-    INT8 form cost too much, in the order they were given up. `int8_macs` is the quantized share of
+    INT8 form cost too much, in the order they were given up. `weights_range` is `half` where no weight is
+    over 64, as x86 without VNNI needs it. `int8_macs` is the quantized share of
     the work of all layers with weights but the head. `smooth_quant` is the strength (alpha), None for off.
     """
 
@@ -46,6 +48,7 @@ class Quantization:
     high_precision: tuple[str, ...]
     int8_layers: int
     int8_macs: float
+    weights_range: WeightsRange = "full"
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
+from gft_edge.bundle.manifest import WeightsRange
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress
 from gft_edge.bundle.store import Bundle, is_bundle
 from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from gft_edge.model.network import Network
 
 _OF_LOWER = ("fidelity", "max_drop", "require_resolved")
-_OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_precision")
+_OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_precision",
+            "weights_range")  # fmt: skip
 
 
 @click.command("export")
@@ -84,6 +86,9 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
               help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
 @click.option("--calibration-method",
               help="How INT8 takes its ranges: minmax (default), percentile, entropy or mse.")  # fmt: skip
+@click.option("--weights-range", type=click.Choice(get_args(WeightsRange)),
+              help="Range of INT8 weights: half (default on CPUs), or full, which keeps more patches and "
+              "needs VNNI, AMX or Arm (default on GPUs).")  # fmt: skip
 @click.option("--keep-high-precision", "--nodes-to-exclude", metavar="LAYER,...",
               help="Layers to leave out of INT8; gft-edge sensitivity suggests them.")  # fmt: skip
 @seed_option
@@ -225,7 +230,8 @@ def _calibration(
         say(f"calibrating on the train split of {source.folder}")
     count = CALIBRATION_IMAGES if options["subset_size"] is None else options["subset_size"]
     images = calibration_images(folder, source, spec.labels, say, count, options["seed"])
-    return CalibrationRequest(images, options["calibration_method"] or "minmax", keep)
+    method, weights = options["calibration_method"] or "minmax", options["weights_range"]
+    return CalibrationRequest(images, method, keep, weights_range=weights)
 
 
 def _images(

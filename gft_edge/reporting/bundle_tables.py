@@ -148,7 +148,7 @@ def _quantization(found: Quantization) -> Table:
     layers = found.int8_layers + len(found.high_precision)
     rows = [
         ("layers", f"{found.int8_layers} of {layers}, {found.int8_macs:.0%} of their work"),
-        ("ranges", found.method),
+        ("ranges", f"{found.method}, weights {found.weights_range}"),
         ("smooth-quant", "off" if found.smooth_quant is None else f"{found.smooth_quant:g}"),
         ("calibrated on", f"{found.calibrated_on.count} images, seed {found.calibrated_on.seed}"),
         ("in high precision", ", ".join(found.high_precision) or "none"),

@@ -24,6 +24,7 @@ from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backe
 from gft_edge.runtime.image_inputs import ImageLike, decoded_rgb, each_named, images_of
 from gft_edge.runtime.outputs import Outputs, concatenate
 from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
+from gft_edge.runtime.processor import refuse_saturation
 
 Advance = Callable[[int], None]
 
@@ -273,6 +274,7 @@ def bundle_request(
     """
     manifest = bundle.manifest
     engine = backend_for(backend or manifest.target)
+    refuse_saturation(bundle.folder, manifest)
     cores = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= cores:
         raise UsageError(f"--threads is {threads}: give 1 to {cores}, or none for all cores")

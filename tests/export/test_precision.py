@@ -101,6 +101,7 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
     # 16 in four blocks, six in three GALA layers, the patch embedding.
     assert (quantization.int8_layers, quantization.high_precision) == (23, ())
     assert quantization.int8_macs == pytest.approx(1)
+    assert quantization.weights_range == ("full" if target == "tensorrt" else "half")
     last = manifest.reports[-1]
     assert last.verdict == "pass"
     assert last.noise_floor is not None
@@ -355,6 +356,8 @@ def test_unfit_weights_are_named_before_anything_is_written(
          ("backbone.blocks.0.mlp.fc1",)),
         ("onnx", "--int8 --calibration-data DATA --keep-high-precision EVERY",
          ("--keep-high-precision", "23 layers")),
+        ("trt", "--int8 --weights-range half", ("--weights-range half", "tensorrt")),
+        ("onnx", "--weights-range full", ("--weights-range", "int8")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_written(
