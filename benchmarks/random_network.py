@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import nncf
 import numpy as np
 import onnx
+import openvino
 import torch
 from PIL import Image
 
@@ -42,8 +44,18 @@ from gft_edge.runtime.preprocess import resize_and_crop
 GIVEN = InputSpec("uint8", 1)
 
 
-def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: Path) -> Bundle:
-    """Every layer in INT8 on OpenVINO, calibrated on a few images. Nothing of it is verified."""
+def random_bundle(
+    spec: ModelSpec,
+    calibration: Sequence[Image.Image],
+    folder: Path,
+    precision: str = "int8",
+    plain: bool = False,
+) -> Bundle:
+    """Every layer in INT8 on OpenVINO, calibrated on a few images. Nothing of it is verified.
+
+    `precision` is int8 or int8-bf16. `plain` is what nncf.quantize makes of a transformer by itself,
+    attention's own products in INT8 too.
+    """
     torch.manual_seed(0)
     model = build_gft(spec).eval()
     # It starts at zero, as pretrained networks are finetuned: the focal branch would do nothing.
@@ -54,17 +66,26 @@ def random_bundle(spec: ModelSpec, calibration: Sequence[Image.Image], folder: P
     onnx.save(name_scores(graph, spec), path)
     pixels = np.stack([resize_and_crop(image, spec.preprocessing) for image in calibration])
     layers = list(quantizable_layers(model))
-    quantize_openvino(path, folder / "int8.xml", pixels, 1, layers, None)
+    if plain:
+        whole = nncf.quantize(
+            openvino.convert_model(path),
+            nncf.Dataset([one[None] for one in pixels]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(pixels),
+        )
+        openvino.save_model(whole, folder / "int8.xml", compress_to_fp16=False)
+    else:
+        quantize_openvino(path, folder / "int8.xml", pixels, 1, layers, None)
     path.unlink()
     engine = backend_for("openvino")
-    artifact = engine.build(folder / "int8.xml", folder, BuildRequest("int8", False, {}, ""))
+    artifact = engine.build(folder / "int8.xml", folder, BuildRequest(precision, False, {}, ""))
     write_labels(folder, spec.labels)
     written = (artifact.path, *artifact.companions, LABELS_FILE)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         target=engine.TARGET,
-        precision="int8",
-        runtime_precision=engine.runtime_precision("int8"),
+        precision=precision,
+        runtime_precision=engine.runtime_precision(precision),
         model=spec,
         input=GIVEN,
         kept_outputs=kept,

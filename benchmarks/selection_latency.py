@@ -1,10 +1,11 @@
-"""What selecting patches saves in INT8: GFTs and the dense ViT of their size, measured in turn.
+"""What selecting patches saves in INT8: GFTs, the dense ViT of their size, and what NNCF makes of that.
 
 python benchmarks/selection_latency.py --images FOLDER --out FOLDER [--size base]
 
 Random weights, every layer in INT8 on OpenVINO, batch 1: the time of a network does not depend on what
-it has learned. Bundles already in --out are used again. `gft-edge profile` measures them, each in a
-process of its own; the ratio to dense is what to quote.
+it has learned. The baseline is plain `nncf.quantize` of the dense network; where the CPU has bf16, each
+network is measured with its remainder in bf16 too. Bundles already in --out are used again. `gft-edge
+profile` measures them, each in a process of its own; the ratio to the baseline is what to quote.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from gft_edge.bundle.specs import ModelSpec
 from gft_edge.model.named_networks import spec_from_name
+from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.preprocess import rgb_from_bytes
 from gft_edge.runtime.sources import images_below
 from random_network import random_bundle
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="base")
     parser.add_argument("--duration", default="10")
+    parser.add_argument("--only", help="comma-separated networks, such as dense,gft_base_edge")
     given = parser.parse_args()
     networks = {
         "dense": spec_from_name(f"deit_{given.size}_patch16_224", CLASSES),
@@ -40,24 +43,37 @@ def main() -> None:
         },
         "edge-gala": spec_from_name(f"gft_{given.size}_edge", CLASSES, score="gala"),
     }
-    folders = {name: given.out / f"{given.size}-{name}" for name in networks}
-    for name, spec in networks.items():
-        if not folders[name].exists():
-            _export(spec, folders[name], given.images)
+    if given.only:
+        networks = {name: networks[name] for name in given.only.split(",")}
+    precisions = ["int8"]
+    if backend_for("openvino").unsupported("int8-bf16") is None:
+        precisions.append("int8-bf16")
+    folders = [
+        _exported(spec, precision, given, given.out / f"{given.size}-{name}-{precision}")
+        for name, spec in networks.items()
+        for precision in precisions
+    ]
+    dense = spec_from_name(f"deit_{given.size}_patch16_224", CLASSES)
+    peer = _exported(dense, "int8", given, given.out / f"{given.size}-nncf", plain=True)
     command = [
-        sys.executable, "-m", "gft_edge", "profile", *(folders[name] for name in networks if name != "dense"),
-        "--baseline", folders["dense"], "--photos", given.images, "--duration", given.duration,
+        sys.executable, "-m", "gft_edge", "profile", *folders,
+        "--baseline", peer, "--photos", given.images, "--duration", given.duration,
     ]  # fmt: skip
     subprocess.run([str(word) for word in command], check=True)
 
 
-def _export(spec: ModelSpec, folder: Path, images: Path) -> None:
-    paths = images_below(images)
+def _exported(
+    spec: ModelSpec, precision: str, given: argparse.Namespace, folder: Path, plain: bool = False
+) -> Path:
+    if folder.exists():
+        return folder
+    paths = images_below(given.images)
     chosen = paths[:: max(1, len(paths) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True)
-    random_bundle(spec, [rgb_from_bytes(path.read_bytes()) for path in chosen], partial)
-    partial.rename(folder)
+    images = [rgb_from_bytes(path.read_bytes()) for path in chosen]
+    random_bundle(spec, images, partial, precision, plain)
+    return partial.rename(folder)
 
 
 if __name__ == "__main__":
