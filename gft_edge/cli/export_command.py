@@ -83,7 +83,8 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
               help="Class folders of real images to calibrate INT8 on, or a folder whose train/ "
               "holds them [default: the run's train split].")  # fmt: skip
 @click.option("--subset-size", type=int,
-              help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}].")  # fmt: skip
+              help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}, of a small train "
+              "split half].")  # fmt: skip
 @click.option("--calibration-method",
               help="How INT8 takes its ranges: minmax (default), percentile, entropy or mse.")  # fmt: skip
 @click.option("--weights-range", type=click.Choice(get_args(WeightsRange)),
@@ -228,7 +229,7 @@ def _calibration(
         return None
     if folder is None:
         say(f"calibrating on the train split of {source.folder}")
-    count = CALIBRATION_IMAGES if options["subset_size"] is None else options["subset_size"]
+    count = options["subset_size"]
     images = calibration_images(folder, source, spec.labels, say, count, options["seed"])
     method, weights = options["calibration_method"] or "minmax", options["weights_range"]
     return CalibrationRequest(images, method, keep, weights_range=weights)

@@ -9,6 +9,7 @@ from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.specs import Say
 from gft_edge.calibration.image_set import (
     CALIBRATION_IMAGES,
+    FEWEST_IMAGES,
     Decisions,
     draw_calibration_set,
     draw_judges,
@@ -28,12 +29,13 @@ def calibration_images(
     source: DataSource,
     labels: tuple[str, ...],
     say: Say,
-    count: int = CALIBRATION_IMAGES,
+    count: int | None = None,
     seed: int = SEED,
 ) -> ImageSet:
     """Draw the images that INT8 is calibrated on from `folder`, or else from the train split.
 
-    None of them is in the test split. Raises DataError where there is nothing to calibrate on,
+    None of them is in the test split. `count` None takes CALIBRATION_IMAGES, or what there is, and of the
+    train split no more than half: the rest judges. Raises DataError where there is nothing to calibrate on,
     UsageError for too small a `count`.
     """
     here = splits_of(source)
@@ -48,6 +50,9 @@ def calibration_images(
     else:
         dataset = (source.dataset, source.coco_category)
         available = read_calibration_folder(folder, labels, *dataset)
+    if count is None:
+        most = len(available.paths) // (2 if folder is None else 1)
+        count = max(FEWEST_IMAGES, min(CALIBRATION_IMAGES, most))
     images, remarks = draw_calibration_set(available, count, seed, test)
     for remark in (*available.remarks, *remarks):
         say(remark)
