@@ -33,20 +33,33 @@ MOST_CLASSES_NAMED = 100
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of one split: `targets[i]` is the index of `paths[i]`'s class in `labels`.
+class Photographs:
+    """Images of which some or all have no class that is known.
 
+    `targets[i]` is the index of `paths[i]`'s class in `labels`, None where it has none of them.
     `paths` lie under `root`. `crop_bottom_px` rows at the bottom of every image are not part of the
-    picture. `remarks` say what the files list and the split does not have.
+    picture. `remarks` say what the files list and the images do not have.
     """
 
     name: str
     paths: tuple[Path, ...]
-    targets: tuple[int, ...]
+    targets: tuple[int | None, ...]
     labels: tuple[str, ...]
     root: Path
     crop_bottom_px: int = 0
     remarks: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> int:
+        """How many images have a class that is known."""
+        return sum(target is not None for target in self.targets)
+
+
+@dataclass(frozen=True)
+class Split(Photographs):
+    """The images of one split, each of a class that is known."""
+
+    targets: tuple[int, ...]
 
 
 class DataSet(Protocol):
@@ -97,13 +110,18 @@ def read_split(
     """
     source = source_of(source)
     chosen = data_set(source.dataset)
-    if not os.path.isdir(source.folder):
-        raise DataError(f"{source.folder}: no such data folder, or none that this user may open")
+    check_folder(source.folder)
     found = chosen.read(source, split, labels)
     reason = unusable_label(found.labels) if labels is None else None
     if reason:
         raise DataError(f"{source.folder / split}: {reason}: rename its folder")
     return found
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DataError where there is no folder of data."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: no such data folder, or none that this user may open")
 
 
 def splits_of(source: DataSource | Path) -> tuple[str, ...]:

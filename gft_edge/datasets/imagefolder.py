@@ -6,6 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
@@ -38,6 +39,15 @@ def splits(source: DataSource) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if os.path.isdir(_folder_of(source.folder, split)))
 
 
+class InFolders(NamedTuple):
+    """The images of a folder, with the name of the folder below it that each is in, None for no such."""
+
+    folder: Path
+    images: tuple[Path, ...]
+    classes: tuple[str | None, ...]
+    remarks: tuple[str, ...]
+
+
 def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Split:
     """List DATA/SPLIT. With `labels` the classes are those, in that order; some may have no image.
 
@@ -47,13 +57,7 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     than two classes or a class without an image.
     """
     data = source.folder
-    folder = _folder_of(data, split)
-    if not os.path.isdir(folder):
-        found = ", ".join(sorted(path.name for path in _entries(data).folders)) or "no folder"
-        raise DataError(
-            f"{data} has no {split}/ folder (found: {found}): expected {split}/CLASS/image files"
-            f"{likeness(source)}"
-        )
+    folder = _opened(source, split)
     here = _entries(folder)
     stray = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in here.files)
     left_out = Counter({OUTSIDE: stray}) + here.left_out
@@ -95,10 +99,54 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         raise DataError(
             f"{folder} holds no image: expected {split}/CLASS/image files{_but(left_out)}"
         )
+    remarks = _remarks(folder, left_out, data, split)
+    return Split(split, tuple(paths), tuple(targets), labels, data, remarks=remarks)
+
+
+def in_folders(source: DataSource, split: str | None, labels: tuple[str, ...]) -> InFolders:
+    """List every image in and under DATA/SPLIT, or of DATA itself, whatever its class is or if it has one.
+
+    `labels` are the classes that are known. Raises DataError when the folder is missing, empty or in part
+    unreadable, or has one folder for two of `labels`.
+    """
+    data = source.folder
+    folder = data if split is None else _opened(source, split)
+    found = _images(folder)
+    if not found.images:
+        raise DataError(f"{folder} holds no image{_but(found.left_out)}")
+    known = {class_name(label) for label in labels}
+    classes: dict[str, list[Path]] = defaultdict(list)
+    for path in _entries(folder).folders:
+        if (name := class_name(utf8_name(path.name))) in known:
+            classes[name].append(path)
+    _refuse_one_folder_of_two(classes)
+    below = [path.relative_to(folder).parts for path in found.images]
+    first = tuple(class_name(utf8_name(parts[0])) if parts[1:] else None for parts in below)
+    remarks = _remarks(folder, found.left_out, data, split)
+    return InFolders(folder, tuple(found.images), first, remarks)
+
+
+def _opened(source: DataSource, split: str) -> Path:
+    """The folder of a split. Raises DataError where there is none."""
+    data = source.folder
+    folder = _folder_of(data, split)
+    if os.path.isdir(folder):
+        return folder
+    found = ", ".join(sorted(path.name for path in _entries(data).folders)) or "no folder"
+    raise DataError(
+        f"{data} has no {split}/ folder (found: {found}): expected {split}/CLASS/image files"
+        f"{likeness(source)}"
+    )
+
+
+def _remarks(
+    folder: Path, left_out: Counter[str], data: Path, split: str | None
+) -> tuple[str, ...]:
+    """What is said of the files that are not read, and of the folders that a split has besides."""
     remarks = [f"{folder}: {left_out_text(left_out)}"] if left_out else []
-    for other in _folders_of(data, split)[1:]:
+    for other in _folders_of(data, split)[1:] if split is not None else ():
         remarks.append(f"{folder} is {split}, {other} beside it is not read")
-    return Split(split, tuple(paths), tuple(targets), labels, data, remarks=tuple(remarks))
+    return tuple(remarks)
 
 
 def _folder_of(data: Path, split: str) -> Path:
