@@ -15,7 +15,8 @@ from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import made_folder, print_json, progress, say, show, shown
 from gft_edge.cli.references import open_reference
-from gft_edge.datasets import read_split, reporting_split
+from gft_edge.datasets import Photographs, reporting_split
+from gft_edge.datasets.photographs import photographs_split, read_photographs
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
 from gft_edge.fidelity.noise_floor import NAMES
@@ -55,7 +56,9 @@ def command(
     """Check a bundle on this machine: hashes, structure, golden outputs.
 
     With --data also its accuracy; with --reference how far it is from another artifact of the same
-    network on those images, and on which of them the two disagree. Exits 1 when a check fails.
+    network on those images, and on which of them the two disagree. The latter takes any folder of
+    photographs: images of no class of the network's do not count for the accuracy. Exits 1 when a check
+    fails.
 
     gft-edge verify bundles/grocery --data grocery --reference runs/grocery --pictures pictures
     """
@@ -70,9 +73,11 @@ def command(
     changes = tuple(NAMES) if noise_floor else ()
     images = None
     if source is not None:
-        images = read_split(source, split or reporting_split(source), manifest.model.labels)
+        chosen = photographs_split(source, split, reporting_split)
+        images = read_photographs(source, chosen, manifest.model.labels)
         for remark in images.remarks:
             say(remark)
+        _say_what_accuracy_is_of(images, reference)
     drawn: list[Comparison] = []
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None
@@ -104,6 +109,15 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+def _say_what_accuracy_is_of(images: Photographs, reference: Path | None) -> None:
+    """Say which images the accuracy is of, where these are not all."""
+    if not images.labelled:
+        more = "" if reference else "; give --reference RUN to see agreement and kept patches"
+        say(f"the accuracy is not known: no image has a class of the network's{more}")
+    elif images.labelled < len(images.paths):
+        say(f"the accuracy is that of the other {images.labelled:,} images")
+
+
 def _check_picture(reference: Path | None, model: ModelSpec) -> None:
     """Raise UsageError where there is nothing to draw."""
     if reference is None:
@@ -119,8 +133,10 @@ def _checks(bundle: Path, result: VerifyReport, manifest: Manifest) -> Table:
     if result.golden is not None:
         rows.append(("golden top-1 agreement", percent(result.golden.top1_agreement)))
         rows.append(("golden kept patches", per_stage(result.golden.kept_overlap)))
-    if result.top1 is not None:
+    if result.labelled is not None:
         rows.append(("images", str(result.images)))
+        if result.labelled < result.images:
+            rows.append(("of a class of the network's", str(result.labelled)))
         rows.append(("top-1", percent(result.top1)))
     if result.top1_agreement is not None:
         rows += [

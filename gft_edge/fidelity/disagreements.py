@@ -7,17 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.datasets import Split
+from gft_edge.datasets import Photographs
 from gft_edge.fidelity.compare import image_overlaps
 from gft_edge.runtime.outputs import Outputs, grid_positions
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image that the two classify differently: its own label, theirs, the overlap a stage."""
+    """An image that the two classify differently: its own label, theirs, the overlap a stage.
+
+    `label` is None where it has no class of the network's.
+    """
 
     path: str
-    label: str
+    label: str | None
     reference: str
     candidate: str
     kept_overlap: tuple[float, ...]
@@ -31,7 +34,7 @@ class Comparison:
     (images, stages) are their Jaccard overlaps.
     """
 
-    split: Split
+    split: Photographs
     reference: npt.NDArray[np.int64]
     candidate: npt.NDArray[np.int64]
     reference_kept: tuple[npt.NDArray[np.int64], ...]
@@ -48,10 +51,10 @@ class Comparison:
 
     def row(self, image: int) -> Disagreement:
         """Return what the two say of an image, by name."""
-        labels = self.split.labels
+        labels, target = self.split.labels, self.split.targets[image]
         return Disagreement(
             path=str(self.split.paths[image]),
-            label=labels[self.split.targets[image]],
+            label=None if target is None else labels[target],
             reference=labels[int(self.reference[image])],
             candidate=labels[int(self.candidate[image])],
             kept_overlap=tuple(map(float, self.overlaps[image])),
@@ -62,7 +65,7 @@ class Comparison:
         return tuple(self.row(i) for i in self.by_overlap() if self.differs(i))
 
 
-def compared(split: Split, reference: Outputs, candidate: Outputs) -> Comparison:
+def compared(split: Photographs, reference: Outputs, candidate: Outputs) -> Comparison:
     """Compare what the two gave for the images of a split.
 
     Where the candidate returns no kept patches there are no overlaps.

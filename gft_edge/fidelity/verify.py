@@ -14,10 +14,11 @@ import numpy.typing as npt
 from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance, Verdict
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
-from gft_edge.datasets import Split
+from gft_edge.datasets import Photographs
 from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
 from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare, noise_floor_of
 from gft_edge.fidelity.disagreements import Comparison, Disagreement, compared
+from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.fidelity.noise_floor import changed
 from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for, integer_layers
@@ -48,6 +49,8 @@ FIGURES = (
 class VerifyReport:
     """The result of `verify`; None where it was not asked for. Fractions of 1.
 
+    `top1` and `reference_top1` are of the `labelled` images, those of a class of the network's, and None
+    where there is none.
     The fidelity figures are against the reference on the split; `golden` has its own.
     `skipped` names each check that this machine could not make, and why. `integer_layers` are the layers
     in INT8 that the engine computes in integers here, None where that is not known; `warnings` say what
@@ -59,6 +62,7 @@ class VerifyReport:
     verdict: Verdict
     failures: tuple[str, ...]
     images: int = 0
+    labelled: int | None = None
     top1: float | None = None
     reference_top1: float | None = None
     top1_agreement: float | None = None
@@ -81,7 +85,7 @@ class VerifyReport:
 def verify(
     folder: Path,
     backend: str | None = None,
-    split: Split | None = None,
+    split: Photographs | None = None,
     reference: Reference | None = None,
     advance: Advance | None = None,
     seen: Callable[[Comparison], object] = lambda comparison: None,
@@ -220,7 +224,7 @@ def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
 
 def split_outputs(
     classifier: Classifier,
-    split: Split,
+    split: Photographs,
     advance: Advance | None = None,
     reference: Reference | None = None,
 ) -> tuple[Outputs, Outputs | None]:
@@ -241,7 +245,7 @@ def split_outputs(
 
 def _on_split(
     classifier: Classifier,
-    split: Split,
+    split: Photographs,
     reference: Reference | None,
     advance: Advance | None,
     seen: Callable[[Comparison], object],
@@ -261,19 +265,21 @@ def _on_split(
 
     asked = None if reference is None else also_changed
     outputs, expected = split_outputs(classifier, split, advance, asked)
-    targets = np.asarray(split.targets)
-    top1 = float((outputs.logits.argmax(axis=1) == targets).mean())
+    found = {
+        "images": len(split.paths),
+        "labelled": split.labelled,
+        "top1": accuracy_of(outputs.logits, split.targets),
+    }
     if expected is None:
-        return {"images": len(targets), "top1": top1, "failures": []}
+        return {**found, "failures": []}
     whole = {change: concatenate(outputs) for change, outputs in floors.items()}
     floor = whole[bound.change] if bound.change is not None else None
     report = _compared("reference", expected, outputs, bound, split.targets, floor)
     comparison = compared(split, expected, outputs)
     seen(comparison)
     return {
+        **found,
         **{name: getattr(report, name) for name in FIGURES},
-        "images": len(targets),
-        "top1": top1,
         "reference_top1": report.reference_accuracy,
         "disagreements": comparison.disagreements(),
         "noise_floors": tuple(noise_floor_of(each, expected, whole[each]) for each in changes),

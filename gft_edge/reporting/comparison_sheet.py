@@ -28,9 +28,8 @@ def comparison_sheet(comparison: Comparison, model: ModelSpec) -> Image.Image:
         shown = [np.arange(model.patch_count), *(side[i] for both in stages for side in both)]
         row = comparison.row(i)
         overlaps = " / ".join(f"{overlap:.2f}" for overlap in row.kept_overlap)
-        title = (
-            f"{row.label}, reference: {row.reference}, bundle: {row.candidate}, overlap {overlaps}"
-        )
+        label = row.label or "no known class"
+        title = f"{label}, reference: {row.reference}, bundle: {row.candidate}, overlap {overlaps}"
         rows.append(
             (title, [kept_patches(pixels, kept, model.patch_grid, scale) for kept in shown])
         )

@@ -30,7 +30,7 @@ EVALUATE_KEYS = {
 }  # fmt: skip
 VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
-    "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images",
+    "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images", "labelled",
     "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor",
 }  # fmt: skip
 
