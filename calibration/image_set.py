@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.images import CocoCategory, DataSource, ImageSet
-from gft_edge.datasets import Split, data_set, read_split
+from gft_edge.datasets import Photographs, data_set, splits_of
+from gft_edge.datasets.photographs import read_photographs
 from gft_edge.errors import DataError, UsageError
 
 # Drawn unless another number is asked for.
@@ -36,13 +37,14 @@ Decisions = Callable[[Sequence[Path], int], Sequence[int]]
 CANDIDATES = 1.5
 
 
-def draw_image_set(split: Split, count: int, seed: int) -> ImageSet:
+def draw_image_set(split: Photographs, count: int, seed: int) -> ImageSet:
     """Draw up to `count` images, seeded, the classes taken in turn so that each is represented."""
-    return _image_set(in_turn(split, seed)[:count], seed, split.crop_bottom_px)
+    chosen = [(split.paths[n], split.targets[n]) for n in in_turn(split, seed)[:count]]
+    return _image_set(chosen, seed, split.crop_bottom_px)
 
 
 def draw_judges(
-    splits: Sequence[Split], count: int, seed: int, decisions: Decisions | None
+    splits: Sequence[Photographs], count: int, seed: int, decisions: Decisions | None
 ) -> ImageSet:
     """Draw up to `count` images, from later splits only what the first has not.
 
@@ -56,7 +58,7 @@ def draw_judges(
         images = in_turn(split, seed)
         if decisions is not None and left:
             images = images[: max(left, round(CANDIDATES * left))]
-            paths = [path for path, _ in images]
+            paths = [split.paths[n] for n in images]
             classes = decisions(paths, split.crop_bottom_px) if paths else ()
             ranks = []
             for decision in classes:
@@ -64,24 +66,26 @@ def draw_judges(
                 decided[decision] += 1
             order = sorted(range(len(images)), key=lambda n: ranks[n])[:left]
             images = [images[n] for n in sorted(order)]
-        chosen += [(path, target if number == 0 else None) for path, target in images[:left]]
+        chosen += [
+            (split.paths[n], split.targets[n] if number == 0 else None) for n in images[:left]
+        ]
     return _image_set(chosen, seed, splits[0].crop_bottom_px)
 
 
-def in_turn(split: Split, seed: int) -> list[tuple[Path, int]]:
-    """Return a split's images and targets, shuffled by the seed, the classes taken in turn."""
-    by_class: dict[int, list[Path]] = defaultdict(list)
-    for path, target in zip(split.paths, split.targets, strict=True):
-        by_class[target].append(path)
+def in_turn(split: Photographs, seed: int) -> list[int]:
+    """Return the indices of a split's images, shuffled by the seed, the classes taken in turn.
+
+    Images whose class is unknown are taken by their folders.
+    """
+    by_class: dict[int | Path, list[int]] = defaultdict(list)
+    for number, (path, target) in enumerate(zip(split.paths, split.targets, strict=True)):
+        by_class[path.parent if target is None else target].append(number)
     generator = random.Random(seed)
-    for paths in by_class.values():
-        generator.shuffle(paths)
+    for images in by_class.values():
+        generator.shuffle(images)
     rounds = max(map(len, by_class.values()), default=0)
     return [
-        (paths[turn], target)
-        for turn in range(rounds)
-        for target, paths in by_class.items()
-        if turn < len(paths)
+        images[turn] for turn in range(rounds) for images in by_class.values() if turn < len(images)
     ]
 
 
@@ -105,23 +109,27 @@ def read_calibration_folder(
     labels: tuple[str, ...],
     dataset: str = "imagefolder",
     coco_category: CocoCategory | None = None,
-) -> Split:
-    """The images to calibrate on: FOLDER/train where there is one, else FOLDER's own class folders.
+) -> Photographs:
+    """The images to calibrate on, of any class: FOLDER/train where there is one, else all of FOLDER.
 
-    A folder that holds the network's own data set gives its train split. Raises DataError as read_split
-    does.
+    A folder that holds the network's own data set gives its train split. Raises DataError as
+    read_photographs does, and for a folder of splits none of which is train.
     """
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such calibration folder")
     if dataset != "imagefolder" and data_set(dataset).locate(folder):
-        return read_split(DataSource(folder, dataset, coco_category), "train", labels)
-    if os.path.isdir(folder / "train"):
-        return read_split(folder, "train", labels)
-    return read_split(folder.absolute().parent, folder.absolute().name, labels)
+        return read_photographs(DataSource(folder, dataset, coco_category), "train", labels)
+    here = splits_of(folder)
+    if here and "train" not in here:
+        raise DataError(
+            f"{folder} has no train/ to calibrate on, but {' and '.join(here)}: name the folder of the "
+            "images themselves"
+        )
+    return read_photographs(folder, "train" if here else None, labels)
 
 
 def draw_calibration_set(
-    split: Split, count: int, seed: int, test: Split | None
+    split: Photographs, count: int, seed: int, test: Photographs | None
 ) -> tuple[ImageSet, list[str]]:
     """Draw up to `count` images to calibrate on, and say what is less than asked for.
 
@@ -145,7 +153,8 @@ def draw_calibration_set(
             f"the calibration folder has {len(images.paths)} images, {count} were asked for"
         )
     missing = [label for n, label in enumerate(split.labels) if n not in images.targets]
-    if missing:
+    # Of photographs without classes their own remark says so.
+    if missing and split.labelled:
         remarks.append(
             f"{len(missing)} of {len(split.labels)} classes are not among the calibration images "
             f"({missing[0]}, ...)"
@@ -153,7 +162,7 @@ def draw_calibration_set(
     return images, remarks
 
 
-def without_images(split: Split, images: ImageSet) -> Split:
+def without_images(split: Photographs, images: ImageSet) -> Photographs:
     """A split without the images of a set: what is calibrated on must not be the judge as well."""
     taken = {Path(path).resolve() for path in images.paths}
     left = [
@@ -205,7 +214,7 @@ def _neighbour_correlation(grey: npt.NDArray[np.float32]) -> float:
     return (across + down) / 2 / variance
 
 
-def _refuse_test_images(images: ImageSet, test: Split) -> None:
+def _refuse_test_images(images: ImageSet, test: Photographs) -> None:
     # Only files of equal size can be equal.
     sizes = defaultdict(list)
     for path in test.paths:

@@ -83,11 +83,11 @@ def fewest_high_precision(
         if not made.report.failures:
             return (*always, *order[: min(held)]), made
     lines = "; ".join(f"{len(always) + count}: {describe(tried[count])}" for count in sorted(tried))
+    more = ", allow more with --max-drop" if made.report.accuracy is not None else ""
     raise GateError(
         f"INT8 does not hold its bounds with {len(always) + max(tried)} of {len(layers)} layers in "
         f"high precision (tried: {lines})",
-        "Nothing was written: calibrate on more images, allow more with --max-drop, or use another "
-        "--precision",
+        f"Nothing was written: calibrate on more images{more}, or use another --precision",
     )
 
 
@@ -113,8 +113,10 @@ def _tighter(least: float) -> float:
 def describe(report: FidelityReport) -> str:
     """A verdict in one line."""
     kept = " / ".join(f"{overlap:.4f}" for overlap in report.kept_overlap) or "-"
-    gain = (report.accuracy or 0) - (report.reference_accuracy or 0)
+    accuracy = "not known"
+    if report.accuracy is not None and report.reference_accuracy is not None:
+        accuracy = f"{report.accuracy - report.reference_accuracy:+.4f}"
     return (
-        f"{report.verdict}, accuracy {gain:+.4f}, agreement {report.top1_agreement:.4f}, "
+        f"{report.verdict}, accuracy {accuracy}, agreement {report.top1_agreement:.4f}, "
         f"kept patches {kept}"
     )

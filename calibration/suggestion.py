@@ -13,7 +13,7 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.calibration.search import fewest_high_precision
 from gft_edge.calibration.sensitivity import LayerSensitivity, in_int8, sensitivity, tensor_peaks
 from gft_edge.calibration.smoothing import smoothed
-from gft_edge.datasets import Split
+from gft_edge.datasets import Photographs
 from gft_edge.errors import GateError
 from gft_edge.fidelity.compare import PHOTO_TOLERANCES, compare
 from gft_edge.fidelity.noise_floor import changed
@@ -48,7 +48,7 @@ class _Measured(NamedTuple):
 def suggest_high_precision(
     model: Network,
     spec: ModelSpec,
-    split: Split,
+    split: Photographs,
     images: int = 32,
     seed: int = 0,
     progress: Progress = lambda text, done, total: None,

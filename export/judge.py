@@ -215,14 +215,19 @@ def refuse_inert_selection(
 
 
 def refuse_constant_decisions(judge: Judge) -> None:
-    """Raise GateError for a network that calls everything the same: any wreck agrees with it."""
+    """Raise GateError for a network that calls everything the same: any wreck agrees with it.
+
+    Images of one class, or of none that it knows, may be all the same: it is said.
+    """
     decisions = judge.reference.logits.argmax(axis=1)
-    classes = set(judge.images.targets) - {None}
-    if len(classes) > 1 and (decisions == decisions[0]).all():
+    if len(decisions) < 2 or (decisions != decisions[0]).any():
+        return
+    text = f"the FP32 network calls all {len(decisions)} images {judge.spec.labels[decisions[0]]!r}"
+    if len(set(judge.images.targets) - {None}) > 1:
         raise GateError(
-            f"the FP32 network calls all {len(decisions)} images {judge.spec.labels[decisions[0]]!r}: "
-            "agreement with it would mean nothing; train it, or take an earlier checkpoint"
+            f"{text}: agreement with it would mean nothing; train it, or take an earlier checkpoint"
         )
+    judge.steps.say(f"Warning: {text}: agreement with it says little; give images that differ more")
 
 
 def passed(made: Made) -> Made:

@@ -188,8 +188,9 @@ def check_calibration(request: ExportRequest) -> None:
 def check_enough(request: ExportRequest, images: ImageSet) -> None:
     """Raise UsageError for images that are too few for the verdict that is asked for."""
     if request.tolerance.change is not None and len(images.paths) < FEWEST_IMAGES:
+        fewer = ", calibrate on fewer with --subset-size" if request.calibration else ""
         raise UsageError(
             f"--fidelity photo judges {request.precision} by intervals, for which {len(images.paths)} images "
-            f"are too few: give --images {FEWEST_IMAGES} or more, of data that has them, or take "
+            f"are too few: give --images {FEWEST_IMAGES} or more, of data that has them{fewer}, or take "
             "--fidelity strict or off"
         )

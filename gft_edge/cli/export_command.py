@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,9 +12,9 @@ import click
 from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.manifest import WeightsRange
-from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, is_bundle
-from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions
+from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions, draw_judges
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import (
     PATH,
@@ -36,7 +37,7 @@ from gft_edge.runtime.backends import backend_for, backends
 from gft_edge.studies.drawn_images import (
     VERIFICATION_IMAGES,
     calibration_images,
-    verification_images,
+    verification_splits,
 )
 
 if TYPE_CHECKING:
@@ -71,16 +72,18 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
               "60%,40%,20% or auto:16,auto:16,auto:16.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1), default=VERIFICATION_IMAGES, show_default=True,
               help="Number of real images that every step is verified on: all of val, then images of "
-              "train that INT8 is not calibrated on, without their accuracy.")  # fmt: skip
+              "train that INT8 is not calibrated on, without their accuracy; of a folder without splits "
+              "any.")  # fmt: skip
 @click.option("--max-drop", type=float, default=MAX_DROP, show_default=True,
-              help="Accuracy, of 1, that a precision under fp32 may cost on the images of val.")  # fmt: skip
+              help="Accuracy, of 1, that a precision under fp32 may cost on the images of val that have "
+              "a class of the network's.")  # fmt: skip
 @click.option("--fidelity", default="photo", show_default=True,
               help="Rule for a precision under fp32: photo, no more than a change of the photograph that "
               "nobody sees changes; strict, fixed bounds; off, none.")  # fmt: skip
 @click.option("--require-resolved", is_flag=True,
               help="Exit 1 where the images are too few to tell that the accuracy holds.")  # fmt: skip
 @click.option("--calibration-data", type=PATH, metavar="DIR",
-              help="Class folders of real images to calibrate INT8 on, or a folder whose train/ "
+              help="Folder of real images of any classes to calibrate INT8 on, or one whose train/ "
               "holds them [default: the run's train split].")  # fmt: skip
 @click.option("--subset-size", type=int,
               help=f"Number of images to calibrate INT8 on [default: {CALIBRATION_IMAGES}, of a small train "
@@ -101,8 +104,9 @@ def command(
 ) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
-    The images come from the run's data, its val and train splits unless --split names one. A precision under
-    fp32 may change no more than noise or JPEG compression of the same photographs would; in int8
+    The images come from the run's data, its val and train splits unless --split names one. --data takes any
+    folder of photographs: where none has a class of the network's, the accuracy is not known. A precision
+    under fp32 may change no more than noise or JPEG compression of the same photographs would; in int8
     layers go back to high precision until that holds.
     For TensorRT the bundle holds the graph, and an engine where this machine can build one.
 
@@ -135,7 +139,7 @@ def command(
                 "--precision auto keeps what holds its bounds: leave --fidelity off out"
             )
     spec, model = load_run(run)
-    source = given.of_run(run)
+    source = given.of_run(run, any_folder=True)
     request = ExportRequest(
         target,
         precision,
@@ -151,9 +155,12 @@ def command(
         keeps_all=keep is not None,
     )
     check_request(dataclasses.replace(request, precision="fp32") if precision == AUTO else request)
-    calibration = _calibration(source, model, spec, precision, options)
+    # A folder may be calibrated and verified on: what it leaves out is said once.
+    remark = functools.cache(say)
+    calibration = _calibration(source, model, spec, precision, options, remark)
     request = dataclasses.replace(request, calibration=calibration)
-    images = _images(source, spec, options, calibration, Remembered(model, spec).decisions)
+    decisions = Remembered(model, spec).decisions
+    images = _images(source, spec, options, calibration, decisions, remark)
     with progress() as report:
         work = export_fastest if precision == AUTO else export
         bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
@@ -210,7 +217,12 @@ def _build(bundle: Bundle, out: Path, timing_cache: Path | None, report: Progres
 
 
 def _calibration(
-    source: DataSource, model: Network, spec: ModelSpec, precision: str, options: dict[str, Any]
+    source: DataSource,
+    model: Network,
+    spec: ModelSpec,
+    precision: str,
+    options: dict[str, Any],
+    remark: Say,
 ) -> CalibrationRequest | None:
     """Draw what INT8 is calibrated on: of the train split unless told otherwise."""
     from gft_edge.export.int8 import asked_layers
@@ -227,10 +239,10 @@ def _calibration(
     if folder is None and precision == AUTO and "train" not in splits_of(source):
         say(f"{source.folder} has no train/ to calibrate on: int8 is left out")
         return None
-    if folder is None:
+    if folder is None and "train" in splits_of(source):
         say(f"calibrating on the train split of {source.folder}")
     count = options["subset_size"]
-    images = calibration_images(folder, source, spec.labels, say, count, options["seed"])
+    images = calibration_images(folder, source, spec.labels, remark, count, options["seed"])
     method, weights = options["calibration_method"] or "minmax", options["weights_range"]
     return CalibrationRequest(images, method, keep, weights_range=weights)
 
@@ -241,21 +253,50 @@ def _images(
     options: dict[str, Any],
     calibration: CalibrationRequest | None,
     decisions: Decisions,
+    remark: Say,
 ) -> ImageSet:
+    """Draw what the export is verified on, and say what its accuracy is of.
+
+    Raises UsageError for a bound on an accuracy that no image tells.
+    """
     calibrated_on = None if calibration is None else calibration.images
-    count, split = options["images"], options["split"]
-    images = verification_images(
-        source, spec.labels, count, calibrated_on, split, options["seed"], decisions
-    )
+    count = options["images"]
+    splits = verification_splits(source, spec.labels, calibrated_on, options["split"])
+    for text in splits[0].remarks:
+        remark(text)
+    # Before the network is asked for its decisions.
+    _refuse_bounds_of_accuracy(splits[0].labelled)
+    images = draw_judges(splits, count, options["seed"], decisions)
     found, labelled = len(images.paths), sum(target is not None for target in images.targets)
-    if labelled < found:
+    _refuse_bounds_of_accuracy(labelled)
+    if not labelled:
         say(
-            f"verifying on {found} images, {found - labelled} of them from train/: the accuracy is that "
-            f"of the other {labelled}"
+            f"verifying on {found} images, none of a class of the network's: agreement and kept patches are "
+            "measured, the accuracy is not known and has no bound"
+        )
+    elif labelled < found:
+        why = (
+            "from train/"
+            if splits[0].labelled == len(splits[0].paths)
+            else "from train/ or of no such class"
+        )
+        say(
+            f"verifying on {found} images, {found - labelled} of them {why}: the accuracy is that of the "
+            f"other {labelled}"
         )
     if found < count and "images" in names_given():
         say(f"--images asks for {count}, and there are {found}: verifying on all of them")
     return images
+
+
+def _refuse_bounds_of_accuracy(labelled: int) -> None:
+    if not labelled:
+        refuse_given(
+            "max_drop",
+            "require_resolved",
+            why="bounds the accuracy, and no image to verify on has a class of the network's: leave it "
+            "out, or give --data with class folders of its classes",
+        )
 
 
 def _precision(options: dict[str, Any]) -> str:

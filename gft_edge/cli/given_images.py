@@ -33,9 +33,10 @@ class GivenImages:
             raise UsageError(f"--dataset {name} needs --data FOLDER, the folder it was unpacked in")
         return None
 
-    def of_run(self, run: Path) -> DataSource:
+    def of_run(self, run: Path, any_folder: bool = False) -> DataSource:
         """The source that the options name, with the run's own for what is not given.
 
+        With `any_folder` a --data that does not hold the run's own data set is a folder of images.
         Raises CheckpointError for a run without a finished epoch, DataError where the images that it
         was trained on are not here, and UsageError.
         """
@@ -55,6 +56,8 @@ class GivenImages:
                 f"{run} was trained on {own.folder}, which is not here: give --data FOLDER"
             )
         name, category = self.dataset or own.dataset, self.coco_category
+        if any_folder and self.data is not None and self.dataset is None:
+            name = name if data_set(name).locate(self.data) else "imagefolder"
         if name == own.dataset:
             category = category or own.coco_category
         return DataSource(self.data or own.folder, name, _category(name, category))

@@ -9,7 +9,7 @@ import click
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.options import PATH, data_option, json_option, seed_option, split_option
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show, writable_file
-from gft_edge.datasets import read_split
+from gft_edge.datasets.photographs import photographs_split, read_photographs
 from gft_edge.errors import UsageError
 from gft_edge.reporting.drawing import check_installed, save
 from gft_edge.reporting.run_charts import sensitivity_chart
@@ -39,8 +39,9 @@ def command(
     """Rank the layers of a run by what each alone costs in INT8: accuracy, cosine, kept patches.
 
     Measured in PyTorch on the network as an INT8 export smooths it, most damage per work first: the
-    score noise of all stages and five times the cosine lost, over the layer's share of the work. The last
-    line is the export, with the --keep-high-precision that it would need.
+    score noise of all stages and five times the cosine lost, over the layer's share of the work. The images
+    may be of any classes; the accuracy is of those that have one of the network's. The last line is the
+    export, with the --keep-high-precision that it would need.
 
     gft-edge sensitivity runs/grocery --out sensitivity.png
     """
@@ -53,9 +54,9 @@ def command(
             raise UsageError(f"--out {out} is no .png file")
         writable_file(out, "--out")
     spec, model = load_run(run)
-    source = given.of_run(run)
-    split = split or "train"
-    available = read_split(source, split, spec.labels)
+    source = given.of_run(run, any_folder=True)
+    chosen = photographs_split(source, split, lambda source: "train")
+    available = read_photographs(source, chosen, spec.labels)
     for remark in available.remarks:
         say(remark)
     if images < FEWEST_FOR_A_RANKING:
@@ -77,7 +78,7 @@ def command(
          per_stage(row.overlap_loss), " / ".join(f"{n:.1e}" for n in row.score_noise) or None)
         for row in found.layers
     ]  # fmt: skip
-    title = f"{run}: each layer alone in INT8, on {found.images} images of {split}"
+    title = f"{run}: each layer alone in INT8, on {found.images} images of {available.name}"
     heads = (
         "layer",
         "work",

@@ -112,11 +112,11 @@ def floor_sentences(
 
 def _drop_sentence(report: FidelityReport) -> list[str]:
     """What the images cannot tell of the accuracy; nothing where they are enough."""
+    if report.accuracy is None:
+        return ["The accuracy is not known: no image is of a class that the network knows."]
     if report.resolved:
         return []
-    if report.drop is None:
-        return ["The accuracy is not known: no image is of a class that the network knows."]
-    least, most = (100 * bound for bound in report.drop)
+    least, most = (100 * bound for bound in report.drop or ())
     return [
         f"The verdict passes, not resolved: the accuracy's drop lies between {least:+.1f} and "
         f"{most:+.1f} points on {report.labelled} images."

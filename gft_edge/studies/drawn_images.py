@@ -17,7 +17,8 @@ from gft_edge.calibration.image_set import (
     read_calibration_folder,
     without_images,
 )
-from gft_edge.datasets import Split, read_split, splits_of, verification_split
+from gft_edge.datasets import Photographs, Split, splits_of, verification_split
+from gft_edge.datasets.photographs import photographs_split, read_photographs
 from gft_edge.errors import DataError, UsageError
 
 SEED = 0
@@ -34,9 +35,9 @@ def calibration_images(
 ) -> ImageSet:
     """Draw the images that INT8 is calibrated on from `folder`, or else from the train split.
 
-    None of them is in the test split. `count` None takes CALIBRATION_IMAGES, or what there is, and of the
-    train split no more than half: the rest judges. Raises DataError where there is nothing to calibrate on,
-    UsageError for too small a `count`.
+    They may be of any classes, none of them in the test split. `count` None takes CALIBRATION_IMAGES, or
+    what there is, and of the train split or of the source's own folder no more than half: the rest judges.
+    Raises DataError where there is nothing to calibrate on, UsageError for too small a `count`.
     """
     here = splits_of(source)
     if folder is None and "train" not in here:
@@ -44,14 +45,15 @@ def calibration_images(
             f"{source.folder} has no train/ to calibrate on: give --calibration-data FOLDER of "
             "real images"
         )
-    test = read_split(source, "test", labels) if "test" in here else None
+    test = read_photographs(source, "test", labels) if "test" in here else None
     if folder is None:
-        available = read_split(source, "train", labels)
+        available = read_photographs(source, "train", labels)
     else:
         dataset = (source.dataset, source.coco_category)
         available = read_calibration_folder(folder, labels, *dataset)
     if count is None:
-        most = len(available.paths) // (2 if folder is None else 1)
+        judges = folder is None or folder.resolve() == source.folder.resolve()
+        most = len(available.paths) // (2 if judges else 1)
         count = max(FEWEST_IMAGES, min(CALIBRATION_IMAGES, most))
     images, remarks = draw_calibration_set(available, count, seed, test)
     for remark in (*available.remarks, *remarks):
@@ -68,23 +70,37 @@ def verification_images(
     seed: int = SEED,
     decisions: Decisions | None = None,
 ) -> ImageSet:
-    """Draw what every step of an export is verified on, none of the images calibrated on.
+    """Draw from verification_splits what every step of an export is verified on.
 
-    `split` None takes val, else test, and then train, whose images have no targets; with `decisions` they
-    are drawn as by draw_judges. Raises DataError where calibration leaves none.
+    With `decisions` it is drawn as by draw_judges. Raises DataError where calibration leaves no image.
     """
-    names = [split or verification_split(source)]
+    splits = verification_splits(source, labels, calibrated_on, split)
+    return draw_judges(splits, count, seed, decisions)
+
+
+def verification_splits(
+    source: DataSource,
+    labels: tuple[str, ...],
+    calibrated_on: ImageSet | None = None,
+    split: str | None = None,
+) -> list[Photographs]:
+    """List what an export may be verified on, none of the images calibrated on, whatever their classes.
+
+    `split` None takes val, else test, and then train, which the network has learnt; of a folder without
+    splits it takes every image. Raises DataError where calibration leaves none.
+    """
+    names = [photographs_split(source, split, verification_split)]
     if split is None and "train" in splits_of(source):
         names = list(dict.fromkeys([*names, "train"]))
-    splits = [read_split(source, name, labels) for name in names]
+    splits = [read_photographs(source, name, labels) for name in names]
     if calibrated_on is not None:
         splits = [without_images(one, calibrated_on) for one in splits]
     if not any(one.paths for one in splits):
         raise DataError(
-            f"every image of {' and '.join(names)} is calibrated on, none is left to verify on: "
-            "give --split another, or calibrate on fewer"
+            f"every image of {' and '.join(one.name for one in splits)} is calibrated on, none is left to "
+            "verify on: give --split another, or calibrate on fewer"
         )
-    return draw_judges(splits, count, seed, decisions)
+    return splits
 
 
 def limited(split: Split, limit: int | None) -> Split:
@@ -93,5 +109,9 @@ def limited(split: Split, limit: int | None) -> Split:
         return split
     if limit < 1:
         raise UsageError(f"--limit is {limit}: give 1 or more")
-    paths, targets = zip(*in_turn(split, SEED)[:limit], strict=True)
-    return dataclasses.replace(split, paths=paths, targets=targets)
+    chosen = in_turn(split, SEED)[:limit]
+    return dataclasses.replace(
+        split,
+        paths=tuple(split.paths[n] for n in chosen),
+        targets=tuple(split.targets[n] for n in chosen),
+    )

@@ -126,11 +126,41 @@ def test_a_calibration_folder_may_be_a_data_folder_class_folders_or_where_one_st
     assert len(read_calibration_folder(Path("."), LABELS).paths) == 56
 
 
-def test_a_calibration_folder_of_other_classes_or_nowhere_is_refused(data: Path) -> None:
-    refusal_of(
-        DataError, lambda: read_calibration_folder(data / "nowhere", LABELS), str(data / "nowhere")
-    )
-    refusal_of(DataError, lambda: read_calibration_folder(data, ("ash", "café au lait")), "birch")
+def test_a_calibration_folder_of_other_classes_or_of_none_serves(
+    data: Path, tmp_path: Path
+) -> None:
+    partly = read_calibration_folder(data, ("ash", "café au lait"))
+    assert len(partly.paths) == 56
+    assert partly.labelled == 50
+    assert "6 of 56" in partly.remarks[-1]
+    assert "birch" in partly.remarks[-1]
+    for number, path in enumerate(partly.paths):
+        shutil.copyfile(path, tmp_path / f"{number}.png")
+    flat = read_calibration_folder(tmp_path, LABELS)
+    images, remarks = draw_calibration_set(flat, 40, seed=0, test=read_split(data, "test"))
+    assert images.targets == (None,) * 40
+    assert len(set(images.paths)) == 40
+    # That no class has an image the folder's own remark says.
+    assert remarks == []
+
+
+def test_images_without_a_class_are_drawn_from_their_folders_in_turn(data: Path) -> None:
+    images, _ = draw_calibration_set(read_calibration_folder(data, ("oak", "fir")), 36, 0, None)
+    folders = [Path(path).parent.name for path in images.paths]
+    assert [folders.count(label) for label in COUNTS] == [15, 6, 15]
+
+
+def test_a_calibration_folder_that_is_nowhere_is_refused(data: Path) -> None:
+    nowhere = data / "nowhere"
+    refusal_of(DataError, lambda: read_calibration_folder(nowhere, LABELS), str(nowhere))
+
+
+def test_a_calibration_folder_of_splits_without_train_is_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / "test", tmp_path / "test")
+    refusal_of(DataError, lambda: read_calibration_folder(tmp_path, LABELS), "train/", "test")
+    assert len(read_calibration_folder(tmp_path / "test", LABELS).paths) == 6
 
 
 def test_photographs_are_fit(grocery: Path) -> None:

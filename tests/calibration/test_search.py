@@ -146,3 +146,5 @@ def test_the_reserve_is_a_tenth_of_each_allowed_loss_and_none_of_the_budget() ->
 def test_a_verdict_without_stages_fits_one_line() -> None:
     report = FidelityReport("int8", 0, 1, 1, (), 1, BOUND, (), accuracy=0.9, reference_accuracy=0.9)
     assert describe(report) == "pass, accuracy +0.0000, agreement 1.0000, kept patches -"
+    unlabelled = FidelityReport("int8", 0, 1, 1, (), 1, BOUND, ())
+    assert describe(unlabelled) == "pass, accuracy not known, agreement 1.0000, kept patches -"
