@@ -31,7 +31,8 @@ EVALUATE_KEYS = {
 VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
     "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images", "labelled",
-    "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor",
+    "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor", "noise_floors",
+    "integer_layers", "warnings",
 }  # fmt: skip
 
 
