@@ -14,7 +14,7 @@ from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
 from gft_edge.calibration.sampling import METHODS as ONNX_METHODS
 from gft_edge.errors import MissingDependencyError, UsageError
 from gft_edge.export.onnx_from_torch import check_opset
-from gft_edge.fidelity.compare import FEWEST_IMAGES, FIDELITIES, MAX_DROP, NO_BOUND
+from gft_edge.fidelity.compare import FEWEST_TO_JUDGE, FIDELITIES, MAX_DROP, NO_BOUND
 from gft_edge.nvidia.build import check_settings
 from gft_edge.runtime.backends import Backend, backend_for
 from gft_edge.runtime.processor import saturates_int8
@@ -187,10 +187,10 @@ def check_calibration(request: ExportRequest) -> None:
 
 def check_enough(request: ExportRequest, images: ImageSet) -> None:
     """Raise UsageError for images that are too few for the verdict that is asked for."""
-    if request.tolerance.change is not None and len(images.paths) < FEWEST_IMAGES:
+    if request.tolerance.change is not None and len(images.paths) < FEWEST_TO_JUDGE:
         fewer = ", calibrate on fewer with --subset-size" if request.calibration else ""
         raise UsageError(
             f"--fidelity photo judges {request.precision} by intervals, for which {len(images.paths)} images "
-            f"are too few: give --images {FEWEST_IMAGES} or more, of data that has them{fewer}, or take "
+            f"are too few: give --images {FEWEST_TO_JUDGE} or more, of data that has them{fewer}, or take "
             "--fidelity strict or off"
         )

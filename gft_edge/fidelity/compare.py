@@ -60,7 +60,7 @@ FIDELITIES = {
 }
 
 # A verdict by intervals needs as many images.
-FEWEST_IMAGES = 64
+FEWEST_TO_JUDGE = 64
 
 # Overlap of the patches and cosine of the logits that a change moves by less are a warning: a tenth of what
 # was measured for networks on photographs.

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gft_edge.bundle.store import read_bundle
+from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
 from gft_edge.datasets import Split, read_split
 from gft_edge.errors import BundleError
+from gft_edge.fidelity.compare import FIDELITIES
 from gft_edge.fidelity.verify import (
     CHUNK_IMAGES,
     golden_tolerance,
@@ -214,3 +215,27 @@ def test_a_reference_is_asked_once_more_for_each_change_of_the_images(
     assert shifted.cosine < brighter.cosine < 1
     assert report.kept_overlap == (1, 1, 1)
     assert report.noise_floor is None
+
+
+def test_one_image_is_compared_and_not_judged(bundle: Path, split: Split) -> None:
+    """An interval of one image is none; several images are judged."""
+    manifest = read_manifest(bundle)
+    last = dataclasses.replace(manifest.reports[-1], tolerance=FIDELITIES["photo"]["int8"])
+    reports = (*manifest.reports[:-1], last)
+    write_manifest(bundle, dataclasses.replace(manifest, reports=reports))
+    with Classifier.load(bundle, kept=True) as classifier:
+
+        def other(pixels: npt.NDArray[np.uint8]) -> Outputs:
+            """A reference that looks at what lies in the mirror, and does not mind JPEG."""
+            return classifier.outputs(np.ascontiguousarray(pixels // 64 * 64)[:, :, ::-1])
+
+        def first(images: int) -> Split:
+            some = slice(0, images)
+            return dataclasses.replace(split, paths=split.paths[some], targets=split.targets[some])
+
+        one, several = (verify(bundle, None, first(images), other) for images in (1, 12))
+    assert one.verdict == "pass"
+    assert any("1 image" in reason for reason in one.skipped)
+    assert one.top1_agreement is not None
+    assert several.verdict == "fail"
+    assert not any("image" in reason for reason in several.skipped)
