@@ -113,7 +113,7 @@ def command(
     gft-edge export runs/grocery --target openvino --out bundles/grocery
     """
     from gft_edge.export.pipeline import export
-    from gft_edge.export.request import ExportRequest, check_request
+    from gft_edge.export.request import ExportRequest, check_calibration, check_request
     from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
     from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import stages_from_keep
@@ -159,6 +159,9 @@ def command(
     remark = functools.cache(say)
     calibration = _calibration(source, model, spec, precision, options, remark)
     request = dataclasses.replace(request, calibration=calibration)
+    if calibration is not None:
+        asked = dataclasses.replace(request, precision="int8") if precision == AUTO else request
+        check_calibration(asked)
     decisions = Remembered(model, spec).decisions
     images = _images(source, spec, options, calibration, decisions, remark)
     with progress() as report:
