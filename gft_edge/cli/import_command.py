@@ -156,7 +156,10 @@ def _check_data(source: DataSource, labels: tuple[str, ...]) -> None:
     """Raise DataError unless the data's splits know no other class."""
     splits = splits_of(source)
     if not splits and source.dataset == "imagefolder":
-        raise DataError(f"{source.folder} has no train/, val/ or test/ folder of class folders")
+        raise DataError(
+            f"{source.folder} has no train/, val/ or test/ folder of class folders: leave --data out, and "
+            "give photographs without classes to gft-edge export"
+        )
     for split in splits or ("train",):
         read_split(source, split, labels)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gft_edge.bundle.images import DataSource
 from gft_edge.datasets import Split, likeness
-from gft_edge.datasets.names import class_name, utf8_name
+from gft_edge.datasets.names import class_name, printable, utf8_name
 from gft_edge.errors import DataError
 from gft_edge.runtime.image_formats import IMAGE_SUFFIXES
 from gft_edge.runtime.sources import (
@@ -76,7 +76,7 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
     unknown = sorted(classes.keys() - index.keys())
     if unknown:
         raise DataError(
-            f"{folder} has {len(unknown)} classes the model does not know ({unknown[0]}, ...): "
+            f"{folder} has {len(unknown)} classes the model does not know ({printable(unknown[0])}, ...): "
             f"the model has {len(labels)} classes; use the data it was trained for"
         )
     paths: list[Path] = []

@@ -14,6 +14,11 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def printable(name: str) -> str:
+    """The name as it can stand in a line of text: one that holds a line break or no UTF-8 is quoted."""
+    return name if name.isprintable() else repr(name)
+
+
 def utf8_name(name: str) -> str:
     """The name of a file as UTF-8, whatever encoding the process's locale makes Python read it in.
 

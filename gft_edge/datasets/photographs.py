@@ -17,7 +17,7 @@ from gft_edge.datasets import (
     source_of,
     splits_of,
 )
-from gft_edge.datasets.names import class_name
+from gft_edge.datasets.names import class_name, printable
 from gft_edge.errors import DataError
 
 # Of the classes that a network does not know so many are named.
@@ -86,8 +86,10 @@ def _of_network(
 def _of_others(others: Counter[str], images: int, labels: Sequence[str]) -> str:
     """Say how many images have none of a network's classes, and which they have in their place."""
     names = sorted(others, key=lambda name: (-others[name], name))
-    text = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    text = ", ".join(map(printable, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
     # A class whose name is misspelt must not go unnoticed.
     close = ((name, difflib.get_close_matches(name, labels, n=1, cutoff=ALIKE)) for name in names)
-    meant = next((f"; is {name} meant to be {like[0]}?" for name, like in close if like), "")
+    meant = next(
+        (f"; is {printable(name)} meant to be {like[0]}?" for name, like in close if like), ""
+    )
     return f"{others.total():,} of {images:,} images have no class of the network's ({text}{meant})"

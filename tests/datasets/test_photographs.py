@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +62,15 @@ def test_images_of_the_networks_classes_keep_them_and_the_others_are_counted(
 def test_a_misspelt_class_is_asked_about(name: str, tmp_path: Path) -> None:
     touched(tmp_path, f"test/{name}/a.jpg", "test/pear/b.jpg")
     assert f"is {name} meant to be apple?" in read_photographs(tmp_path, "test", LABELS).remarks[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_of_any_name_is_told_in_a_line_of_utf8(tmp_path: Path) -> None:
+    touched(tmp_path, "test/two\nlines/a.jpg", os.fsdecode(b"test/caf\xe9/b.jpg"))
+    (remark,) = read_photographs(tmp_path, "test", LABELS).remarks
+    assert remark.isprintable()
+    refused = refusal_of(DataError, partial(read_split, tmp_path, "test", LABELS), "2 classes")
+    assert refused.isprintable()
 
 
 def test_a_split_of_the_networks_classes_alone_is_read_as_for_training(tmp_path: Path) -> None:

@@ -150,6 +150,16 @@ def test_a_run_without_data_of_its_own_says_so(
     assert "nothing to resume" in refusal("train", "--resume", imported, "--data", micro_data)
 
 
+def test_a_run_whose_classes_have_no_names_is_exported_on_any_photographs(
+    imported: Path, micro_data: Path, tmp_path: Path
+) -> None:
+    given = ("--data", micro_data, "--target", "onnx", "--out", tmp_path / "bundle")
+    fidelity = run_json("export", imported, *given)["fidelity"]
+    assert (fidelity["images"], fidelity["labelled"], fidelity["accuracy"]) == (12, 0, None)
+    assert fidelity["verdict"] == "pass"
+    assert fidelity["top1_agreement"] == 1
+
+
 def test_import_says_plainly_what_the_checkpoint_is(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = done("import", checkpoint, "--classes", 4, "--heads", 3, "--out", out).stdout
