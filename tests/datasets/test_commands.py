@@ -66,7 +66,7 @@ def test_a_network_of_aircraft_never_sees_the_banner(
     }
     exported = run("export", first, "--target", "onnx", "--out", bundle)
     assert exported.exit_code == 0, exported.output
-    assert "the val split of" in exported.stderr
+    assert "16 of them from train/" in exported.stderr
     before = run_json("evaluate", first)
     assert before["images"] == 16
     assert run_json("evaluate", bundle, *given) == before
