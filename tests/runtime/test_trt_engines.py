@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def test_verify_says_that_kept_patches_were_not_checked_and_how_they_can_be(
     assert report["golden"]["kept_overlap"] == []
     (skipped,) = report["skipped"]
     assert skipped.startswith("kept patches: ")
-    assert f"gft-edge build {bundle} --explain" in skipped
+    assert f"gft-edge build {quote(str(bundle))} --explain" in skipped
     result = run("verify", bundle)
     assert result.exit_code == 0
     assert "skipped: kept patches" in result.output
@@ -111,7 +112,7 @@ def test_a_damaged_engine_never_reaches_tensorrt(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    command = f"gft-edge build {bundle}{' --explain' if explain else ''}"
+    command = f"gft-edge build {quote(str(bundle))}{' --explain' if explain else ''}"
     refusal_of(BundleError, lambda: session_of(bundle, explain), str(path), command)
     assert run("verify", bundle).exit_code == 1
     assert machine.plans == []
@@ -151,7 +152,7 @@ def test_an_engine_for_another_machine_never_reaches_tensorrt(
         ({"flavor": "tensorrt-rtx", "version": "1.7"}, "tensorrt-rtx 1.7"),
     ):
         add_engine(machine, bundle, **changes)
-        command = f"gft-edge build {bundle}"
+        command = f"gft-edge build {quote(str(bundle))}"
         refusal_of(UsageError, lambda: session_of(bundle, kept=False), word, command)
     assert machine.plans == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,9 +139,9 @@ def test_an_engine_that_does_not_load_is_named_with_the_command_that_builds_it(
     line = refusal_of(
         BundleError, lambda: session_of(bundle, kept=False), str(bundle / engine.path), reason
     )
-    assert line.endswith(f"gft-edge build {bundle} --fresh")
+    assert line.endswith(f"gft-edge build {quote(str(bundle))} --fresh")
     line = refusal_of(BundleError, lambda: session_of(bundle))
-    assert line.endswith(f"gft-edge build {bundle} --explain --fresh")
+    assert line.endswith(f"gft-edge build {quote(str(bundle))} --explain --fresh")
 
 
 @pytest.mark.parametrize("name", ["deserialize_cuda_engine", "create_execution_context"])
