@@ -128,7 +128,9 @@ def bundle(
     run_folder = request.getfixturevalue("calm_run")
     data = request.getfixturevalue("micro_pictures")
     out = tmp_path_factory.mktemp("tensorrt") / "fp16"
-    return export_run(run_folder, data, out, ExportRequest("tensorrt", "fp16"), "val", 48)
+    return export_run(
+        run_folder, data, out, ExportRequest("tensorrt", "fp16", fidelity="strict"), "val", 48
+    )
 
 
 def test_a_bundle_for_tensorrt_is_verified_by_onnx_runtime(bundle: Path) -> None:

@@ -70,7 +70,11 @@ def built(
         }
         calibration = CalibrationRequest(images["train"]) if precision == "int8" else None
         request = ExportRequest(
-            "trt", precision, InputSpec("uint8", BATCH), calibration=calibration
+            "trt",
+            precision,
+            InputSpec("uint8", BATCH),
+            calibration=calibration,
+            fidelity="strict",
         )
         export(model, spec, images["val"], request, out)
         for explain in (False, True):

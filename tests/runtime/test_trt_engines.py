@@ -200,7 +200,9 @@ def test_the_fastest_precision_is_found_among_engines(
     monkeypatch.setattr(auto, "engine_reports", engine_reports)
     spec, model = load_run(calm_run)
     images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)
-    bundle = auto.export_fastest(model, spec, images, ExportRequest("trt"), tmp_path / "auto")
+    bundle = auto.export_fastest(
+        model, spec, images, ExportRequest("trt", fidelity="strict"), tmp_path / "auto"
+    )
     assert len(built) == 2
     assert [candidate.precision for candidate in bundle.manifest.candidates] == list(trt.PRECISIONS)
     timed = {c.precision: c.median_ms for c in bundle.manifest.candidates if c.median_ms}
