@@ -105,7 +105,9 @@ def _read(file: Path) -> dict[bytes, Row]:
     with suppress(Exception):
         with np.load(file, allow_pickle=False) as content:
             columns = [content[name] for name in content.files]
-        file.touch()
+        # What was asked for last stays longest, where this user may say so.
+        with suppress(OSError):
+            file.touch()
         return {key.tobytes(): list(row) for key, *row in zip(*columns, strict=True)}
     return {}
 
