@@ -48,7 +48,7 @@ class Quantization:
     high_precision: tuple[str, ...]
     int8_layers: int
     int8_macs: float
-    weights_range: WeightsRange = "full"
+    weights_range: WeightsRange = "half"
 
 
 @dataclass(frozen=True)
