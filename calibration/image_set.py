@@ -180,8 +180,7 @@ def without_images(split: Photographs, images: ImageSet) -> Photographs:
 def unfit_pixels(pixels: npt.NDArray[np.uint8], paths: Sequence[str]) -> list[str]:
     """Return a sentence for each sign that uint8 (images,S,S,3) are noise, blank or copies of each other.
 
-    None of these is a reason to refuse: on two networks calibration on noise or on blank images cost no
-    accuracy that 1,220 photographs could show.
+    None of these is a reason to refuse: whatever a graph was calibrated on, it is judged on other images.
     """
     remarks = []
     grey = pixels.mean(axis=3, dtype=np.float32)

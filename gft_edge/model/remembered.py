@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata as installed
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,17 +16,15 @@ import numpy.typing as npt
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.specs import ModelSpec
-from gft_edge.bundle.store import write_whole
-from gft_edge.errors import BundleError
 from gft_edge.model.network import Network
 from gft_edge.model.reference import torch_outputs
 from gft_edge.runtime.classifier import load_pixels
+from gft_edge.runtime.engine_cache import keep_entry, read_entry, usable
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.user_cache import user_cache
 
-# Of one network the images asked for last, of all networks those asked last: some 2 KB an image.
+# Of one network the images asked for last: some 2 KB an image.
 MOST_IMAGES = 4096
-MOST_NETWORKS = 16
 
 
 class Remembered:
@@ -39,8 +37,9 @@ class Remembered:
     def __init__(self, model: Network, spec: ModelSpec):
         self._model, self._spec = model.eval(), spec
         folder = user_cache("references")
-        self._file = None if folder is None else folder / f"{_identity(model, spec)}.npz"
-        self._known = {} if self._file is None else _read(self._file)
+        self._folder = folder if folder is not None and _usable(folder) else None
+        self._key = _identity(model, spec)
+        self._known = {} if self._folder is None else _read(self._folder, self._key)
 
     def outputs(
         self, pixels: npt.NDArray[np.uint8], advance: Callable[[int], None] | None = None
@@ -59,8 +58,8 @@ class Remembered:
         rows = [self._known.pop(key) for key in dict.fromkeys(keys)]
         # Behind all others: what was asked for last stays longest.
         self._known.update(zip(dict.fromkeys(keys), rows, strict=True))
-        if missing and self._file is not None:
-            _write(self._file, dict(list(self._known.items())[-MOST_IMAGES:]))
+        if missing and self._folder is not None:
+            _keep(self._folder, self._key, dict(list(self._known.items())[-MOST_IMAGES:]))
         return _joined([self._known[key] for key in keys])
 
     def decisions(self, paths: Sequence[Path], crop_bottom_px: int) -> list[int]:
@@ -68,6 +67,12 @@ class Remembered:
         given = self._spec.preprocessing
         pixels = np.stack([load_pixels(path, given, crop_bottom_px) for path in paths])
         return [int(number) for number in self.outputs(pixels).logits.argmax(axis=1)]
+
+
+@functools.cache
+def _usable(folder: Path) -> bool:
+    """Ask once: a command opens the network in several places, and the remark is one."""
+    return usable(folder, "PyTorch's outputs")
 
 
 # Logits (classes), then kept patches (K) and ranks (N) of each stage.
@@ -99,28 +104,19 @@ def _identity(model: Network, spec: ModelSpec) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path) -> dict[bytes, Row]:
-    """Return what was kept; nothing where it is absent or damaged, which a zip file's checksums tell."""
-    # NumPy and zipfile raise many classes for bytes that are no archive.
-    with suppress(Exception):
-        with np.load(file, allow_pickle=False) as content:
-            columns = [content[name] for name in content.files]
-        # What was asked for last stays longest, where this user may say so.
-        with suppress(OSError):
-            file.touch()
-        return {key.tobytes(): list(row) for key, *row in zip(*columns, strict=True)}
-    return {}
+def _read(folder: Path, key: str) -> dict[bytes, Row]:
+    """Return what was kept; nothing where it is absent or damaged."""
+    kept = read_entry(folder, key)
+    if kept is None:
+        return {}
+    with np.load(BytesIO(kept.tobytes())) as content:
+        columns = [content[name] for name in content.files]
+    return {image.tobytes(): list(row) for image, *row in zip(*columns, strict=True)}
 
 
-def _write(file: Path, known: dict[bytes, Row]) -> None:
-    keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
+def _keep(folder: Path, key: str, known: dict[bytes, Row]) -> None:
+    images = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
     logits, *others = (np.stack(column) for column in zip(*known.values(), strict=True))
     content = BytesIO()
-    np.savez(content, keys, logits, *(column.astype(np.int32) for column in others))
-    # A cache that cannot be written costs time alone.
-    with suppress(OSError, BundleError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(file, content.getvalue())
-        files = sorted(file.parent.glob("*.npz"), key=lambda one: one.stat().st_mtime)
-        for old in files[:-MOST_NETWORKS]:
-            old.unlink()
+    np.savez(content, images, logits, *(column.astype(np.int32) for column in others))
+    keep_entry(folder, key, content.getbuffer(), "what PyTorch gave")

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-
-from gft_edge.profiling.sysfs import text
-
-CPUINFO = Path("/proc/cpuinfo")
 
 # As lscpu has them: https://github.com/util-linux/util-linux/blob/master/sys-utils/lscpu-arm.c
 _PARTS = {
@@ -55,11 +50,6 @@ def cores_by_name(cpuinfo: str) -> str | None:
     if len(cores) == 1:
         return next(iter(cores))
     return ", ".join(f"{count} x {name}" for name, count in sorted(cores.items())) or None
-
-
-def cpuinfo() -> str:
-    """What the kernel tells of each core; nothing where it is another system's."""
-    return text(CPUINFO) or ""
 
 
 def _number(value: str) -> int | None:

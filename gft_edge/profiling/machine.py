@@ -13,8 +13,9 @@ from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.nvidia.nvml import cards
 from gft_edge.nvidia.system import driver, l4t
-from gft_edge.profiling.cores import cores_by_name, cpuinfo
+from gft_edge.profiling.cores import cores_by_name
 from gft_edge.profiling.sysfs import text
+from gft_edge.runtime.processor import X86_DOT_PRODUCTS, cpuinfo
 
 # What decides the speed of low-precision inference, by the names Linux gives them.
 INSTRUCTION_SETS = (
@@ -84,7 +85,7 @@ def summary(machine: Machine) -> str:
 def without_dot_products(machine: Machine) -> str | None:
     """Say that the CPU multiplies 8-bit integers no faster than floats; None where it has instructions."""
     known = set(machine.instruction_sets)
-    if not known or known & {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"}:
+    if not known or known & {*X86_DOT_PRODUCTS, "asimddp"}:
         return None
     missing = "dot products (asimddp)" if "asimd" in known else "VNNI"
     return f"this CPU has no {missing}: INT8 may be slower than FP32 on it, gft-edge profile measures both"

@@ -1,4 +1,4 @@
-"""Compiled models kept between processes: a file each, found by all that decides it, checked when read.
+"""What was compiled or computed, kept between processes: a file each, found by all that decides it, checked.
 
 OpenVINO's own CACHE_DIR, given a folder for each sha256, would not answer with a stale model, but it does
 not see damage: with 4 bytes changed at 60 places of a blob, OpenVINO 2026.4.1 loaded it all the same and
@@ -33,10 +33,10 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def usable(folder: Path) -> bool:
+def usable(folder: Path, what: str = "compiled models") -> bool:
     """Whether `folder` can hold a cache, made with mode 0700 when absent; one remark is logged if not.
 
-    A compiled model is as good as code: a folder that others write to is not read.
+    `what` is to be kept. A compiled model is as good as code: a folder that others write to is not read.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def usable(folder: Path) -> bool:
     # ValueError: a NUL in the name.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        _log.warning("compiled models are not kept in %s: %s", folder, reason)
+        _log.warning("%s are not kept in %s: %s", what, folder, reason)
         return False
     return True
 
@@ -71,14 +71,16 @@ def read_entry(folder: Path, key: str) -> npt.NDArray[np.uint8] | None:
     return model
 
 
-def keep_entry(folder: Path, key: str, model: bytes | memoryview) -> None:
-    """Keep a compiled model, and forget the longest unused ones; one remark is logged on failure."""
+def keep_entry(
+    folder: Path, key: str, model: bytes | memoryview, what: str = "the compiled model"
+) -> None:
+    """Keep an entry, and forget the longest unused ones; one remark is logged on failure."""
     if len(model) > MOST_BYTES:
         return
     try:
         _write(_path(folder, key), model)
     except OSError as error:
-        _log.warning("the compiled model is not kept in %s: %s", folder, error.strerror)
+        _log.warning("%s is not kept in %s: %s", what, folder, error.strerror)
         return
     # Another process may forget the same ones.
     with suppress(OSError):

@@ -10,8 +10,16 @@ from gft_edge.errors import UsageError
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# Each adds products of 8-bit integers in 32 bits.
-_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+# Each adds products of 8-bit integers in 32 bits, by the names Linux gives them.
+X86_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+
+
+def cpuinfo() -> str:
+    """What the kernel tells of each core; nothing where it is another system's."""
+    try:
+        return CPUINFO.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def saturates_int8() -> bool:
@@ -22,12 +30,9 @@ def saturates_int8() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        lines = CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:
-        return False
+    lines = cpuinfo().splitlines()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), None)
-    return flags is not None and not _DOT_PRODUCTS & set(flags.split())
+    return flags is not None and not X86_DOT_PRODUCTS & set(flags.split())
 
 
 def refuse_saturation(bundle: Path, manifest: Manifest) -> None:
