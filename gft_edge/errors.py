@@ -16,6 +16,7 @@ GftEdgeError
     ├── GateError                  a measured result missed its bound
     ├── PipelineError              a step of an export failed; names it and those finished before
     ├── CudaError                  a call that the CUDA runtime refused, with its code
+    ├── RemoteError                a device of --on that cannot be reached, or does not do its part
     └── TrainingError              training cannot go on
 """
 
@@ -130,6 +131,15 @@ class CudaError(FailedError):
         self.call = call
         self.name = name
         self.code = code
+
+
+class RemoteError(FailedError):
+    """A device that cannot be reached, or that does not do its part: `host`, and the `reason`."""
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(f"{host}: {reason}")
+        self.host = host
+        self.reason = reason
 
 
 class TrainingError(FailedError):

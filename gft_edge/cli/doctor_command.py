@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from importlib import metadata
 
 import click
 
+from gft_edge.bundle.json_form import from_json
+from gft_edge.cli.answers import Answer, finish, fleet_table, only, print_answers
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import json_option
 from gft_edge.cli.output import print_json, show
-from gft_edge.profiling.machine import this_machine
+from gft_edge.errors import UsageError
+from gft_edge.profiling.machine import Machine, this_machine
 from gft_edge.reporting.profile_tables import machine_table
-from gft_edge.reporting.table import Table
+from gft_edge.reporting.table import Table, Value
 from gft_edge.runtime.backends import backends
 from gft_edge.runtime.engine_probe import why_fatal
+
+Status = Mapping[str, Mapping[str, str | None]]
 
 # Package -> the extra that installs it, for what only the host side needs.
 HOST_PACKAGES = {
@@ -29,13 +36,23 @@ HOST_PACKAGES = {
 }
 
 
-@click.command("doctor")
+@click.command("doctor", cls=OnDeviceCommand)
+@on_option
+@click.option("--clean", is_flag=True,
+              help="With --on: remove everything that gft-edge put on the device.")  # fmt: skip
 @json_option
-def command(as_json: bool) -> None:
+def command(devices: OnDevices | None, clean: bool, as_json: bool) -> None:
     """Show what this machine has: engines, instruction sets, GPUs; and how to install the rest.
+
+    With --on what a device has, once gft-edge is made ready there.
 
     gft-edge doctor
     """
+    if devices is not None:
+        _on(devices, clean, as_json)
+        return
+    if clean:
+        raise UsageError("--clean removes what is on a device: give --on HOST too")
     machine = this_machine()
     engines = {
         # A library that is unfit for the processor would take this process along.
@@ -46,12 +63,58 @@ def command(as_json: bool) -> None:
     }
     packages = {name: _package(name, extra) for name, extra in HOST_PACKAGES.items()}
     if as_json:
-        print_json({"machine": dataclasses.asdict(machine), "engines": engines, "host": packages})
+        print_json(
+            {"machine": dataclasses.asdict(machine), "engines": engines, "packages": packages}
+        )
         return
-    show(machine_table("This machine", machine))
-    for title, found in (("Engines", engines), ("To train and export", packages)):
+    _show("This machine", machine, engines, packages)
+
+
+def _show(title: str, machine: Machine, engines: Status, packages: Status) -> None:
+    show(machine_table(title, machine))
+    for name, found in (("Engines", engines), ("To train and export", packages)):
         rows = [(name, entry["version"] or entry["missing"]) for name, entry in found.items()]
-        show(Table(title, ("name", "status"), rows))
+        if rows:
+            show(Table(name, ("name", "status"), rows))
+
+
+def _on(devices: OnDevices, clean: bool, as_json: bool) -> None:
+    answers = devices.clean() if clean else devices.do(devices.words())
+    if len(answers) == 1:
+        only(answers)
+    if as_json:
+        print_answers(answers)
+    elif clean:
+        show(*(_cleaned(answer) for answer in answers))
+    elif len(answers) == 1:
+        told = answers[0].document
+        # A device neither trains nor exports.
+        machine = from_json(Machine, told["machine"], "machine")
+        _show(answers[0].host, machine, told["engines"], {})
+    else:
+        columns = ("board", "cores", "memory GiB", "instruction sets", "GPU", "engines")
+        show(fleet_table("Devices", columns, answers, _row))
+    finish(answers)
+
+
+def _cleaned(answer: Answer) -> str:
+    if answer.document is None:
+        return f"{answer.host}: {answer.error}"
+    did = "removed" if answer.document["removed"] else "nothing was there:"
+    return f"{answer.host}: {did} {answer.document['folder']}"
+
+
+def _row(answer: Answer) -> list[tuple[Value, ...]]:
+    machine = from_json(Machine, answer.document["machine"], "machine")
+    engines = [
+        f"{name} {entry['version']}"
+        for name, entry in answer.document["engines"].items()
+        if entry["version"]
+    ]
+    return [(
+        machine.board or machine.cpu, machine.cores, f"{machine.memory_bytes / 2**30:.1f}",
+        " ".join(machine.instruction_sets), "; ".join(machine.gpus) or None, ", ".join(engines) or "none",
+    )]  # fmt: skip
 
 
 def _package(name: str, extra: str) -> dict[str, str | None]:

@@ -12,11 +12,14 @@ from typing import Any, get_args
 import click
 
 from gft_edge.bundle.images import DataSource
-from gft_edge.bundle.json_form import json_text, to_json
+from gft_edge.bundle.json_form import from_json, json_text, to_json
 from gft_edge.bundle.scores import SCORES
-from gft_edge.bundle.specs import Score, counter
-from gft_edge.bundle.store import read_bundle, write_whole
+from gft_edge.bundle.specs import ModelSpec, Score, counter
+from gft_edge.bundle.store import read_bundle, read_manifest, write_whole
+from gft_edge.cli.answers import finish, folder_of, only, print_answers
+from gft_edge.cli.errand import Here, Word, fetched_folder
 from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -37,7 +40,7 @@ from gft_edge.cli.output import (
     shown,
 )
 from gft_edge.cli.references import engine_of, is_bundle_not_run
-from gft_edge.datasets import read_split, reporting_split
+from gft_edge.datasets import imagefolder, read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.explanation.curves_page import areas_table
 from gft_edge.explanation.deletion import LEAST_IMAGES, OWN, DeletionReport, InsertFrom
@@ -56,7 +59,7 @@ CONTENT = "explain.json"
 CURVES = "curves.json"
 
 
-@click.command("explain")
+@click.command("explain", cls=OnDeviceCommand)
 @click.argument("run_or_bundle", type=PATH)
 @click.argument("paths", nargs=-1)
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for the pictures and their numbers.")
@@ -77,6 +80,7 @@ CURVES = "curves.json"
 @seed_option
 @backend_option
 @threads_option
+@on_option
 @json_option
 def command(
     run_or_bundle: Path,
@@ -85,6 +89,7 @@ def command(
     given: GivenImages,
     backend: str | None,
     threads: int | None,
+    devices: OnDevices | None,
     as_json: bool,
     cover: int | None,
     **settings: Any,
@@ -106,6 +111,9 @@ def command(
             if paths
             else "nothing to explain: name images, or give --data FOLDER to measure the ranking on"
         )
+    if devices is not None:
+        _on(devices, run_or_bundle, paths, out, given, settings["split"], backend, as_json)
+        return
     with closing(_opened(run_or_bundle, backend, threads)) as subject:
         of_bundle = isinstance(subject, BundleSubject)
         source = given.source() if of_bundle or not measured else given.of_run(run_or_bundle)
@@ -151,19 +159,23 @@ def _explain(
     if as_json:
         print_json(content)
     else:
-        show(_explained(subject, of, entries))
-        show(*(f"not available: {reason}" for reason in subject.unavailable))
-        read = len([entry for entry in entries if "error" not in entry])
-        show(f"{'pictures and ' if read else ''}{CONTENT} in {shown(out)}")
-        if read and subject.model.stages:
-            next_line(
-                f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)} measures whether the "
-                "ranking means something"
-            )
+        _show_explained(content, of, subject.model, out)
     failed = sum("error" in entry for entry in entries)
     if failed:
         say(f"{failed} of {len(images)} images could not be read")
         raise click.exceptions.Exit(1)
+
+
+def _show_explained(content: dict[str, Any], of: Path, model: ModelSpec, out: Path) -> None:
+    show(_explained(content, of, model))
+    show(*(f"not available: {reason}" for reason in content["unavailable"]))
+    read = len([entry for entry in content["images"] if "error" not in entry])
+    show(f"{'pictures and ' if read else ''}{CONTENT} in {shown(out)}")
+    if read and model.stages:
+        next_line(
+            f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)} measures whether the "
+            "ranking means something"
+        )
 
 
 def _each_once(paths: Iterator[str]) -> list[str]:
@@ -177,11 +189,11 @@ def _each_once(paths: Iterator[str]) -> list[str]:
     return [*found.values()]
 
 
-def _explained(subject: Subject, of: Path, entries: list[dict[str, Any]]) -> Table:
+def _explained(content: dict[str, Any], of: Path, model: ModelSpec) -> Table:
     """A table with a row for each image that could be read."""
-    without = {"gft": "all", "timm": "-", "transfg": "not shown"}[subject.model.family]
+    without = {"gft": "all", "timm": "-", "transfg": "not shown"}[model.family]
     rows = []
-    for entry in entries:
+    for entry in content["images"]:
         if "error" in entry:
             continue
         best = [f"{p['label']} {percent(p['probability'])}" for p in entry["predictions"]]
@@ -189,7 +201,7 @@ def _explained(subject: Subject, of: Path, entries: list[dict[str, Any]]) -> Tab
         runner_up = best[1] if len(best) > 1 else None
         rows.append((shown(entry["path"]), best[0], runner_up, kept or without, entry["picture"]))
     columns = ("image", "prediction", "runner-up", "kept patches", "picture")
-    return Table(shown(f"{of}, {subject.runs}"), columns, rows)
+    return Table(shown(f"{of}, {content['runs']}"), columns, rows)
 
 
 def _measure(
@@ -221,13 +233,62 @@ def _measure(
     write_whole(out / CURVES, f"{json_text(content)}\n".encode())
     if as_json:
         print_json(content)
-        return
+    else:
+        _show_curves(content, of, out)
+
+
+def _show_curves(content: dict[str, Any], of: Path, out: Path) -> None:
+    names = {each.name for each in dataclasses.fields(DeletionReport)}
+    report = from_json(
+        DeletionReport, {k: v for k, v in content.items() if k in names}, "the curves"
+    )
     show(
-        _areas(of, report, subject.model.score),
-        *(f"not available: {reason}" for reason in missing),
+        _areas(of, report, content["score"]),
+        *(f"not available: {reason}" for reason in content["unavailable"]),
         f"{report.inferences} inferences in {report.seconds:.0f} s; written: {out / CURVES}",
     )
     next_line(f"gft-edge report {quoted(out / CURVES)} draws them")
+
+
+def _on(
+    devices: OnDevices,
+    bundle: Path,
+    paths: tuple[str, ...],
+    out: Path,
+    given: GivenImages,
+    split: str | None,
+    backend: str | None,
+    as_json: bool,
+) -> None:
+    """Have devices explain, and fetch pictures and numbers."""
+    if not is_bundle_not_run(bundle):
+        raise UsageError(f"{bundle} is a run, which needs torch: with --on give its bundle")
+    model = read_manifest(bundle).model
+    replaced: dict[str, list[Word]] = {"paths": devices.sources(paths)}
+    if source := given.source():
+        read = read_split(source, split or reporting_split(source), model.labels)
+        needed = read.paths if source.dataset == imagefolder.NAME else ()
+        replaced["data"] = [Here(source.folder, str(source.folder), tuple(needed))]
+    words = devices.words(sent=("run_or_bundle",), out="out", replaced=replaced)
+    made_folder(out)
+    several = len(devices.hosts) > 1
+    answers = devices.do(words, [bundle], backend, fetched_folder(out, several))
+    if not several:
+        only(answers)
+    for answer in answers:
+        if (content := answer.document) is None:
+            continue
+        folder = folder_of(out, answer, several)
+        # The names of what was sent are the user's.
+        told = {**content, "host": answer.host}
+        write_whole(folder / (CONTENT if paths else CURVES), f"{json_text(told)}\n".encode())
+        if not as_json and paths:
+            _show_explained(content, bundle, model, folder)
+        elif not as_json:
+            _show_curves(content, bundle, folder)
+    if as_json:
+        print_answers(answers)
+    finish(answers)
 
 
 def _areas(of: Path, report: DeletionReport, score: Score) -> Table:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,10 @@ from rich.progress import Progress as Bars
 from gft_edge.bundle.json_form import json_text
 from gft_edge.bundle.specs import Progress
 from gft_edge.errors import UsageError
+from gft_edge.remote.device import PROGRESS_MARK, PROGRESS_VARIABLE
 from gft_edge.reporting.table import Table, terminal
+
+TOLD_EVERY_S = 0.5
 
 
 def speaks() -> bool:
@@ -98,6 +103,9 @@ def progress() -> Iterator[Progress]:
     A task is known by its text up to the first double space, behind which it may change. Where
     stderr is no terminal, each finished task is one line of a log.
     """
+    if os.environ.get(PROGRESS_VARIABLE) == "json":
+        yield _told_as_data()
+        return
     console = Console(stderr=True)
     if not console.is_terminal or not speaks():
         yield lambda text, done, total: say(text) if total and done == total else None
@@ -124,3 +132,16 @@ def progress() -> Iterator[Progress]:
             bars.update(tasks[name], description=text, completed=done, total=total)
 
         yield report
+
+
+def _told_as_data() -> Progress:
+    """Tell another machine, which draws the bars (remote/device.py), twice a second and at the end."""
+    told_at = 0.0
+
+    def report(text: str, done: int, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= TOLD_EVERY_S or done == total:
+            told_at = time.monotonic()
+            say(f"{PROGRESS_MARK}{json.dumps([text, done, total])}")
+
+    return report

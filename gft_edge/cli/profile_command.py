@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.specs import Progress
 from gft_edge.bundle.store import is_bundle, read_bundle
+from gft_edge.cli.answers import Answer, finish, only, print_answers
+from gft_edge.cli.errand import Here, Word
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
     backend_option,
@@ -20,6 +26,7 @@ from gft_edge.cli.options import (
     threads_option,
 )
 from gft_edge.cli.output import (
+    made_folder,
     next_line,
     print_json,
     progress,
@@ -31,11 +38,13 @@ from gft_edge.cli.output import (
 )
 from gft_edge.errors import UsageError
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
+from gft_edge.profiling.report import Profile
 from gft_edge.profiling.report_file import write_profile
+from gft_edge.reporting.fleet import fleet_profiles
 from gft_edge.reporting.profile_tables import profile_blocks
 
 
-@click.command("profile")
+@click.command("profile", cls=OnDeviceCommand)
 @click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--photos", "images", type=PATH, metavar="DIR",
               help="Folder of photographs to measure on [default: the bundle's golden frames].")  # fmt: skip
@@ -57,9 +66,17 @@ from gft_edge.reporting.profile_tables import profile_blocks
 @click.option(
     "--layers", is_flag=True, help="Time each network's layers too, in a run of their own."
 )
-@click.option("--out", type=PATH, metavar="FILE", help="File for the JSON, with every sample.")
+@click.option("--out", type=PATH, metavar="FILE",
+              help="File for the JSON, with every sample; a folder for those of several --on.")  # fmt: skip
+@on_option
 @json_option
-def command(bundles: tuple[Path, ...], out: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    bundles: tuple[Path, ...],
+    out: Path | None,
+    devices: OnDevices | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure the latency of bundles on this machine, in turn, with what makes it trustworthy.
 
     engine is the engine's own synchronous inference, end to end goes from encoded image or decoded
@@ -68,20 +85,39 @@ def command(bundles: tuple[Path, ...], out: Path | None, as_json: bool, **option
 
     gft-edge profile bundles/grocery --photos grocery/test --out profile.json
     """
+    several = devices is not None and len(devices.hosts) > 1
     # Made sure of before minutes of measuring.
-    if out is not None:
+    if out is not None and several:
+        made_folder(out)
+    elif out is not None:
         writable_file(out, "--out")
     if options["baseline"] is None and options["baseline_out"] is not None:
         raise UsageError("--baseline-out keeps an exported baseline: give --baseline too")
     baseline, kept = options.pop("baseline"), options.pop("baseline_out")
     with ExitStack() as stack:
         request = ProfileRequest(bundles=bundles, **options)
-        report = stack.enter_context(progress())
+        dense = None
         if baseline is not None:
             check_request(request)
-            dense = _baseline(bundles[0], baseline, kept, report, stack)
-            request = dataclasses.replace(request, baseline=dense)
-        result = profile(request, report, say)
+            with progress() as report:
+                dense = _baseline(bundles[0], baseline, kept, report, stack)
+        if devices is not None:
+            answers = _measured_on(devices, bundles, dense, request.backend)
+        else:
+            with progress() as report:
+                result = profile(dataclasses.replace(request, baseline=dense), report, say)
+    if devices is None:
+        _show(result, out, as_json)
+    elif several:
+        _show_several(answers, out, as_json)
+    else:
+        answer = only(answers)
+        told = {**answer.document, "host": answer.host}
+        _show(from_json(Profile, told, "the profile"), out, as_json)
+        finish(answers)
+
+
+def _show(result: Profile, out: Path | None, as_json: bool) -> None:
     # Printed first: a disk that is full by now loses no measurement.
     if as_json:
         print_json(result)
@@ -97,6 +133,42 @@ def command(bundles: tuple[Path, ...], out: Path | None, as_json: bool, **option
     if not result.complete:
         say("interrupted: these are the samples so far")
         raise click.exceptions.Exit(1)
+
+
+def _measured_on(
+    devices: OnDevices, bundles: Sequence[Path], dense: Path | None, backend: str | None
+) -> list[Answer]:
+    replaced: dict[str, list[Word]] = {}
+    if dense is not None:
+        replaced["baseline"] = [Here(dense, str(dense))]
+    words = devices.words(
+        sent=("bundles", "images"), here=("out", "baseline_out"), replaced=replaced
+    )
+    measured = [*bundles, *([dense] if dense else [])]
+    return devices.do(words, measured, backend)
+
+
+def _show_several(answers: Sequence[Answer], out: Path | None, as_json: bool) -> None:
+    found = {
+        answer.host: from_json(Profile, {**answer.document, "host": answer.host}, answer.host)
+        for answer in answers
+        if answer.document is not None
+    }
+    failed = {answer.host: answer.error or "" for answer in answers if answer.host not in found}
+    if as_json:
+        print_answers(answers)
+    else:
+        show(fleet_profiles(found, failed))
+    files: list[Path] = []
+    for host, result in found.items() if out is not None else ():
+        assert out is not None
+        files.append(out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', host)}.json")
+        write_profile(result, files[-1])
+    if files and not as_json:
+        next_line(f"gft-edge report {' '.join(map(quoted, files))} --html fleet.html")
+    elif not as_json:
+        next_line("the same with --out FOLDER keeps the samples, gft-edge report draws them")
+    finish(answers)
 
 
 def _baseline(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
+from gft_edge.bundle.images import DataSource
+from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import ModelSpec, counter
 from gft_edge.bundle.store import read_manifest
+from gft_edge.cli.answers import Answer, finish, fleet_table, folder_of, only, print_answers
+from gft_edge.cli.errand import Here, Word, fetched_folder
 from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import made_folder, print_json, progress, say, show, shown
-from gft_edge.cli.references import open_reference
-from gft_edge.datasets import Photographs, reporting_split
+from gft_edge.cli.references import is_bundle_not_run, open_reference
+from gft_edge.datasets import Photographs, imagefolder, reporting_split
 from gft_edge.datasets.photographs import photographs_split, read_photographs
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
@@ -24,13 +30,13 @@ from gft_edge.fidelity.verify import VerifyReport, verify
 from gft_edge.profiling.machine import this_machine, without_dot_products
 from gft_edge.reporting.bundle_tables import floor_sentences
 from gft_edge.reporting.comparison_sheet import comparison_sheet
-from gft_edge.reporting.table import Table, per_stage, percent
+from gft_edge.reporting.table import Table, Value, per_stage, percent
 
 PICTURE = "compare.png"
 LISTED = 20
 
 
-@click.command("verify")
+@click.command("verify", cls=OnDeviceCommand)
 @click.argument("bundle", type=PATH)
 @data_option
 @split_option()
@@ -42,6 +48,7 @@ LISTED = 20
               help="With --reference: also what changes that nobody sees do to it (noise, JPEG, brightness "
               "+ 2 %, a move by one pixel).")  # fmt: skip
 @backend_option
+@on_option
 @json_option
 def command(
     bundle: Path,
@@ -51,6 +58,7 @@ def command(
     pictures: Path | None,
     noise_floor: bool,
     backend: str | None,
+    devices: OnDevices | None,
     as_json: bool,
 ) -> None:
     """Check a bundle on this machine: hashes, structure, golden outputs.
@@ -78,6 +86,10 @@ def command(
         for remark in images.remarks:
             say(remark)
         _say_what_accuracy_is_of(images, reference)
+    if devices is not None:
+        words = _words(devices, source, images, reference)
+        _on(devices, words, bundle, reference, backend, pictures, as_json)
+        return
     drawn: list[Comparison] = []
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None
@@ -90,23 +102,90 @@ def command(
     if folder is not None and drawn:
         picture = folder / PICTURE
         comparison_sheet(drawn[0], manifest.model).save(picture)
+    if result.integer_layers is not None and (slow := without_dot_products(this_machine())):
+        result = dataclasses.replace(result, warnings=(*result.warnings, slow))
     if as_json:
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         print_json({**content, "picture": None if picture is None else str(picture)})
     else:
-        show(_checks(bundle, result, manifest), *_noise_floors(result), *_disagreements(result))
-        for failure in result.failures:
-            say(f"Error: {failure}")
-        for reason in result.skipped:
-            say(f"skipped: {reason}")
-        for warning in result.warnings:
-            say(f"Warning: {warning}")
-        if result.integer_layers is not None and (slow := without_dot_products(this_machine())):
-            say(f"Warning: {slow}")
-        if picture is not None:
-            show(f"picture: {picture}")
+        _show(str(bundle), result, manifest, picture)
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
+
+
+def _show(title: str, result: VerifyReport, manifest: Manifest, picture: Path | None) -> None:
+    show(_checks(title, result, manifest), *_noise_floors(result), *_disagreements(result))
+    for failure in result.failures:
+        say(f"Error: {failure}")
+    for reason in result.skipped:
+        say(f"skipped: {reason}")
+    for warning in result.warnings:
+        say(f"Warning: {warning}")
+    if picture is not None:
+        show(f"picture: {picture}")
+
+
+def _words(
+    devices: OnDevices,
+    source: DataSource | None,
+    images: Photographs | None,
+    reference: Path | None,
+) -> list[Word]:
+    """The words for a device: of the data only the images that it reads travel. Raises UsageError."""
+    if reference is not None and not is_bundle_not_run(reference):
+        raise UsageError(
+            f"{reference} is a run, which needs torch: with --on give the fp32 bundle as --reference"
+        )
+    replaced: dict[str, list[Word]] = {}
+    if source is not None and images is not None:
+        needed = images.paths if source.dataset == imagefolder.NAME else ()
+        replaced["data"] = [Here(source.folder, str(source.folder), tuple(needed))]
+    return devices.words(sent=("bundle", "reference"), out="pictures", replaced=replaced)
+
+
+def _on(
+    devices: OnDevices,
+    words: list[Word],
+    bundle: Path,
+    reference: Path | None,
+    backend: str | None,
+    pictures: Path | None,
+    as_json: bool,
+) -> None:
+    bundles = [bundle, *([reference] if reference else [])]
+    several = len(devices.hosts) > 1
+    answers = devices.do(words, bundles, backend, fetched_folder(pictures, several))
+    if not several:
+        only(answers)
+    manifest = read_manifest(bundle)
+    if as_json:
+        print_answers(answers)
+    else:
+        for answer in answers:
+            if (told := answer.document) is not None:
+                picture = (
+                    None if pictures is None else folder_of(pictures, answer, several) / PICTURE
+                )
+                title = f"{bundle} on {answer.host}"
+                _show(title, report_in(told), manifest, picture)
+        if several:
+            columns = ("verdict", "top-1", "agreement", "kept patches", "INT8 layers in integers")
+            show(fleet_table(str(bundle), columns, answers, _row))
+    finish(answers)
+
+
+def report_in(told: dict[str, Any]) -> VerifyReport:
+    """The report in a document of verify --json."""
+    names = {each.name for each in dataclasses.fields(VerifyReport)}
+    return from_json(VerifyReport, {k: v for k, v in told.items() if k in names}, "the report")
+
+
+def _row(answer: Answer) -> list[tuple[Value, ...]]:
+    found = report_in(answer.document)
+    return [(
+        found.verdict, percent(found.top1), percent(found.top1_agreement), per_stage(found.kept_overlap),
+        found.integer_layers,
+    )]  # fmt: skip
 
 
 def _say_what_accuracy_is_of(images: Photographs, reference: Path | None) -> None:
@@ -128,7 +207,7 @@ def _check_picture(reference: Path | None, model: ModelSpec) -> None:
         )
 
 
-def _checks(bundle: Path, result: VerifyReport, manifest: Manifest) -> Table:
+def _checks(title: str, result: VerifyReport, manifest: Manifest) -> Table:
     rows: list[tuple[str, str]] = [("verdict", result.verdict)]
     if result.golden is not None:
         rows.append(("golden top-1 agreement", percent(result.golden.top1_agreement)))
@@ -158,7 +237,7 @@ def _checks(bundle: Path, result: VerifyReport, manifest: Manifest) -> Table:
     notes: list[str] = []
     if result.noise_floor and result.patches_lost is not None and result.cosine is not None:
         notes = floor_sentences(manifest, result.cosine, result.patches_lost, result.noise_floor)
-    return Table(str(bundle), ("check", "result"), rows, notes)
+    return Table(title, ("check", "result"), rows, notes)
 
 
 def _noise_floors(result: VerifyReport) -> list[Table]:

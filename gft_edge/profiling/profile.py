@@ -179,6 +179,7 @@ def profile(
         causes=causes,
         other_cores=others,
         machine=machine,
+        host=None,
         before=before,
         after=after,
         settings=settings,

@@ -17,7 +17,7 @@ from gft_edge.profiling.machine import Machine
 from gft_edge.runtime.backends import Hint
 from gft_edge.runtime.classifier import Timing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Role = Literal["bundle", "baseline"]
 
@@ -168,7 +168,8 @@ class Profile:
     """What one run of `gft-edge profile` found, and on which machine in which condition.
 
     `complete` is False when it was interrupted: the samples are those so far. `causes` is what may
-    have made it unstable; `made_at` is UTC.
+    have made it unstable; `made_at` is UTC. `host` is what the desk calls the machine that was measured
+    over ssh, None for this one.
     """
 
     schema_version: int
@@ -179,6 +180,7 @@ class Profile:
     causes: tuple[str, ...]
     other_cores: float | None
     machine: Machine
+    host: str | None
     before: Conditions
     after: Conditions
     settings: Settings

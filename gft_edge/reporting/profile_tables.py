@@ -49,7 +49,7 @@ def profile_blocks(profile: Profile, file: str = "") -> list[Table | str]:
     reports = named({file: profile})[file]
     parts = parts_table(reports)
     return [
-        f"{file or 'profile'}: {summary(profile.machine)}; {settings.hint}, batch "
+        f"{file or profile.host or 'profile'}: {summary(profile.machine)}; {settings.hint}, batch "
         f"{settings.batch}, {threads} threads; {inputs.count} {inputs.kind}",
         latency_table(profile, reports, "Latency in ms a call").without("max", "calls"),
         *([] if parts is None else [parts]),

@@ -101,6 +101,7 @@ def profile_of(*reports: Report, **changes: Any) -> Profile:
         stable=is_stable(reports, 0.0, 8),
         causes=(),
         other_cores=0.0,
+        host=None,
         machine=Machine(
             "Some CPU", 8, ("avx2",), 2**34, ("Some GPU",), "580.1", None, None, "Linux", "3.11"
         ),

@@ -1,0 +1,5 @@
+"""Another machine over ssh: gft-edge made ready there, files sent by content, commands run.
+
+A command has one ssh connection: the desk sends the program in agent/ to a Python of the device and talks to
+it. Only the system's own ssh knows keys, hosts and passwords.
+"""

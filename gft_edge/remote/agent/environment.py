@@ -1,0 +1,114 @@
+"""gft-edge on the device: its package unpacked, and a virtual environment with what it requires."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+from gft_edge.remote.agent.messages import Desk, RefusedError
+from gft_edge.remote.agent.store import linked_or_copied
+
+
+def unpacked(archive: str, folder: str) -> None:
+    """Unpack a zip file into a new folder, whole or not at all."""
+    partial = tempfile.mkdtemp(prefix=".partial-", dir=os.path.dirname(folder))
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(partial)
+        os.chmod(partial, 0o755)
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def env_folder(folder: str) -> str:
+    """The folder of the virtual environment of this Python."""
+    which = hashlib.sha256(os.path.realpath(sys.executable).encode()).hexdigest()[:8]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    return os.path.join(folder, "env", f"{version}-{which}")
+
+
+def python_of(env: str) -> str:
+    """The Python of a virtual environment."""
+    return os.path.join(env, "bin", "python")
+
+
+def requirements_met(env: str) -> list[str]:
+    """The requirements that were installed in an environment; none where there is none to go on with."""
+    try:
+        with open(os.path.join(env, "gft-edge.json"), encoding="utf-8") as file:
+            met: list[str] = json.load(file)
+    except (OSError, ValueError):
+        return []
+    return met if os.path.exists(python_of(env)) else []
+
+
+def install(
+    requirements: list[str], wheels: str | None, pip: str, folder: str, env: str, desk: Desk
+) -> None:
+    """Install requirements in the virtual environment `env`, which is made where it is absent.
+
+    They come from the device's package index, or from the folder `wheels` alone. `pip` is a zip file with pip
+    in it. Raises RefusedError with pip's reason.
+    """
+    with open(f"{env}.lock", "wb") as lock:
+        # Another desk may be installing.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        met = requirements_met(env)
+        needed = [each for each in requirements if each not in met]
+        if not needed:
+            return
+        if not met:
+            desk.say(f"making a virtual environment of {sys.executable} in {env}")
+            shutil.rmtree(env, ignore_errors=True)
+            # Debian and JetPack have no ensurepip without python3-venv.
+            words = ["-m", "venv", "--without-pip", "--system-site-packages", env]
+            _run([sys.executable, *words], "no virtual environment can be made")
+        desk.say(f"installing {', '.join(needed)}")
+        _install(python_of(env), pip, needed, wheels, folder)
+        with open(os.path.join(env, "gft-edge.json"), "w", encoding="utf-8") as file:
+            json.dump(sorted({*met, *needed}), file)
+
+
+def commands_environment(folder: str) -> dict[str, str]:
+    """The environment variables of commands: what they remember is kept in the device's folder."""
+    cache = os.path.join(folder, "cache")
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": cache,
+        "CUDA_CACHE_PATH": os.path.join(cache, "cuda"),
+        "TMPDIR": os.path.join(cache, "tmp"),
+        "PYTHONPYCACHEPREFIX": os.path.join(cache, "bytecode"),
+        "PYTHONUTF8": "1",
+    }
+
+
+def _install(
+    python: str, pip: str, requirements: list[str], wheels: str | None, folder: str
+) -> None:
+    words = ["install", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
+    if wheels is not None:
+        words += ["--no-index", "--find-links", wheels]
+    env = commands_environment(folder)
+    with tempfile.TemporaryDirectory(dir=env["TMPDIR"]) as scratch:
+        archive = os.path.join(scratch, "pip.zip")
+        linked_or_copied(pip, archive)
+        command = [python, os.path.join(archive, "pip"), *words, *requirements]
+        _run(command, f"pip cannot install {', '.join(requirements)}", env)
+
+
+def _run(words: list[str], what: str, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        words, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
+        errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
+        raise RefusedError(f"{what}: {errors[-1].strip()}")
