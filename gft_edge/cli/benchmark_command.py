@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from gft_edge.cli.bench_there import Device
 from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
     data_option,
@@ -42,7 +44,7 @@ def _names(_context: object, option: click.Parameter, text: str | None) -> tuple
     return names
 
 
-@click.command("benchmark")
+@click.command("benchmark", cls=OnDeviceCommand)
 @click.argument("run", type=PATH)
 @data_option
 @split_option("test, else val; with keep counts val, else test")
@@ -73,9 +75,16 @@ def _names(_context: object, option: click.Parameter, text: str | None) -> tuple
 @click.option("--out", type=PATH, metavar="DIR",
               help="Folder to fill, or to go on in [default: RUN-benchmark].")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start anew in a folder that holds a benchmark.")
+@on_option
 @json_option
 def command(
-    run: Path, given: GivenImages, out: Path | None, no_latency: bool, as_json: bool, **options: Any
+    run: Path,
+    given: GivenImages,
+    out: Path | None,
+    no_latency: bool,
+    devices: OnDevices | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compare everything that this machine can run of RUN in one table: what it costs, what it keeps.
 
@@ -83,10 +92,11 @@ def command(
     measured in turn. With --keep or --grid the trained network is tried at other keep counts too, not
     retrained, beside the trained counts on the same images. What cannot run here or fails is listed
     with its reason. Ctrl-C keeps what is done: the same command goes on. Exit 0 when something was
-    measured, 1 when nothing was.
+    measured, 1 when nothing was. With --on a device measures, and the rest is done here.
 
     gft-edge benchmark runs/grocery --data grocery --out benchmark
     """
+    from gft_edge.studies.bench import HERE
     from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
     from gft_edge.studies.benchmark_table import benchmark_table, notes
     from gft_edge.studies.memory import RESULT_FILES
@@ -94,14 +104,17 @@ def command(
     if options["keep"] and options["points"]:
         raise UsageError("--keep names the keep counts and --grid makes them: give one of the two")
     if no_latency:
-        refuse_given(*_OF_LATENCIES, why="is for latencies: leave it out with --no-latency")
+        refuse_given(
+            *_OF_LATENCIES, "hosts", why="is for latencies: leave it out with --no-latency"
+        )
+    bench = HERE if devices is None else Device(devices)
     out = out or Path(f"{run.resolve().name}-benchmark")
     request = BenchmarkRequest(
         run=run, data=given.of_run(run), out=out, latency=not no_latency, **options
     )
     try:
         with progress() as report:
-            result, profile = benchmark(request, report, say)
+            result, profile = benchmark(request, report, say, bench)
     except KeyboardInterrupt:
         say(f"interrupted: what is done is kept in {shown(out)}, the same command goes on")
         raise click.exceptions.Exit(1) from None

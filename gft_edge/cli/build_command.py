@@ -12,6 +12,7 @@ from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.manifest import Engine
 from gft_edge.bundle.store import read_bundle, read_manifest
 from gft_edge.cli.answers import Answer, finish, fleet_table, only, print_answers
+from gft_edge.cli.errand import Fetch
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import PATH, engine_options, engine_settings, json_option
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
@@ -80,6 +81,23 @@ def command(
 def _on(devices: OnDevices, bundle: Path, as_json: bool) -> None:
     read_bundle(bundle)
     words = devices.words(sent=("bundle",), here=("timing_cache",))
+    answers = devices.do(words, [bundle], fetch=engine_fetched(bundle))
+    if len(answers) == 1:
+        only(answers)
+    if as_json:
+        print_answers(answers)
+    elif len(answers) == 1:
+        show(engine_table(bundle, from_json(Engine, answers[0].document["engine"], "the engine")))
+        host = quoted(answers[0].host)
+        next_line(f"gft-edge verify {quoted(bundle)} --on {host}")
+    else:
+        columns = ("engine", "built by", "seconds", "done")
+        show(fleet_table(f"Engines of {bundle}", columns, answers, _row))
+    finish(answers)
+
+
+def engine_fetched(bundle: Path) -> Fetch:
+    """Take the engine that `build` made on a device into the bundle here."""
 
     def fetch(device: Device, root: str, answer: Answer) -> None:
         if answer.document is None:
@@ -97,19 +115,7 @@ def _on(devices: OnDevices, bundle: Path, as_json: bool) -> None:
                     device.fetch(made[path], fetched[path])
             adopt_engine(bundle, engine, fetched)
 
-    answers = devices.do(words, [bundle], fetch=fetch)
-    if len(answers) == 1:
-        only(answers)
-    if as_json:
-        print_answers(answers)
-    elif len(answers) == 1:
-        show(engine_table(bundle, from_json(Engine, answers[0].document["engine"], "the engine")))
-        host = quoted(answers[0].host)
-        next_line(f"gft-edge verify {quoted(bundle)} --on {host}")
-    else:
-        columns = ("engine", "built by", "seconds", "done")
-        show(fleet_table(f"Engines of {bundle}", columns, answers, _row))
-    finish(answers)
+    return fetch
 
 
 def _row(answer: Answer) -> list[tuple[Value, ...]]:

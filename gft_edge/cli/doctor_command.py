@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
 
 import click
 
@@ -17,10 +18,10 @@ from gft_edge.errors import UsageError
 from gft_edge.profiling.machine import Machine, this_machine
 from gft_edge.reporting.profile_tables import machine_table
 from gft_edge.reporting.table import Table, Value
-from gft_edge.runtime.backends import backends
+from gft_edge.runtime.backends import Backend, backends
 from gft_edge.runtime.engine_probe import why_fatal
 
-Status = Mapping[str, Mapping[str, str | None]]
+Status = Mapping[str, Mapping[str, Any]]
 
 # Package -> the extra that installs it, for what only the host side needs.
 HOST_PACKAGES = {
@@ -54,13 +55,7 @@ def command(devices: OnDevices | None, clean: bool, as_json: bool) -> None:
     if clean:
         raise UsageError("--clean removes what is on a device: give --on HOST too")
     machine = this_machine()
-    engines = {
-        # A library that is unfit for the processor would take this process along.
-        target: _status(
-            None if (reason := why_fatal(target) or engine.missing()) else engine.version(), reason
-        )
-        for target, engine in backends().items()
-    }
+    engines = {target: _engine(target, backend) for target, backend in backends().items()}
     packages = {name: _package(name, extra) for name, extra in HOST_PACKAGES.items()}
     if as_json:
         print_json(
@@ -115,6 +110,15 @@ def _row(answer: Answer) -> list[tuple[Value, ...]]:
         machine.board or machine.cpu, machine.cores, f"{machine.memory_bytes / 2**30:.1f}",
         " ".join(machine.instruction_sets), "; ".join(machine.gpus) or None, ", ".join(engines) or "none",
     )]  # fmt: skip
+
+
+def _engine(target: str, backend: Backend) -> dict[str, Any]:
+    """An engine's version, and why precisions cannot be had of it, or why there is none."""
+    # A library that is unfit for the processor would take this process along.
+    if reason := why_fatal(target) or backend.missing():
+        return {**_status(None, reason), "precisions": {}}
+    unfit = {precision: backend.unsupported(precision) for precision in backend.PRECISIONS}
+    return {**_status(backend.version(), None), "precisions": unfit}
 
 
 def _package(name: str, extra: str) -> dict[str, str | None]:

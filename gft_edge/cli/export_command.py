@@ -15,7 +15,9 @@ from gft_edge.bundle.manifest import WeightsRange
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, is_bundle
 from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions, draw_judges
+from gft_edge.cli.bench_there import Device
 from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
     data_option,
@@ -49,7 +51,7 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
             "weights_range")  # fmt: skip
 
 
-@click.command("export")
+@click.command("export", cls=OnDeviceCommand)
 @click.argument("run", type=PATH)
 @click.option("--target", "--format", required=True,
               help=f"Engine to export for: {', '.join(backends())}.")  # fmt: skip
@@ -98,9 +100,16 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
 @seed_option
 @engine_options
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the new bundle.")
+@on_option
 @json_option
 def command(
-    run: Path, target: str, given: GivenImages, out: Path, as_json: bool, **options: Any
+    run: Path,
+    target: str,
+    given: GivenImages,
+    out: Path,
+    devices: OnDevices | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Export a run as a verified bundle: static ONNX, then the target's own format.
 
@@ -108,7 +117,8 @@ def command(
     folder of photographs: where none has a class of the network's, the accuracy is not known. A precision
     under fp32 may change no more than noise or JPEG compression of the same photographs would; in int8
     layers go back to high precision until that holds.
-    For TensorRT the bundle holds the graph, and an engine where this machine can build one.
+    For TensorRT the bundle holds the graph, and an engine where this machine can build one. With --precision
+    auto --on HOST the precisions are judged and timed on a device too, which decides.
 
     gft-edge export runs/grocery --target openvino --out bundles/grocery
     """
@@ -118,6 +128,7 @@ def command(
     from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import stages_from_keep
     from gft_edge.studies.auto import AUTO, export_fastest
+    from gft_edge.studies.bench import HERE
 
     precision, keep, timing_cache = _precision(options), options["keep"], options["timing_cache"]
     if is_bundle(run):
@@ -138,6 +149,13 @@ def command(
             raise UsageError(
                 "--precision auto keeps what holds its bounds: leave --fidelity off out"
             )
+    bench = HERE
+    if devices is not None:
+        if precision != AUTO:
+            raise UsageError(
+                f"--on is for --precision auto, which is decided there: export {precision} without it"
+            )
+        bench = Device(devices)
     spec, model = load_run(run)
     source = given.of_run(run, any_folder=True)
     request = ExportRequest(
@@ -165,9 +183,9 @@ def command(
     decisions = Remembered(model, spec).decisions
     images = _images(source, spec, options, calibration, decisions, remark)
     with progress() as report:
-        work = export_fastest if precision == AUTO else export
-        bundle = work(model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
-        built = _build(bundle, out, timing_cache, report)
+        exporting = (model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
+        bundle = export_fastest(*exporting, bench) if precision == AUTO else export(*exporting)
+        built = _build(bundle, out, timing_cache, report) if devices is None else None
     manifest = bundle.manifest
     unresolved = options["require_resolved"] and not manifest.reports[-1].resolved
     if as_json:
@@ -191,7 +209,8 @@ def command(
         show(engine_table(out, built.engine))
     # On the device: an engine built ahead of time is for others, or for none.
     unbuilt = manifest.target == "tensorrt" and not (built and built.loads_here)
-    next_line(f"gft-edge {'build' if unbuilt else 'verify'} {quoted(out)}")
+    on = f" --on {quoted(devices.hosts[0])}" if devices else ""
+    next_line(f"gft-edge {'build' if unbuilt and not on else 'verify'} {quoted(out)}{on}")
     _require(not unresolved, out)
 
 

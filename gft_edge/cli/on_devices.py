@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from gft_edge.bundle.specs import Progress
 from gft_edge.cli.answers import Answer
 from gft_edge.cli.errand import Errand, Fetch, Here, Out, Word
 from gft_edge.cli.options import Command, together
@@ -145,11 +146,13 @@ class OnDevices:
         backend: str | None = None,
         fetch: Fetch = lambda device, root, answer: None,
         each: Callable[[str, Any], None] | None = None,
+        report: Progress | None = None,
     ) -> list[Answer]:
         """Do `words` on every host, in parallel; what they say is said here.
 
-        `bundles` decide which engines the hosts need, or --backend does. `each` is told every line of JSON as
-        it comes. Raises RemoteError where the only host fails; of several it is the answer's error.
+        `bundles` decide which engines the hosts need, or --backend does. `each` is told every line of JSON
+        as it comes; `report` draws the progress where the caller does so already. An error of a host is its
+        answer's.
         """
         places = {f"{number}/{word.path.absolute().name or 'root'}": word
                   for number, word in enumerate(words) if isinstance(word, Here)}  # fmt: skip
@@ -159,5 +162,7 @@ class OnDevices:
         errand = Errand(
             self.hosts, self.offline, words, places, content, [*bundles], backend, fetch, each
         )
-        with progress() as report:
+        if report is not None:
             return errand.done(report)
+        with progress() as bars:
+            return errand.done(bars)

@@ -1,4 +1,4 @@
-"""The fastest precision of a target on this machine that keeps its bounds."""
+"""The fastest precision of a target that keeps its bounds, on this machine or on a device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from gft_edge.errors import FailedError, GateError, UsageError
 from gft_edge.export.pipeline import export
 from gft_edge.export.request import ExportRequest, check_calibration, check_enough, check_request
 from gft_edge.model.network import Network
-from gft_edge.nvidia.build import build_engine
-from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.run_latencies import engine_reports
 from gft_edge.studies.study import failure_of
 
@@ -38,19 +37,20 @@ def export_fastest(
     progress: Progress = lambda text, done, total: None,
     say: Say = lambda text: None,
     weights: Path | None = None,
+    bench: Bench = HERE,
 ) -> Bundle:
-    """Export every precision that this machine can run, time them in turn, keep one; why is recorded.
+    """Export every precision that the machine `bench` can run, time them there in turn, keep one.
 
     Arguments as in `export`; without `request.calibration` INT8 is left out. A lower precision is
-    kept when it holds its bounds and is faster by LEAST_GAIN than what would be kept without it.
-    Raises UsageError for a target whose engine is not on this machine, GateError where fp32 misses
-    its bounds, and what `export` raises for unfit images.
+    kept when it holds its bounds, here and there, and is faster by LEAST_GAIN than what would be kept
+    without it; why, and on which machine, is recorded. Raises UsageError for a target whose engine is not
+    on that machine, GateError where fp32 misses its bounds, and what `export` raises for unfit images.
     """
     backend = backend_for(request.target)
-    if backend.missing():
+    if reason := bench.unfit(request.target, "fp32"):
         raise UsageError(
-            f"--precision auto measures speed, and {backend.TARGET} has no engine on this machine: "
-            f"choose one of {', '.join(backend.PRECISIONS)}"
+            f"--precision auto measures speed, and {backend.TARGET} has no engine on "
+            f"{bench.machine()} ({reason}): choose one of {', '.join(backend.PRECISIONS)}"
         )
     check_request(dataclasses.replace(request, precision="fp32"))
     check_enough(dataclasses.replace(request, precision="int8"), images)
@@ -60,7 +60,7 @@ def export_fastest(
         bundles: dict[str, Bundle] = {}
         reasons: dict[str, str] = {}
         for precision in backend.PRECISIONS:
-            reason = backend.unsupported(precision)
+            reason = bench.unfit(request.target, precision) or backend.unsupported(precision)
             int8 = precision.startswith("int8")
             if int8 and request.calibration is None:
                 reason = "no train split and no --calibration-data to calibrate on"
@@ -74,20 +74,25 @@ def export_fastest(
             try:
                 export(model, spec, images, asked, made, progress, say, weights)
                 if backend.TARGET == "tensorrt":
-                    build_engine(made, progress=progress, say=say)
+                    bench.build(made, False, progress, say)
+                if missed := bench.misses(made, Path(scratch) / "fp32", images, progress):
+                    raise GateError(f"on {bench.machine()}: {'; '.join(missed)}")
                 bundles[precision] = read_bundle(made)
             except FailedError as error:
                 reasons[precision] = failure_of(error)
                 if precision == "fp32":
                     raise GateError(reasons[precision], "Nothing was written") from error
-        found = engine_reports([one.folder for one in bundles.values()], DURATION_S, progress)
+        found = engine_reports(
+            [one.folder for one in bundles.values()], DURATION_S, progress, say, bench
+        )
         medians_ms = {
             precision: report.boundaries.engine.p50_ms or 0.0
             for precision, report in zip(bundles, found.reports, strict=True)
         }
         kept = _fastest(medians_ms)
+        machine = bench.machine()
         candidates = tuple(
-            _candidate(precision, reasons.get(precision), bundles, medians_ms, kept)
+            _candidate(precision, reasons.get(precision), bundles, medians_ms, kept, machine)
             for precision in backend.PRECISIONS
         )
         for candidate in candidates:
@@ -112,9 +117,9 @@ def _candidate(
     bundles: Mapping[str, Bundle],
     medians_ms: Mapping[str, float],
     kept: str,
+    machine: str,
 ) -> Candidate:
     """What is recorded of a precision; `reason` says why there is no bundle in it."""
-    machine = summary(this_machine())
     if reason is not None:
         return Candidate(precision, None, None, None, reason, machine)
     ratio = medians_ms[precision] / medians_ms[kept]

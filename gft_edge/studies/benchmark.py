@@ -24,6 +24,7 @@ from gft_edge.profiling.profile import ProfileRequest, check_measuring
 from gft_edge.profiling.report import Profile
 from gft_edge.reporting.table import to_csv
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.benchmark_table import csv_table
 from gft_edge.studies.drawn_images import (
     VERIFICATION_IMAGES,
@@ -82,8 +83,9 @@ def benchmark(
     request: BenchmarkRequest,
     progress: Progress = lambda text, done, total: None,
     say: Say = lambda text: None,
+    bench: Bench = HERE,
 ) -> tuple[Benchmark, Profile | None]:
-    """Export, judge and measure every variant that runs here; what fails is a row with its reason.
+    """Export, judge and measure every variant that runs on `bench`; what fails is a row with its reason.
 
     What `request.out` remembers of an earlier call, or an interrupted one, is taken over where nothing
     that decides it has changed. The profile is None where no bundle came out. Raises UsageError for a
@@ -95,7 +97,7 @@ def benchmark(
     counts: tuple[KeepCounts, ...] = ()
     if request.by_counts:
         counts = keep_counts(case.spec, model, request.keep, request.points or 0)
-    variants, calibrated_on, verified_on = _variants(request, case.spec, model, counts, say)
+    variants, calibrated_on, verified_on = _variants(request, case.spec, model, counts, bench, say)
     with claimed(request.out, case.weights_sha256, request.fresh) as memory:
         at_counts = evaluated_at(
             counts, case, model, memory, request.fresh, request.device, request.workers,
@@ -108,7 +110,7 @@ def benchmark(
         found = None
         if verified_on is not None:
             study = Study(
-                case, model, calibrated_on, verified_on, request.out, memory, progress, say
+                case, model, calibrated_on, verified_on, request.out, memory, progress, say, bench
             )
             variants = _exported_and_judged(study, variants)
             variants, found = measured_together(study, variants, _how(request, case.split))
@@ -147,6 +149,7 @@ def _variants(
     spec: ModelSpec,
     model: Network,
     counts: Sequence[KeepCounts],
+    bench: Bench,
     say: Say,
 ) -> tuple[list[Variant], ImageSet | None, ImageSet | None]:
     """What to try, the images that INT8 is calibrated on, and those that exports are verified on."""
@@ -168,7 +171,7 @@ def _variants(
             uncalibrated = str(error)
     elif request.calibration_data is not None:
         raise UsageError("--calibration-data is for --precisions int8: leave it out")
-    variants = list(grid(targets, precisions, uncalibrated, counts or (None,)))
+    variants = list(grid(targets, precisions, uncalibrated, counts or (None,), bench))
     verified_on = verification_images(
         request.data,
         spec.labels,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import Backend, backend_for, backends
+from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.variants import KeepCounts, Variant
 
 
@@ -14,11 +15,12 @@ def grid(
     precisions: Sequence[str] | None,
     uncalibrated: str | None,
     counts: Sequence[KeepCounts | None] = (None,),
+    bench: Bench = HERE,
 ) -> tuple[Variant, ...]:
     """Every target in every precision it has at each of the keep counts; None stands for all there are.
 
     `uncalibrated` says why there are no images to calibrate INT8 on. Raises UsageError for a name that
-    does not exist, for names without a combination, and where nothing asked for can run here.
+    does not exist, for names without a combination, and where nothing asked for can run on `bench`.
     """
     here = backends()
     chosen = list(here) if targets is None else [backend_for(name).TARGET for name in targets]
@@ -37,7 +39,7 @@ def grid(
             f"--precisions {','.join(precisions or ())} is not available for {', '.join(chosen)}: "
             f"choose from {', '.join(dict.fromkeys(p for t in chosen for p in here[t].PRECISIONS))}"
         )
-    absent = {(t, p): _absent(here[t], p, uncalibrated) for t, p in pairs}
+    absent = {(t, p): _absent(here[t], p, uncalibrated, bench) for t, p in pairs}
     if all(absent.values()):
         reasons = dict.fromkeys(f"{target}: {reason}" for (target, _), reason in absent.items())
         raise UsageError(f"nothing that was asked for runs here. {'; '.join(reasons)}")
@@ -49,7 +51,11 @@ def grid(
     )
 
 
-def _absent(backend: Backend, precision: str, uncalibrated: str | None) -> str | None:
-    if reason := backend.missing() or backend.unsupported(precision):
+def _absent(backend: Backend, precision: str, uncalibrated: str | None, bench: Bench) -> str | None:
+    if reason := bench.unfit(backend.TARGET, precision):
+        return reason
+    # What another machine measures is exported and judged here: for TensorRT by ONNX Runtime.
+    judge = backend_for(bench.judge_backend(backend.TARGET) or backend.TARGET)
+    if reason := judge.missing() or backend.unsupported(precision):
         return reason
     return uncalibrated if precision.startswith("int8") else None

@@ -11,10 +11,11 @@ from gft_edge.bundle.specs import Progress, Say
 from gft_edge.bundle.store import MANIFEST_FILE, Bundle, is_bundle, read_bundle
 from gft_edge.errors import UsageError
 from gft_edge.profiling.machine import summary
-from gft_edge.profiling.profile import ProfileRequest, profile
+from gft_edge.profiling.profile import ProfileRequest
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import backend_for
+from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.evaluation import Case
 
 MIN_SAMPLES = 64
@@ -143,13 +144,14 @@ def engine_reports(
     duration_s: float,
     progress: Progress,
     say: Say = lambda text: None,
+    bench: Bench = HERE,
 ) -> Profile:
     """Measure bundles in turn, for their medians alone, on golden frames; a report each, in order.
 
     An interrupt is raised: half a measurement decides nothing. Raises UsageError for bundles of
     different batches, FailedError where an engine dies.
     """
-    found = profile(
+    found = bench.profile(
         ProfileRequest(
             tuple(folders), duration_s=duration_s, min_samples=MIN_SAMPLES, percentiles=(50.0,)
         ),

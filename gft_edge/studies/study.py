@@ -23,11 +23,11 @@ from gft_edge.model.checkpoint import WEIGHTS_FILE
 from gft_edge.model.network import Network
 from gft_edge.model.remembered import Remembered
 from gft_edge.model.schedule import at_stages
-from gft_edge.nvidia.build import build_engine
 from gft_edge.profiling.machine import summary, this_machine
-from gft_edge.profiling.profile import ProfileRequest, profile
+from gft_edge.profiling.profile import ProfileRequest
 from gft_edge.profiling.report import Profile
 from gft_edge.profiling.report_file import read_profile, write_profile
+from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.evaluation import Case
 from gft_edge.studies.memory import BUNDLES, PROFILE_FILE, Memory
 from gft_edge.studies.variants import Accuracy, Variant, measured
@@ -49,6 +49,7 @@ class Study:
     memory: Memory
     progress: Progress
     say: Say
+    bench: Bench = HERE
 
     def bundle(self, variant: Variant) -> Path:
         """The folder of a variant's bundle."""
@@ -142,7 +143,7 @@ def _with_engines(study: Study, variant: Variant) -> Variant:
     folder = study.bundle(variant)
     for explain in (False, True):
         started = time.perf_counter()
-        build_engine(folder, explain=explain, progress=study.progress, say=study.say)
+        study.bench.build(folder, explain, study.progress, study.say)
         if _seal(folder) != variant.digest:
             # Kept at once: an interrupt while the second is built does not cost the first.
             seconds = time.perf_counter() - started
@@ -211,7 +212,8 @@ def _accuracy(
 ) -> Accuracy:
     text = f"{place}: accuracy on {split.name}"
     advance = counter(study.progress, text, len(split.paths))
-    found = verify(study.bundle(variant), None, split, reference, advance)
+    backend = study.bench.judge_backend(variant.target)
+    found = verify(study.bundle(variant), backend, split, reference, advance)
     if found.top1 is None or found.reference_top1 is None or found.top1_agreement is None:
         raise FailedError("; ".join(found.failures))
     return Accuracy(
@@ -239,7 +241,7 @@ def measured_together(
         decides = {
             "bundles": [variant.digest for variant in done],
             "settings": {**vars(how), "bundles": None, "images": str(how.images)},
-            "machine": summary(this_machine()),
+            "machine": study.bench.machine(),
             "tools": tool_versions(),
         }
         found = _measured_before(study, decides)
@@ -247,9 +249,8 @@ def measured_together(
             study.say(f"measuring in turn: {', '.join(variant.name for variant in done)}")
             folders = {study.bundle(variant): variant for variant in done}
             try:
-                found = profile(
-                    dataclasses.replace(how, bundles=tuple(folders)), study.progress, study.say
-                )
+                request = dataclasses.replace(how, bundles=tuple(folders))
+                found = study.bench.profile(request, study.progress, study.say)
             except GftEdgeError as error:
                 failed = folders.get(error.bundle) if error.bundle else None
                 if failed is None:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from gft_edge.bundle.manifest import EngineSettings
+from gft_edge.bundle.specs import Progress, Say
 from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.image_set import draw_image_set
 from gft_edge.datasets import read_split
@@ -28,6 +29,7 @@ from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
 from gft_edge.runtime.classifier import Classifier, bundle_request
 from gft_edge.studies import auto
+from gft_edge.studies.bench import ThisMachine
 from tests.support.bundles import session_of
 from tests.support.cli import run, run_json
 from tests.support.fake_tensorrt import LAYER_MS
@@ -183,8 +185,9 @@ def test_the_fastest_precision_is_found_among_engines(
     """Each candidate gets its engine before it is timed."""
     built = []
 
-    def build_engine(folder: Path, **_: Any) -> None:
-        built.append(add_engine(machine, folder))
+    class Board(ThisMachine):
+        def build(self, bundle: Path, explain: bool, progress: Progress, say: Say) -> None:
+            built.append(add_engine(machine, bundle))
 
     def engine_reports(bundles: list[Path], *_: Any) -> Any:
         """Each is measured in another process, which no stand-in reaches: here it is loaded."""
@@ -196,12 +199,16 @@ def test_the_fastest_precision_is_found_among_engines(
             reports.append(SimpleNamespace(boundaries=SimpleNamespace(engine=engine)))
         return SimpleNamespace(reports=reports)
 
-    monkeypatch.setattr(auto, "build_engine", build_engine)
     monkeypatch.setattr(auto, "engine_reports", engine_reports)
     spec, model = load_run(calm_run)
     images = draw_image_set(read_split(micro_pictures, "val", spec.labels), count=24, seed=0)
     bundle = auto.export_fastest(
-        model, spec, images, ExportRequest("trt", fidelity="strict"), tmp_path / "auto"
+        model,
+        spec,
+        images,
+        ExportRequest("trt", fidelity="strict"),
+        tmp_path / "auto",
+        bench=Board(),
     )
     assert len(built) == 2
     assert [candidate.precision for candidate in bundle.manifest.candidates] == list(trt.PRECISIONS)

@@ -181,7 +181,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gft_edge.studies.study.profile", interrupted)
+    monkeypatch.setattr("gft_edge.studies.bench.profile", interrupted)
     result = run(*given, *ONE)
     assert result.exit_code == 1
     assert f"is kept in {out}, the same command goes on" in result.stderr

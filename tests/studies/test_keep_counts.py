@@ -228,7 +228,7 @@ def test_a_bundle_whose_engine_was_not_built_is_given_one(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(backend_for("tensorrt"), "missing", lambda: None)
-    monkeypatch.setattr("gft_edge.studies.study.build_engine", build)
+    monkeypatch.setattr("gft_edge.studies.bench.build_engine", build)
     shortcut.bundles = {**shortcut.bundles, "tensorrt": shortcut.bundles["onnx"]}
     given = (*given, "--targets", "tensorrt", "--keep", "48,32,16")
     assert run(*given).exit_code == 1

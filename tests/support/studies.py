@@ -40,11 +40,10 @@ class Shortcut:
 
     def use(self, patch: pytest.MonkeyPatch) -> Shortcut:
         """Take the place of what studies call."""
-        from gft_edge.studies import run_latencies, study
+        from gft_edge.studies import bench, study
 
         patch.setattr(study, "export", self.export)
-        for module in (study, run_latencies):
-            patch.setattr(module, "profile", self.profile)
+        patch.setattr(bench, "profile", self.profile)
         return self
 
     def export(
