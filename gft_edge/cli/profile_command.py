@@ -23,6 +23,7 @@ from gft_edge.cli.options import (
     backend_option,
     json_option,
     measuring_options,
+    names_given,
     threads_option,
 )
 from gft_edge.cli.output import (
@@ -144,6 +145,9 @@ def _measured_on(
     words = devices.words(
         sent=("bundles", "images"), here=("out", "baseline_out"), replaced=replaced
     )
+    if len(devices.hosts) > 1 and "layers" not in names_given():
+        # The table of several says how many layers each computes in integers.
+        words.insert(1, "--layers")
     measured = [*bundles, *([dense] if dense else [])]
     return devices.do(words, measured, backend)
 
