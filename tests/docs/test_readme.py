@@ -43,12 +43,14 @@ def word_of(line: str) -> str:
     return shlex.split(line.replace("accelerate launch -m gft_edge", "gft-edge"))[1]
 
 
-GUIDES = ("README.md", "docs/jetson.md", "docs/selection.md", "docs/weights.md")
+GUIDES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 COMMANDS = sorted(
     {
         line
         for guide in GUIDES
-        for block in re.findall(r"```sh\n(.*?)```", (ROOT / guide).read_text("utf-8"), re.DOTALL)
+        for block in re.findall(
+            r"```sh[^\n]*\n(.*?)```", (ROOT / guide).read_text("utf-8"), re.DOTALL
+        )
         for line in block.replace("accelerate launch -m gft_edge", "gft-edge").splitlines()
         if line.startswith("gft-edge ")
     }
