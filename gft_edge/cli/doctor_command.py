@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +36,11 @@ HOST_PACKAGES = {
     "tabulate": "report",
 }
 
+_BY_ITSELF = (
+    "a command with --on installs the engine of its bundle where it is missing; a Jetson's TensorRT is "
+    "installed there by apt",
+)
+
 
 @click.command("doctor", cls=OnDeviceCommand)
 @on_option
@@ -65,12 +70,21 @@ def command(devices: OnDevices | None, clean: bool, as_json: bool) -> None:
     _show("This machine", machine, engines, packages)
 
 
-def _show(title: str, machine: Machine, engines: Status, packages: Status) -> None:
+def _show(
+    title: str,
+    machine: Machine,
+    engines: Status,
+    packages: Status,
+    about_engines: Sequence[str] = (),
+) -> None:
     show(machine_table(title, machine))
-    for name, found in (("Engines", engines), ("To train and export", packages)):
+    for heading, found, notes in (
+        ("Engines", engines, about_engines),
+        ("To train and export", packages, ()),
+    ):
         rows = [(name, entry["version"] or entry["missing"]) for name, entry in found.items()]
         if rows:
-            show(Table(name, ("name", "status"), rows))
+            show(Table(heading, ("name", "status"), rows, notes))
 
 
 def _on(devices: OnDevices, clean: bool, as_json: bool) -> None:
@@ -85,7 +99,7 @@ def _on(devices: OnDevices, clean: bool, as_json: bool) -> None:
         told = answers[0].document
         # A device neither trains nor exports.
         machine = from_json(Machine, told["machine"], "machine")
-        _show(answers[0].host, machine, told["engines"], {})
+        _show(answers[0].host, machine, told["engines"], {}, _BY_ITSELF)
     else:
         columns = ("board", "cores", "memory GiB", "instruction sets", "GPU", "engines")
         show(fleet_table("Devices", columns, answers, _row))

@@ -166,15 +166,17 @@ def _explain(
         raise click.exceptions.Exit(1)
 
 
-def _show_explained(content: dict[str, Any], of: Path, model: ModelSpec, out: Path) -> None:
+def _show_explained(
+    content: dict[str, Any], of: Path, model: ModelSpec, out: Path, host: str | None = None
+) -> None:
     show(_explained(content, of, model))
     show(*(f"not available: {reason}" for reason in content["unavailable"]))
     read = len([entry for entry in content["images"] if "error" not in entry])
     show(f"{'pictures and ' if read else ''}{CONTENT} in {shown(out)}")
     if read and model.stages:
         next_line(
-            f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)} measures whether the "
-            "ranking means something"
+            f"gft-edge explain {quoted(of)} --data FOLDER --out {quoted(out)}"
+            f"{'' if host is None else f' --on {quoted(host)}'} measures whether the ranking means something"
         )
 
 
@@ -283,7 +285,7 @@ def _on(
         told = {**content, "host": answer.host}
         write_whole(folder / (CONTENT if paths else CURVES), f"{json_text(told)}\n".encode())
         if not as_json and paths:
-            _show_explained(content, bundle, model, folder)
+            _show_explained(content, bundle, model, folder, answer.host)
         elif not as_json:
             _show_curves(content, bundle, folder)
     if as_json:
