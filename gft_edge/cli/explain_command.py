@@ -17,7 +17,7 @@ from gft_edge.bundle.scores import SCORES
 from gft_edge.bundle.specs import ModelSpec, Score, counter
 from gft_edge.bundle.store import read_bundle, read_manifest, write_whole
 from gft_edge.cli.answers import finish, folder_of, only, print_answers
-from gft_edge.cli.errand import Here, Word, fetched_folder
+from gft_edge.cli.errand import fetched_folder
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
@@ -40,7 +40,8 @@ from gft_edge.cli.output import (
     shown,
 )
 from gft_edge.cli.references import engine_of, is_bundle_not_run
-from gft_edge.datasets import imagefolder, read_split, reporting_split
+from gft_edge.cli.sent_data import sent_data
+from gft_edge.datasets import Split, read_split, reporting_split
 from gft_edge.errors import UsageError
 from gft_edge.explanation.curves_page import areas_table
 from gft_edge.explanation.deletion import LEAST_IMAGES, OWN, DeletionReport, InsertFrom
@@ -266,11 +267,11 @@ def _on(
     if not is_bundle_not_run(bundle):
         raise UsageError(f"{bundle} is a run, which needs torch: with --on give its bundle")
     model = read_manifest(bundle).model
-    replaced: dict[str, list[Word]] = {"paths": devices.sources(paths)}
-    if source := given.source():
-        read = read_split(source, split or reporting_split(source), model.labels)
-        needed = read.paths if source.dataset == imagefolder.NAME else ()
-        replaced["data"] = [Here(source.folder, str(source.folder), tuple(needed))]
+
+    def read(source: DataSource) -> Split:
+        return read_split(source, split or reporting_split(source), model.labels)
+
+    replaced = {"paths": devices.sources(paths), **sent_data(devices, given, read)}
     words = devices.words(sent=("run_or_bundle",), out="out", replaced=replaced)
     made_folder(out)
     several = len(devices.hosts) > 1

@@ -101,13 +101,19 @@ class OnDevices:
                     words += [parameter.opts[0], each]
         return [*words, "--", *behind] if behind else words
 
-    def path(self, text: str) -> Word:
-        """What a path means with --on: HOST:path there, a source of the device's own, else a path here."""
+    def there(self, text: str) -> There | None:
+        """The path that HOST:path names on the device, None for any other. Raises UsageError."""
         for host in self.hosts:
             if text.startswith(f"{host}:"):
                 if len(self.hosts) > 1:
                     raise UsageError(f"{text} is on one host of several: give --on {host} alone")
                 return There(text[len(host) + 1 :])
+        return None
+
+    def path(self, text: str) -> Word:
+        """What a path means with --on: HOST:path there, a source of the device's own, else a path here."""
+        if there := self.there(text):
+            return there
         if _ITS_OWN.match(text):
             return text
         path = Path(text)

@@ -15,13 +15,14 @@ from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import ModelSpec, counter
 from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.answers import Answer, finish, fleet_table, folder_of, only, print_answers
-from gft_edge.cli.errand import Here, Word, fetched_folder
+from gft_edge.cli.errand import Word, fetched_folder
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
 from gft_edge.cli.output import made_folder, print_json, progress, say, show, shown
 from gft_edge.cli.references import is_bundle_not_run, open_reference
-from gft_edge.datasets import Photographs, imagefolder, reporting_split
+from gft_edge.cli.sent_data import sent_data
+from gft_edge.datasets import Photographs, reporting_split
 from gft_edge.datasets.photographs import photographs_split, read_photographs
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.disagreements import Comparison
@@ -73,11 +74,15 @@ def command(
     manifest = read_manifest(bundle)
     if pictures is not None:
         _check_picture(reference, manifest.model)
-    source = given.source()
-    if noise_floor and (reference is None or source is None):
+    if noise_floor and (reference is None or not given.any()):
         raise UsageError(
             "--noise-floor changes the reference's images: give --data and --reference too"
         )
+    if devices is not None:
+        words = _words(devices, given, split, manifest.model, reference)
+        _on(devices, words, bundle, reference, backend, pictures, as_json)
+        return
+    source = given.source()
     changes = tuple(NAMES) if noise_floor else ()
     images = None
     if source is not None:
@@ -86,10 +91,6 @@ def command(
         for remark in images.remarks:
             say(remark)
         _say_what_accuracy_is_of(images, reference)
-    if devices is not None:
-        words = _words(devices, source, images, reference)
-        _on(devices, words, bundle, reference, backend, pictures, as_json)
-        return
     drawn: list[Comparison] = []
     with ExitStack() as stack:
         expected = open_reference(reference, bundle, manifest, stack) if reference else None
@@ -127,8 +128,9 @@ def _show(title: str, result: VerifyReport, manifest: Manifest, picture: Path | 
 
 def _words(
     devices: OnDevices,
-    source: DataSource | None,
-    images: Photographs | None,
+    given: GivenImages,
+    split: str | None,
+    model: ModelSpec,
     reference: Path | None,
 ) -> list[Word]:
     """The words for a device: of the data only the images that it reads travel. Raises UsageError."""
@@ -136,10 +138,12 @@ def _words(
         raise UsageError(
             f"{reference} is a run, which needs torch: with --on give the fp32 bundle as --reference"
         )
-    replaced: dict[str, list[Word]] = {}
-    if source is not None and images is not None:
-        needed = images.paths if source.dataset == imagefolder.NAME else ()
-        replaced["data"] = [Here(source.folder, str(source.folder), tuple(needed))]
+
+    def read(source: DataSource) -> Photographs:
+        chosen = photographs_split(source, split, reporting_split)
+        return read_photographs(source, chosen, model.labels)
+
+    replaced = sent_data(devices, given, read)
     return devices.words(sent=("bundle", "reference"), out="pictures", replaced=replaced)
 
 
