@@ -167,10 +167,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def check_room(folder: Path) -> None:
-    """Raise the OSError of a disk that takes no more: torch and OpenVINO word a full one in their own way."""
+def check_room(folder: Path, size_bytes: int = 1 << 20) -> None:
+    """Raise the OSError of a disk that does not take so much: torch and OpenVINO have words of their own."""
+    part = bytes(1 << 20)
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(1 << 20))
+        for start in range(0, size_bytes, len(part)):
+            file.write(part[: size_bytes - start])
 
 
 def _seal(manifest: Manifest) -> str:

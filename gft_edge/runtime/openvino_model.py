@@ -23,8 +23,14 @@ def save_ir(model: Any, path: Path, compress_to_fp16: bool) -> None:
     try:
         openvino.save_model(model, path, compress_to_fp16=compress_to_fp16)
     except RuntimeError:
-        check_room(path.parent)
+        # OpenVINO has removed what it wrote, and with it the sign of a full disk.
+        check_room(path.parent, _weights_bytes(model) // (2 if compress_to_fp16 else 1))
         raise
+
+
+def _weights_bytes(model: Any) -> int:
+    constants = (each for each in model.get_ops() if each.get_type_name() == "Constant")
+    return sum(each.get_byte_size() for each in constants)
 
 
 def hold_in_f32(path: Path) -> None:

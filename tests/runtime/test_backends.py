@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import shutil
@@ -329,22 +328,3 @@ subprocess.run([sys.executable, "-c", ""])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("handled\n")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX")
-def test_a_full_disk_is_called_by_its_name_when_openvino_writes(
-    micro_bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    code = """
-import resource, sys
-from pathlib import Path
-from gft_edge.runtime.backends import BuildRequest, backend_for
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-backend_for("openvino").build(Path(sys.argv[1]), Path(sys.argv[2]), BuildRequest("fp32", False, {}, ""))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, micro_bundles["onnx"] / "model.onnx", tmp_path],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    # OpenVINO's own word is basic_ios::clear.
-    assert done.stderr.splitlines()[-1].startswith(f"OSError: [Errno {errno.EFBIG}]")
