@@ -128,7 +128,7 @@ def _resumable(out: Path) -> Iterator[None]:
         yield
     except UnwrittenError as error:
         raise CheckpointError(
-            f"{error.what}: make room, then gft-edge train --resume {out}"
+            f"{error.what}: make room, then gft-edge train --resume {shlex.quote(str(out))}"
         ) from error
 
 

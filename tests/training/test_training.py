@@ -342,7 +342,7 @@ def test_a_run_with_a_damaged_file_is_not_resumed(coloured: Path, tmp_path: Path
 def test_a_full_disk_keeps_the_last_whole_epoch(
     trained_run: Path, coloured: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "my run"
 
     def fill(text: str, done: int, total: int) -> None:
         if text.startswith("epoch 2/3") and done == total:
@@ -350,7 +350,7 @@ def test_a_full_disk_keeps_the_last_whole_epoch(
             (run / ".last.pt.partial").symlink_to("/dev/full")
 
     refusal_of(
-        CheckpointError, partial(training(run, coloured), fill), "last.pt", f"--resume {run}"
+        CheckpointError, partial(training(run, coloured), fill), "last.pt", f"--resume '{run}'"
     )
     resume(run)
     assert timeless(run) == timeless(trained_run)
