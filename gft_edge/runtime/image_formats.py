@@ -30,12 +30,15 @@ IMAGE_SUFFIXES = frozenset({
     ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })  # fmt: skip
 
-# Pictures that are not read. A camera's raw file begins as a TIFF does and holds a thumbnail.
+# Pictures that are not read, unless they are something else by their content: a JPEG is named .HEIC by what
+# shares a telephone's photographs.
 UNREAD_PICTURES = frozenset({
     ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".erf", ".heic", ".heics", ".heif",
     ".hif", ".iiq", ".jxl", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pdf", ".pef", ".pfm", ".ps", ".raf",
     ".raw", ".rw2", ".sr2", ".srf", ".srw", ".svg", ".svgz", ".wmf", ".x3f",
 })  # fmt: skip
+# A camera's raw file begins as a TIFF does and holds a thumbnail; .pfm, of floats, is a PPM to Pillow.
+_BEGIN_OTHERS = ("TIFF", "PPM")
 # What editors and downloads leave beside an image.
 _COPIES = frozenset(
     {".bak", ".crdownload", ".download", ".old", ".orig", ".part", ".partial", ".tmp"}
@@ -74,9 +77,10 @@ def is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return True
-    if suffix in UNREAD_PICTURES or suffix in _COPIES or path.name.endswith("~"):
+    if suffix in _COPIES or path.name.endswith("~"):
         return False
-    known = [name for name in readable_formats() if name in _BY_CONTENT]
+    unsaid = (*_OTHERS, *_BEGIN_OTHERS) if suffix in UNREAD_PICTURES else _OTHERS
+    known = [name for name in readable_formats() if name not in unsaid]
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -81,6 +81,7 @@ def test_only_what_lies_below_the_given_folder_can_be_hidden(tmp_path: Path) -> 
         ("a.b.c", "AVIF"), ("a.", "TIFF"), ("a.bin", "JPEG2000"),
         # The name is one image's, the content another's.
         ("a.png", "JPEG"), ("a.tga", "PNG"), ("a.gif", "WEBP"),
+        ("a.HEIC", "JPEG"), ("a.heif", "PNG"), ("a.jxl", "WEBP"), ("a.pdf", "JPEG"), ("a.dng", "AVIF"),
     ],
 )  # fmt: skip
 def test_what_pillow_decodes_is_found_by_its_name_or_else_by_its_content(
