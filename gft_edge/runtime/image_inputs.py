@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ ImageLike = (
 )
 Made = TypeVar("Made")
 
+_BYTES = (bytes, bytearray, memoryview)
 _KINDS = (
     "give a path, the bytes of an image file, a file opened in binary, a PIL image, or a uint8 array (H,W,3) "
     "RGB or (H,W) grey"
@@ -50,7 +51,7 @@ def decoded_rgb(image: ImageLike, crop_bottom_px: int = 0) -> Image.Image:
 
 def images_of(given: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike], bool]:
     """The images that were given, and whether it is one alone. Raises ImageError for what is neither."""
-    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    one = (str, os.PathLike, *_BYTES, Image.Image, np.ndarray)
     if isinstance(given, one) or hasattr(given, "read"):
         return [given], True  # type: ignore[list-item]
     # A tensor is iterable too, and its rows are no images; a set has no order to answer in.
@@ -79,7 +80,7 @@ def _decoded(image: Any) -> Image.Image:
         return image_from_array(image)
     if isinstance(image, Image.Image):
         return rgb_from_image(image)
-    if isinstance(image, (bytes, bytearray, memoryview)):
+    if isinstance(image, _BYTES):
         return rgb_from_bytes(bytes(image))
     if hasattr(image, "read"):
         return rgb_from_bytes(_content(image))
@@ -89,15 +90,22 @@ def _decoded(image: Any) -> Image.Image:
 def _content(file: BinaryIO) -> bytes:
     """What an open file holds, from its beginning where it can be sought, as Pillow reads it."""
     name = getattr(file, "name", "the open file")
+    # mmap has none before Python 3.13, nor has every answer of a server.
+    seekable = getattr(file, "seekable", lambda: hasattr(file, "seek"))
     try:
-        if file.seekable():
+        if seekable():
             file.seek(0)
         content = file.read()
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
-    if not isinstance(content, bytes):
+    if isinstance(content, str):
         raise ImageError(f"{name} is open as text: open it in binary, with mode 'rb'")
-    return content
+    if isinstance(content, Coroutine):
+        content.close()
+        raise ImageError(f"{name} is read by a coroutine: give what `await file.read()` returns")
+    if not isinstance(content, (bytes, bytearray)):
+        raise ImageError(f"{name} gives a {type(content).__name__} when read: {_KINDS}")
+    return bytes(content)
 
 
 def _no_image(given: object) -> ImageError:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,24 @@ def test_whatever_holds_an_image_file_is_that_image(
     expected, content = classifier.predict(images[0]), images[0].read_bytes()
     read_already = io.BytesIO(content)
     read_already.read()
+
+    class Answer:
+        """A server's answer, which cannot be sought."""
+
+        def read(self) -> bytes:
+            return content
+
     (entry,) = [each for each in os.scandir(images[0].parent) if each.name == images[0].name]
-    with images[0].open("rb") as file, images[0].open("rb", buffering=0) as raw:
-        for image in (
+    with (
+        images[0].open("rb") as file,
+        images[0].open("rb", buffering=0) as raw,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as mapped,
+    ):
+        holders: tuple[Any, ...] = (
             content, bytearray(content), memoryview(content), io.BytesIO(content), read_already, file, raw,
-            entry,
-        ):  # fmt: skip
+            entry, mapped, Answer(),
+        )  # fmt: skip
+        for image in holders:
             assert classifier.predict(image) == expected
             assert classifier.predict([image]) == [expected]
 
@@ -113,6 +126,12 @@ def test_what_is_no_image_is_named_with_what_to_give(
 ) -> None:
     import torch
 
+    class Upload:
+        """An upload of a web framework."""
+
+        async def read(self) -> bytes:
+            return b""
+
     text = images[0].open(encoding="latin-1")
     closed = images[0].open("rb")
     closed.close()
@@ -126,6 +145,7 @@ def test_what_is_no_image_is_named_with_what_to_give(
         (object(), "object"),
         (text, "'rb'"),
         (closed, "closed"),
+        (Upload(), "await"),
     ]
     with text:
         for given, word in cases:
