@@ -199,7 +199,9 @@ def test_each_mode_of_pixels_has_its_colours(
     assert [tuple(pixel) for pixel in np.asarray(open_rgb(tmp_path / f"a.{suffix}"))[0]] == expected
 
 
-def tiff(values: npt.NDArray[np.uint16], bits: int, white_is_zero: bool = False) -> bytes:
+def tiff(
+    values: npt.NDArray[np.uint16], bits: int, white_is_zero: bool = False, signed: bool = False
+) -> bytes:
     """A grey TIFF of (H,W) values in `bits` each: 12, two in three bytes, or 16."""
     height, width = values.shape
     if bits == 12:
@@ -210,7 +212,7 @@ def tiff(values: npt.NDArray[np.uint16], bits: int, white_is_zero: bool = False)
         pixels = values.astype("<u2").tobytes()
     tags = (
         (256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8),
-        (277, 1), (278, height), (279, len(pixels)),
+        (277, 1), (278, height), (279, len(pixels)), (339, 2 if signed else 1),
     )  # fmt: skip
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     start = 8 + len(pixels)
@@ -262,6 +264,12 @@ def test_values_of_eight_bits_in_mode_i_are_greys_as_they_are() -> None:
     dark = b"P5 2 1 65535\n" + struct.pack(">HH", 128, 255)
     assert greys(rgb_from_bytes(dark)) == [0, 1]
     assert greys(rgb_from_bytes(b"P5 2 1 4095\n" + struct.pack(">HH", 4095, 2048))) == [255, 128]
+
+
+def test_sixteen_bits_with_a_sign_are_white_at_what_they_hold() -> None:
+    values = np.array([[0, 32767], [16384, 129]], np.uint16)
+    content = tiff(values, 16, signed=True)
+    assert greys(rgb_from_bytes(content)) == [0, 255, 128, 1]
 
 
 def test_signed_values_below_zero_have_no_defined_pixels() -> None:
