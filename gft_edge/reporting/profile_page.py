@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gft_edge.nvidia.nvml import GpuState
 from gft_edge.profiling.conditions import Conditions, other_load
-from gft_edge.profiling.machine import summary
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import MOST_SPREAD, MOST_VARIATION, WINDOWS, samples_needed
 from gft_edge.profiling.verdict import verdicts
@@ -23,6 +22,7 @@ from gft_edge.reporting.profile_tables import (
     cost_table,
     latency_table,
     layer_tables,
+    machine_line,
     machine_table,
     named,
     parts_table,
@@ -111,7 +111,7 @@ def _verdict(file: str, profile: Profile) -> list[Block]:
     lines = verdicts(profile)
     if good:
         lines.insert(0, "STABLE: windows and calls agree within the bounds given below")
-    words = ", ".join(filter(None, (file, summary(profile.machine), profile.made_at)))
+    words = ", ".join(filter(None, (file, machine_line(profile), profile.made_at)))
     return [Banner(lines, good), Note(words)]
 
 

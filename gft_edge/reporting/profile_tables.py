@@ -49,7 +49,7 @@ def profile_blocks(profile: Profile, file: str = "") -> list[Table | str]:
     reports = named({file: profile})[file]
     parts = parts_table(reports)
     return [
-        f"{file or profile.host or 'profile'}: {summary(profile.machine)}; {settings.hint}, batch "
+        f"{file or 'profile'}: {machine_line(profile)}; {settings.hint}, batch "
         f"{settings.batch}, {threads} threads; {inputs.count} {inputs.kind}",
         latency_table(profile, reports, "Latency in ms a call").without("max", "calls"),
         *([] if parts is None else [parts]),
@@ -57,6 +57,12 @@ def profile_blocks(profile: Profile, file: str = "") -> list[Table | str]:
         *(table for _, one in reports if one.layers for table in layer_tables(one.layers)),
         *verdicts(profile),
     ]
+
+
+def machine_line(profile: Profile) -> str:
+    """The machine in one line, with its host where it was measured over ssh."""
+    host = "" if profile.host is None else f"{profile.host}, "
+    return f"{host}{summary(profile.machine)}"
 
 
 def machine_table(title: str, machine: Machine) -> Table:
@@ -125,7 +131,7 @@ def across_table(profiles: Mapping[str, Profile]) -> Table:
                 median_ms = boundary.p50_ms or boundary.mean_ms
                 first.setdefault(boundary_name, median_ms)
                 rows.append(
-                    (file, name, summary(profiles[file].machine), boundary_name, _of(median_ms),
+                    (file, name, machine_line(profiles[file]), boundary_name, _of(median_ms),
                      _of(median_ms / first[boundary_name]), stability(boundary))
                 )  # fmt: skip
     columns = ("profile", "bundle", "machine", "boundary", "median ms", "time / first", "verdict")

@@ -15,6 +15,7 @@ from gft_edge.reporting.latency_charts import distribution_chart, timeline_chart
 from gft_edge.reporting.page import html_of
 from gft_edge.reporting.pareto import ParetoPoint, pareto_chart, pareto_front
 from gft_edge.reporting.profile_page import profile_page
+from gft_edge.reporting.profile_tables import across_table, profile_blocks
 from tests.reporting.pages import page_of, points
 from tests.support.profiles import (
     CONDITIONS,
@@ -29,6 +30,16 @@ from tests.support.profiles import (
 
 def words_of(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", " ", page))
+
+
+def test_a_profile_measured_over_ssh_names_its_host_wherever_its_machine_stands() -> None:
+    here = stable_profile()
+    there = dataclasses.replace(here, host="orin-7")
+    assert "orin-7" in words_of(page_of(one=there))
+    assert "orin-7" in str(profile_blocks(there, "one.json")[0])
+    assert "orin-7" not in str(profile_blocks(here, "one.json")[0])
+    row = across_table({"a.json": here, "b.json": there}).rows[-1]
+    assert "orin-7" in str(row[2])
 
 
 def test_a_stable_profile_says_so_and_whether_selecting_pays() -> None:
