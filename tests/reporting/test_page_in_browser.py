@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from gft_edge.reporting.table import Cell, Table, Value
 from gft_edge.runtime.classifier import Timing
 from tests.reporting.pages import page_of, points
 from tests.support.profiles import disturbed_profile, stable_profile, turns_of
+from tests.support.tools import lacking
 
 pytestmark = pytest.mark.slow
 
@@ -90,10 +90,7 @@ def browser() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        reason = f"no browser to open the page in: none of {', '.join(names)} is on the PATH"
-        if os.environ.get("GFT_EDGE_BROWSER") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking(f"no browser to open the page in: none of {', '.join(names)} is on the PATH")
     return found
 
 
