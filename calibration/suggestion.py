@@ -82,7 +82,9 @@ def suggest_high_precision(
         low = {name: layer for name, layer in layers.items() if name not in high}
         with in_int8(low, peaks):
             outputs = torch_outputs(network, pixels, given)
-        return _Measured(compare("sensitivity", reference, outputs, bound, drawn.targets, floor))
+        return _Measured(
+            compare("sensitivity", reference, outputs, bound, drawn.targets, floor, split.labels)
+        )
 
     high: tuple[str, ...] = ()
     report = None

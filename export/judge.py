@@ -132,7 +132,8 @@ class Judge:
         if tolerance.change is not None:
             floor = self.floor_of(tolerance.change).first(len(pixels))
         reference, targets = self.reference.first(len(pixels)), self.images.targets[: len(pixels)]
-        return Made(graph, outputs, compare(step, reference, outputs, tolerance, targets, floor))
+        report = compare(step, reference, outputs, tolerance, targets, floor, self.spec.labels)
+        return Made(graph, outputs, report)
 
     def outputs(
         self,

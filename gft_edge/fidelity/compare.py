@@ -39,9 +39,8 @@ TOLERANCES = {
 # What the rest is computed in, and how much of it there is, changes nothing in what INT8 may cost.
 TOLERANCES["int8-bf16"] = TOLERANCES[PARTLY_INT8] = TOLERANCES["int8"]
 
-# What a lower precision may change, by what a change that nobody sees does to the reference itself.
-# Measured for two networks and two engines on photographs: FP16 changes 7 to 9 % of the patches that noise
-# changes, BF16 27 to 45 %, INT8 53 to 76 % of those that JPEG changes.
+# What a lower precision may change: so large a share of what a change that nobody sees does to the
+# reference itself, all of it where none is named.
 _FREE = Tolerance(0.0, kept_overlap=(0.0,), cosine=-1.0, max_drop=MAX_DROP)
 PHOTO_TOLERANCES = {
     **TOLERANCES,
@@ -62,8 +61,8 @@ FIDELITIES = {
 # A verdict by intervals needs as many images.
 FEWEST_TO_JUDGE = 64
 
-# Overlap of the patches and cosine of the logits that a change moves by less are a warning: a tenth of what
-# was measured for networks on photographs.
+# Overlap of the patches and cosine of the logits that a change moves by less are a warning: photographs
+# move those of a trained network by several times as much.
 LOW_FLOORS: dict[Change, tuple[float, float]] = {
     "noise": (0.002, 5e-5),
     "jpeg75": (0.005, 1e-3),
@@ -152,12 +151,13 @@ def compare(
     tolerance: Tolerance,
     targets: Sequence[int | None] = (),
     floor: Outputs | None = None,
+    labels: Sequence[str] = (),
 ) -> FidelityReport:
     """Judge `candidate` against `reference` on the same images. NaN logits are a failure.
 
     `targets`, the images' classes where they count (see ImageSet), adds both accuracies and the bound on
-    what may be lost. A tolerance
-    with a change needs `floor`, the reference's outputs for the images after that change.
+    what may be lost. A tolerance with a change needs `floor`, the reference's outputs for the images after
+    that change. A class that is lost is named by `labels`, by its index without.
     """
     found = distances(reference, candidate)
     accuracy = reference_accuracy = drop = None
@@ -175,7 +175,7 @@ def compare(
     if tolerance.change is not None:
         assert floor is not None, "a change bounds by what it does to the reference"
         theirs = distances(reference, floor)
-        failures += _floor_failures(tolerance, reference, found, theirs)
+        failures += _floor_failures(tolerance, reference, found, theirs, labels)
         noise_floor = noise_floor_of(tolerance.change, reference, floor)
     return FidelityReport(
         step=step,
@@ -271,6 +271,7 @@ def _floor_failures(
     reference: Outputs,
     found: Distances,
     theirs: Distances,
+    labels: Sequence[str],
 ) -> list[str]:
     """What a graph changes beyond the tolerance's share of what the change does to the reference."""
     assert tolerance.change is not None
@@ -297,8 +298,9 @@ def _floor_failures(
             f"{theirs.confidence.mean():.3f}"
         )
     for number in _lost_classes(reference, found, theirs):
+        name = repr(labels[number]) if labels else number
         failures.append(
-            f"class {number} is lost: under half of its decisions stay, more under {change}"
+            f"class {name} is lost: under half of its decisions stay, more under {change}"
         )
     return failures
 

@@ -198,12 +198,13 @@ def _compared(
     bound: Tolerance,
     targets: Sequence[int | None] = (),
     floor: Outputs | None = None,
+    labels: Sequence[str] = (),
 ) -> FidelityReport:
     """Compare two outputs; where an engine returns no kept patches, their logits alone."""
     if len(outputs.kept) < len(expected.kept):
         expected = Outputs(expected.logits, ())
         floor = None if floor is None else Outputs(floor.logits, ())
-    return compare(name, expected, outputs, bound, targets, floor)
+    return compare(name, expected, outputs, bound, targets, floor, labels)
 
 
 def export_tolerance(manifest: Manifest) -> Tolerance:
@@ -278,7 +279,7 @@ def _on_split(
         return {**found, "failures": [], "skipped": skipped}
     whole = {change: concatenate(outputs) for change, outputs in floors.items()}
     floor = whole[bound.change] if bound.change is not None else None
-    report = _compared("reference", expected, outputs, bound, split.targets, floor)
+    report = _compared("reference", expected, outputs, bound, split.targets, floor, split.labels)
     comparison = compared(split, expected, outputs)
     seen(comparison)
     return {

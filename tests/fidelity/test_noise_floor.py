@@ -48,7 +48,8 @@ FLOOR = answers(1, exchanged=0.1, turned=0.1, share_wrong=0.02)
 def failures(
     candidate: Outputs, tolerance: object = INT8, floor: Outputs = FLOOR
 ) -> tuple[str, ...]:
-    return compare("x", REFERENCE, candidate, tolerance, (), floor).failures  # type: ignore[arg-type]
+    report = compare("x", REFERENCE, candidate, tolerance, (), floor, "abcdefgh")  # type: ignore[arg-type]
+    return report.failures
 
 
 def test_no_more_than_the_change_passes_and_more_fails_by_name() -> None:
@@ -74,7 +75,7 @@ def test_wrong_decisions_ruined_probabilities_and_a_lost_class_fail() -> None:
     one_class = REFERENCE.logits.copy()
     rows = REFERENCE.logits.argmax(axis=1) == 3
     one_class[rows] = np.roll(one_class[rows], 1, axis=1)
-    assert any("class 3" in text for text in failures(Outputs(one_class, REFERENCE.kept)))
+    assert any("class 'd'" in text for text in failures(Outputs(one_class, REFERENCE.kept)))
     nothing = Outputs(np.full_like(REFERENCE.logits, np.nan), REFERENCE.kept)
     assert any("NaN" in text for text in failures(nothing))
 
