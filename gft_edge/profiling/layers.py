@@ -46,7 +46,10 @@ class Part:
 
 @dataclass(frozen=True)
 class TopLayer:
-    """One layer, the part that it lies in and its share of all layers' time (of 1)."""
+    """One layer, the part that it lies in and its share of all layers' time (of 1).
+
+    `kernel` is empty where the engine does not name it, as ONNX Runtime.
+    """
 
     name: str
     part: str
@@ -237,5 +240,5 @@ def _attention_verdict(layers: Sequence[LayerTime]) -> tuple[Verdict, str]:
         # What OpenVINO makes of a product with weights is a FullyConnected.
         if any(other.kind == "MatMul" for other in layers):
             return "not fused", "one of its products runs apart, as MatMul"
-        return "fused", f"one {layer.kind}, {layer.kernel}"
+        return "fused", f"one {layer.kind}" + (f", {layer.kernel}" if layer.kernel else "")
     return "unknown", "no layer of it names a softmax"

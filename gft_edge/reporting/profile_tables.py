@@ -193,7 +193,7 @@ def layer_tables(breakdown: Breakdown) -> list[Table]:
     """The parts of the network, the layers that take longest, and how attention is computed."""
     parts = [(p.name, f"{p.mean_ms:.3f}", f"{p.share:.1%}", p.layers) for p in breakdown.parts]
     top = [
-        (layer.name, layer.part, layer.kind, layer.kernel, layer.precision,
+        (layer.name, layer.part, layer.kind, layer.kernel or "-", layer.precision,
          f"{layer.mean_ms:.3f}", f"{layer.share:.1%}")
         for layer in breakdown.top
     ]  # fmt: skip

@@ -88,7 +88,7 @@ def _content(path: Path) -> bytes:
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
-    """Time layers by its profiler; a kernel is known by its provider alone. Raises as `open_session`."""
+    """Time layers by its profiler, which does not name kernels. Raises as `open_session`."""
     content = _content(path)
     with TemporaryDirectory() as folder:
         session = OrtSession(content, str(path), request, Path(folder))
@@ -126,7 +126,7 @@ def _layers(graph: bytes, events: list[dict[str, Any]], runs: int) -> tuple[Laye
 
 def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
     """The time of a node: one without events was folded away and takes none."""
-    said = events[-1]["args"] if events else {"provider": ""}
+    said = events[-1]["args"] if events else {}
     types = [
         name
         for side in ("output", "input")
@@ -136,7 +136,7 @@ def _layer(node: GraphNode, events: list[dict[str, Any]]) -> LayerTime:
     return LayerTime(
         name=node.name,
         kind=node.operator,
-        kernel=said["provider"],
+        kernel="",
         precision=precision_of(node.operator, types),
         nodes=(node.name,),
         reads=node.reads,
