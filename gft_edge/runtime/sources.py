@@ -86,12 +86,11 @@ def entries(folder: Path) -> Entries:
     return found
 
 
-def find_images(folder: Path) -> Found:
-    """Find the images in and under a folder, each folder once, links followed.
+def walked(folder: Path, unlisted: list[Unread]) -> Iterator[Entries]:
+    """List a folder and those below it, each once, links followed; `unlisted` takes what cannot be listed.
 
     What is hidden below the folder is skipped; the folder's own path may hold anything.
     """
-    found = Found([], [], Counter())
     seen: set[tuple[int, int]] = set()
     folders, linked = [folder], list[Path]()
     # Links last: what is reached without one as well is known by that path.
@@ -104,10 +103,17 @@ def find_images(folder: Path) -> Found:
             seen.add((status.st_dev, status.st_ino))
             inside = entries(here)
         except OSError as error:
-            found.unread.append(Unread(here, str(error.strerror)))
+            unlisted.append(Unread(here, str(error.strerror)))
             continue
         for path in inside.folders:
             (linked if path.is_symlink() else folders).append(path)
+        yield inside
+
+
+def find_images(folder: Path) -> Found:
+    """Find the images in and under a folder, as it is walked."""
+    found = Found([], [], Counter())
+    for inside in walked(folder, found.unread):
         for path in inside.files:
             try:
                 if is_image(path):

@@ -15,6 +15,7 @@ from gft_edge.profiling.profile import ProfileRequest
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.sources import Unread, walked
 from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.evaluation import Case
 
@@ -57,14 +58,17 @@ def find_bundles(folders: Sequence[Path]) -> list[tuple[Bundle, bool]]:
     for folder in folders:
         if is_bundle(folder):
             continue
-        below = [
-            (path.parent, False)
-            for path in sorted(folder.rglob(MANIFEST_FILE))
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
+        unlisted: list[Unread] = []
+        files = [path for inside in walked(folder, unlisted) for path in inside.files]
+        if unlisted:
+            path, why = min(unlisted)
+            raise UsageError(
+                f"{path} cannot be read ({why}): mend it, or name the bundles themselves"
+            )
+        below = sorted(path.parent for path in files if path.name == MANIFEST_FILE)
         if not below:
             raise UsageError(f"{folder} holds no bundle: give a folder that gft-edge export wrote")
-        found += below
+        found += [(path, False) for path in below]
     distinct: dict[Path, tuple[Path, bool]] = {}
     for path, given in found:
         distinct.setdefault(path.resolve(), (path, given))
