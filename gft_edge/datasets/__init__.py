@@ -29,7 +29,8 @@ from gft_edge.datasets.digests import file_digests
 from gft_edge.datasets.names import utf8_name
 from gft_edge.errors import DataError, UsageError
 
-MOST_CLASSES_NAMED = 100
+# As many classes are named on one line.
+MOST_CLASSES_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -168,15 +169,27 @@ def split_digest(split: Split, progress: Progress | None = None, fresh: bool = F
     return digest.hexdigest()
 
 
-def images_per_class(split: Split) -> str:
-    """How many images a split has of each class, in a line; of very many classes the fewest and most."""
+def images_per_class(split: Split) -> list[str]:
+    """How many images a split has of each class, of many classes the fewest and most; then those without.
+
+    Each is a line.
+    """
     count = Counter(split.targets)
-    total = f"{split.name}: {len(split.paths):,} images of {len(split.labels)} classes"
-    counted = [(count[n], label) for n, label in enumerate(split.labels)]
+    total = f"{split.name}: {len(split.paths):,} images of {len(count)} classes"
+    counted = [(count[n], label) for n, label in enumerate(split.labels) if count[n]]
     if len(counted) > MOST_CLASSES_NAMED:
         (fewest, rare), (most, common) = min(counted), max(counted)
-        return f"{total}, from {fewest:,} ({rare}) to {most:,} ({common})"
-    return f"{total}: {', '.join(f'{label} ({number:,})' for number, label in counted)}"
+        lines = [f"{total}, {fewest:,} ({rare}) to {most:,} ({common}) each"]
+    else:
+        lines = [f"{total}: {', '.join(f'{label} ({number:,})' for number, label in counted)}"]
+    without = [label for n, label in enumerate(split.labels) if not count[n]]
+    if without:
+        more = len(without) - MOST_CLASSES_NAMED
+        names = ", ".join(without[:MOST_CLASSES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        lines.append(
+            f"{split.name} HAS NO IMAGE of {len(without)} of {len(split.labels)} classes: {names}"
+        )
+    return lines
 
 
 def likeness(source: DataSource) -> str:

@@ -149,9 +149,9 @@ def _splits(config: RunConfig, spec: ModelSpec, say: Say) -> tuple[Split, Split]
         say(f"{config.data} has no val split: the best epoch is chosen on train")
     for remark in dict.fromkeys((*train_split.remarks, *val_split.remarks)):
         say(remark)
-    say(images_per_class(train_split))
-    if val_split is not train_split:
-        say(images_per_class(val_split))
+    counted = (train_split,) if val_split is train_split else (train_split, val_split)
+    for line in (line for split in counted for line in images_per_class(split)):
+        say(line)
     if config.splits is not None:
         refuse_other_images(config.data, config.splits, split_records(train_split, val_split))
     return train_split, val_split

@@ -217,15 +217,21 @@ def test_a_name_in_another_form_of_unicode_is_the_same_class(tmp_path: Path) -> 
         assert read_split(data, "train", labels).targets.count(0) == 2
 
 
-def test_the_images_of_each_class_are_counted_in_a_line(tmp_path: Path) -> None:
+def test_the_images_of_each_class_are_counted_and_classes_without_one_named(tmp_path: Path) -> None:
     make(tmp_path, "train", apple=["a.png", "b.png"], fig=[], pear=["c.png"])
     split = read_split(tmp_path, "train", ("apple", "fig", "pear"))
-    line = images_per_class(split)
-    for words in ("train: 3 images", "3 classes", "apple (2)", "fig (0)", "pear (1)"):
-        assert words in line
+    first, second = images_per_class(split)
+    for words in ("train: 3 images", "2 classes", "apple (2)", "pear (1)"):
+        assert words in first
+    assert second.endswith("1 of 3 classes: fig")
     make(tmp_path, "many", **{f"c{n:03d}": ["a.png"] for n in range(150)}, d=["a.png", "b.png"])
-    line = images_per_class(read_split(tmp_path, "many"))
-    assert "152 images of 151 classes, from 1 (c000) to 2 (d)" in line
+    (line,) = images_per_class(read_split(tmp_path, "many"))
+    assert "152 images of 151 classes, 1 (c000) to 2 (d)" in line
+    labels = (*sorted(path.name for path in (tmp_path / "many").iterdir()), "e", "f")
+    _, without = images_per_class(read_split(tmp_path, "train", ("apple", "fig", "pear", *labels)))
+    assert ": fig, c000, c001," in without
+    assert "154 of 156 classes: " in without
+    assert without.endswith(", c010 and 142 more")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one encoding of names")
