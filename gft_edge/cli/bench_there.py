@@ -37,7 +37,7 @@ class Device:
     def machine(self) -> str:
         """One line that names it."""
         told = next(iter(self._doctors.values()), None) or self._doctor(None)
-        return summary(from_json(Machine, told["machine"], "machine"))
+        return f"{summary(from_json(Machine, told['machine'], 'machine'))} ({self._host})"
 
     def unfit(self, target: str, precision: str) -> str | None:
         """Why there is no engine there, or none for the precision."""
@@ -63,11 +63,13 @@ class Device:
         if bundle == fp32:
             answer = self._asked(["verify", _here(bundle)], [bundle], None, progress)
             return tuple(answer.document["failures"])
-        with tempfile.TemporaryDirectory(prefix="gft-edge-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
+            folder = Path(scratch, "photographs")
+            folder.mkdir()
             # The classes do not matter: agreement and kept patches need none.
             for number, path in enumerate(images.paths):
-                Path(folder, f"{number:05d}{Path(path).suffix}").symlink_to(Path(path).absolute())
-            data = Here(Path(folder), "the images that the export is verified on")
+                (folder / f"{number:05d}{Path(path).suffix}").symlink_to(Path(path).absolute())
+            data = Here(folder, "the images that the export is verified on")
             words: list[Word] = [
                 "verify",
                 "--data",

@@ -96,6 +96,8 @@ def command(
 
     gft-edge benchmark runs/grocery --data grocery --out benchmark
     """
+    bench = None if devices is None else Device(devices)
+    # Imported late: it takes seconds.
     from gft_edge.studies.bench import HERE
     from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
     from gft_edge.studies.benchmark_table import benchmark_table, notes
@@ -107,14 +109,13 @@ def command(
         refuse_given(
             *_OF_LATENCIES, "hosts", why="is for latencies: leave it out with --no-latency"
         )
-    bench = HERE if devices is None else Device(devices)
     out = out or Path(f"{run.resolve().name}-benchmark")
     request = BenchmarkRequest(
         run=run, data=given.of_run(run), out=out, latency=not no_latency, **options
     )
     try:
         with progress() as report:
-            result, profile = benchmark(request, report, say, bench)
+            result, profile = benchmark(request, report, say, bench or HERE)
     except KeyboardInterrupt:
         say(f"interrupted: what is done is kept in {shown(out)}, the same command goes on")
         raise click.exceptions.Exit(1) from None

@@ -122,6 +122,14 @@ def command(
 
     gft-edge export runs/grocery --target openvino --out bundles/grocery
     """
+    precision, keep, timing_cache = _precision(options), options["keep"], options["timing_cache"]
+    bench = None
+    if devices is not None:
+        if precision != "auto":
+            raise UsageError(
+                f"--on is for --precision auto, which is decided there: export {precision} without it"
+            )
+        bench = Device(devices)
     from gft_edge.export.pipeline import export
     from gft_edge.export.request import ExportRequest, check_calibration, check_request
     from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
@@ -130,7 +138,6 @@ def command(
     from gft_edge.studies.auto import AUTO, export_fastest
     from gft_edge.studies.bench import HERE
 
-    precision, keep, timing_cache = _precision(options), options["keep"], options["timing_cache"]
     if is_bundle(run):
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
     if timing_cache is not None and backend_for(target).TARGET != "tensorrt":
@@ -149,13 +156,6 @@ def command(
             raise UsageError(
                 "--precision auto keeps what holds its bounds: leave --fidelity off out"
             )
-    bench = HERE
-    if devices is not None:
-        if precision != AUTO:
-            raise UsageError(
-                f"--on is for --precision auto, which is decided there: export {precision} without it"
-            )
-        bench = Device(devices)
     spec, model = load_run(run)
     source = given.of_run(run, any_folder=True)
     request = ExportRequest(
@@ -184,7 +184,9 @@ def command(
     images = _images(source, spec, options, calibration, decisions, remark)
     with progress() as report:
         exporting = (model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
-        bundle = export_fastest(*exporting, bench) if precision == AUTO else export(*exporting)
+        bundle = (
+            export_fastest(*exporting, bench or HERE) if precision == AUTO else export(*exporting)
+        )
         built = _build(bundle, out, timing_cache, report) if devices is None else None
     manifest = bundle.manifest
     unresolved = options["require_resolved"] and not manifest.reports[-1].resolved
