@@ -189,11 +189,14 @@ int classify(const Request& request) {
 int main(int count, char** words) {
     try {
         return classify(parsed({words + 1, words + count}));
+    } catch (const Json::exception& error) {
+        std::cerr << "Error: manifest.json is not as this program reads it: " << error.what()
+                  << ": copy the bundle again\n";
     } catch (const std::exception& error) {
         // OpenVINO's messages have several lines, of which the last says what is wrong.
         std::string reason = error.what();
         reason.erase(reason.find_last_not_of('\n') + 1);
         std::cerr << "Error: " << reason.substr(reason.rfind('\n') + 1) << '\n';
-        return 2;
     }
+    return 2;
 }

@@ -243,7 +243,7 @@ def altered(bundle: Path, folder: Path, **changes: Any) -> Path:
         ({"target": "tensorrt"}, "--target"),
         ({"input": {"dtype": "float32", "batch": 1}}, "--input uint8"),
         ({"artifact": {"path": "gone.xml"}}, "gone.xml"),
-        ({"model": {}}, "preprocessing"),
+        ({"model": {}}, "manifest.json"),
     ],
 )
 def test_a_bundle_that_it_cannot_run_is_one_line(
@@ -279,7 +279,7 @@ def test_wrong_use_is_one_line(classify: Classify, tmp_path: Path) -> None:
     refused(classify(tmp_path, "photo.jpg", "--top-k", "0"), "--top-k")
     refused(classify(tmp_path, "photo.jpg", "--kept"), "--kept")
     (tmp_path / "manifest.json").write_text("{")
-    refused(classify(tmp_path, "photo.jpg"), "parse error")
+    refused(classify(tmp_path, "photo.jpg"), "manifest.json")
 
 
 def test_pixels_of_another_size_are_refused(
