@@ -15,7 +15,9 @@ sys.path.append(sys.argv[1])
 from gft_edge.runtime.backends import backend_for
 engine = backend_for(sys.argv[2])
 engine.missing() or engine.version()
+sys.exit(5)
 """
+_LOADED = 5  # An exit code of its own: a library may end the process with 0.
 
 _SLOWEST_S = 120
 
@@ -36,7 +38,7 @@ def why_fatal(target: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"its library has not loaded after {_SLOWEST_S} s: install it again"
-    if not done.returncode:
+    if done.returncode == _LOADED:
         return None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

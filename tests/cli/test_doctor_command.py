@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
         ("os.kill(os.getpid(), signal.SIGILL)", ("SIGILL", "processor")),
         ("os.abort()", ("SIGABRT", "install")),
         ("os._exit(3)", ("exit code 3", "install")),
+        ("os._exit(0)", ("exit code 0", "install")),
         ("raise OSError('libgomp.so.1: no such file')", ("libgomp.so.1", "install")),
     ],
 )
