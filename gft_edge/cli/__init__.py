@@ -22,7 +22,9 @@ _EXTRAS = {
 
 class _Failure(click.ClickException):
     def __init__(self, error: GftEdgeError):
-        super().__init__(str(error))
+        from gft_edge.cli.output import steerless
+
+        super().__init__(steerless(str(error)))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -24,6 +25,10 @@ from gft_edge.remote.device import PROGRESS_MARK, PROGRESS_VARIABLE
 from gft_edge.reporting.table import Table, terminal
 
 TOLD_EVERY_S = 0.5
+
+
+# C0 but the line feed, C1, and the line ends of Unicode.
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def speaks() -> bool:
@@ -57,7 +62,7 @@ def show(*blocks: Table | str) -> None:
 def say(text: str) -> None:
     """A remark on stderr."""
     if speaks():
-        click.echo(text, err=True)
+        click.echo(steerless(text), err=True)
 
 
 def next_line(text: str) -> None:
@@ -71,8 +76,13 @@ def quoted(path: object) -> str:
 
 
 def shown(path: object) -> str:
-    """A path, or words that hold one, on one line, whatever bytes its name has."""
-    return str(click.format_filename(str(path))).replace("\n", "\\n")
+    """A path, or words that hold one, on one line, whatever its name holds."""
+    return steerless(click.format_filename(str(path))).replace("\n", "\\n")
+
+
+def steerless(text: str) -> str:
+    """Words that may hold a name from a disk, with what would steer a terminal escaped."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def writable_file(path: Path, option: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.test_damaged_images import FORMATS, encoded, mutated
-from tests.support.cli import run
+from tests.support.cli import refused, run
 
 
 def test_the_batch_goes_on_after_damage_in_any_format_and_paths_that_cannot_be_opened(
@@ -56,3 +56,18 @@ def test_a_name_that_stdout_cannot_encode_is_printed_escaped(
         assert name.encode(encoding, "backslashreplace") in done.stdout
     assert "ない".encode(encoding, "backslashreplace") in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_name_that_would_steer_a_terminal_is_printed_escaped(
+    micro_bundles: dict[str, Path], micro_data: Path, tmp_path: Path
+) -> None:
+    names = ("a\x1b]0;b.png", "a\rb.png", "a\x9b31mb.png", "a\x07b.png")
+    for name in names:
+        shutil.copy(micro_data / "test" / "apple" / "0.png", tmp_path / name)
+    missing = [tmp_path / f"no {name}" for name in names]
+    result = run("predict", micro_bundles["onnx"], *(tmp_path / name for name in names), *missing)
+    for name in names:
+        assert repr(name)[1:-1] in result.stdout
+        assert f"no {repr(name)[1:-1]}" in result.stderr
+        assert name not in result.output
+    refused(run("predict", micro_bundles["onnx"], tmp_path / "a\x1b[2J.png"), "a\\x1b[2J.png")
