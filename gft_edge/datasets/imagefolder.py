@@ -81,11 +81,13 @@ def read(source: DataSource, split: str, labels: tuple[str, ...] | None) -> Spli
         )
     paths: list[Path] = []
     targets: list[int] = []
+    homes = {os.path.realpath(path): name for name, each in classes.items() for path in each}
     for name in sorted(classes):
         images: list[Path] = []
         instead: Counter[str] = Counter()
         for path in classes[name]:
             within = _images(path)
+            _refuse_links_to_others(within.linked, name, homes)
             images += within.images
             instead += within.left_out
         if not images and complete:
@@ -180,6 +182,19 @@ def _refuse_one_folder_of_two(classes: Mapping[str, Sequence[Path]]) -> None:
             if class_name(utf8_name(other.name)) != name:
                 raise DataError(
                     f"{path} and {other} are one folder, and its images have one class: remove the link"
+                )
+
+
+def _refuse_links_to_others(linked: Sequence[Path], name: str, homes: Mapping[str, str]) -> None:
+    """Raise DataError for a link in a class that leads into another's folder: an image has one class."""
+    for path in linked:
+        target = Path(os.path.realpath(path))
+        for folder in (target, *target.parents):
+            other = homes.get(str(folder), name)
+            if other != name:
+                raise DataError(
+                    f"{path} leads to images of the class {printable(other)}, and an image has one class: "
+                    "remove the link"
                 )
 
 

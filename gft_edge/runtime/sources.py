@@ -44,11 +44,15 @@ class Entries(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The images in and under a folder, sorted; `left_out` counts other files by suffix or kind."""
+    """The images in and under a folder, sorted; `left_out` counts other files by suffix or kind.
+
+    `linked` are the folders that were reached through a link, as they are named here.
+    """
 
     images: list[Path]
     unread: list[Unread]
     left_out: Counter[str]
+    linked: list[Path]
 
 
 def is_hidden(name: str) -> bool:
@@ -112,8 +116,9 @@ def walked(folder: Path, unlisted: list[Unread]) -> Iterator[Entries]:
 
 def find_images(folder: Path) -> Found:
     """Find the images in and under a folder, as it is walked."""
-    found = Found([], [], Counter())
+    found = Found([], [], Counter(), [])
     for inside in walked(folder, found.unread):
+        found.linked.extend(path for path in inside.folders if path.is_symlink())
         for path in inside.files:
             try:
                 if is_image(path):

@@ -154,6 +154,17 @@ def test_two_classes_of_one_folder_are_refused(tmp_path: Path) -> None:
     refusal_of(DataError, partial(read_split, data, "train"), "train/apple", "train/pear")
 
 
+@pytest.mark.parametrize("target", ["pear", "pear/deep"])
+def test_a_link_in_a_class_that_leads_to_another_is_refused(tmp_path: Path, target: str) -> None:
+    data = make(tmp_path, "train", apple=["a.png"], pear=["b.png", "deep/c.png"])
+    link = data / "train" / "apple" / "more"
+    link.symlink_to(data / "train" / target)
+    refusal_of(DataError, lambda: read_split(data, "train"), str(link), "pear")
+    link.unlink()
+    link.symlink_to(make(tmp_path / "other", "val", apple=["d.png"]) / "val" / "apple")
+    assert len(read_split(data, "train").paths) == 4
+
+
 @pytest.mark.parametrize("place", ["train", "train/pear", "train/apple/x.png"])
 def test_a_link_that_leads_nowhere_is_refused(place: str, tmp_path: Path) -> None:
     data = make(tmp_path, "train", apple=["a.png"], fig=["b.png"])
