@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,70 +66,87 @@ class Errand:
     fetch: Fetch
     each: Callable[[str, Any], None] | None
     open: dict[str, Device] = field(default_factory=dict)
+    faults: list[BaseException] = field(default_factory=list)
 
     def done(self, report: Progress) -> list[Answer]:
+        """Do it on every host. Ctrl-C interrupts the commands; where none runs yet, what leads to it."""
         answers = {host: Answer(host) for host in self.hosts}
-        threads = [
-            threading.Thread(target=self._on, args=(answer, report), daemon=True)
-            for answer in answers.values()
-        ]
-        for thread in threads:
-            thread.start()
+        ended = [threading.Event() for _ in answers]
+        for answer, event in zip(answers.values(), ended, strict=True):
+            threading.Thread(target=self._on, args=(answer, report, event), daemon=True).start()
         interrupted = False
-        while any(thread.is_alive() for thread in threads):
+        # Not Thread.join: interrupted by Ctrl-C it takes the thread for ended (bugs.python.org/issue45274).
+        while left := [event for event in ended if not event.is_set()]:
             try:
-                for thread in threads:
-                    thread.join(0.1)
+                left[0].wait(0.5)
             except KeyboardInterrupt:
                 if interrupted:
                     raise
                 interrupted = True
                 for device in [*self.open.values()]:
                     device.interrupt()
+        for fault in self.faults:
+            raise fault
         return [*answers.values()]
 
-    def _on(self, answer: Answer, report: Progress) -> None:
+    def _on(self, answer: Answer, report: Progress, ended: threading.Event) -> None:
         several = len(self.hosts) > 1
         remark: Say = (lambda text: say(f"{answer.host}: {text}")) if several else say
         if several:
             plain = report
             report = lambda text, done, total: plain(f"{answer.host}: {text}", done, total)  # noqa: E731
+        device = self.open[answer.host] = Device(answer.host, report, remark)
         try:
-            with ExitStack() as stack:
-                device = stack.enter_context(Device(answer.host, report, remark))
-                self.open[answer.host] = device
+            with device:
                 self._run(device, answer, remark)
         except GftEdgeError as error:
-            answer.error = str(error).removeprefix(f"{answer.host}: ")
-            answer.exit_code = error.exit_code
-            if several:
-                remark(f"Error: {answer.error}")
+            # Without a command to interrupt, the connection was broken off.
+            reason = "interrupted" if device.interrupted else str(error)
+            answer.error = reason.removeprefix(f"{answer.host}: ")
+            answer.exit_code = 1 if device.interrupted else error.exit_code
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            answer.error = f"{where}{error.strerror or error}"
+        except BaseException as fault:
+            self.faults.append(fault)
         finally:
-            self.open.pop(answer.host, None)
+            del self.open[answer.host]
+        if several and answer.error is not None:
+            remark(f"Error: {answer.error}")
+        ended.set()
 
     def _run(self, device: Device, answer: Answer, remark: Say) -> None:
         device.prepare(_extras(self.bundles, self.backend, device), self.offline)
         root = device.place(self.content.without(_other_engines(self.places, device)))
         names = {f"{root}/{place}": word.as_typed for place, word in self.places.items()}
         names[f"{root}/{OUT}"] = OUT
-        whole: list[str] = []
+        lines: list[str] = []
+        last = ""
 
         def printed(line: str) -> None:
-            if self.each is None:
-                whole.append(line)
-            else:
-                self.each(answer.host, _renamed(json.loads(line), names))
+            lines.append(line)
+            if self.each is not None:
+                self.each(answer.host, _renamed(_json(line, device), names))
 
         def told(line: str) -> None:
+            nonlocal last
             if line.startswith("Error: "):
                 answer.error = _replaced(line.removeprefix("Error: "), names)
             else:
-                remark(_replaced(line, names))
+                last = _replaced(line, names)
+                remark(last)
 
         command, *words = [self._there(word, root) for word in self.words]
-        answer.exit_code = device.run([command, "--json", *words], printed, told)
-        if whole:
-            answer.documents = [_renamed(json.loads("\n".join(whole)), names)]
+        code = device.run([command, "--json", *words], printed, told)
+        answer.exit_code = code if code >= 0 else 1
+        if device.interrupted and not lines:
+            answer.error = answer.error or "interrupted"
+        elif code < 0:
+            answer.error = _ended_by(-code)
+        elif code and not lines:
+            answer.error = answer.error or last or f"the command ended with exit code {code}"
+        elif lines and self.each is None:
+            answer.documents = [_renamed(_json("\n".join(lines), device), names)]
         self.fetch(device, root, answer)
 
     def _there(self, word: Word, root: str) -> str | There:
@@ -155,20 +172,40 @@ def fetched_folder(out: Path | None, several: bool) -> Fetch:
 def _extras(bundles: Iterable[Path], backend: str | None, device: Device) -> set[str]:
     """The extras of gft-edge that the bundles' engines need. Raises RemoteError for a board's own."""
     engines = {backend} if backend else {read_manifest(bundle).target for bundle in bundles}
-    if "tensorrt" in engines and (device.facts["tensorrt"] or _is_jetson(device)):
-        if not device.facts["tensorrt"]:
+    facts = device.facts
+    if "tensorrt" in engines:
+        if facts["tensorrt"] or facts["tensorrt_rtx"]:
+            engines.discard("tensorrt")
+        elif "Jetson" in (board := facts["board"] or "") or "NVIDIA" in board:
             raise RemoteError(
                 device.host,
-                f"{device.facts['executable']} has no TensorRT: sudo apt install nvidia-jetpack "
+                f"{facts['executable']} has no TensorRT: sudo apt install nvidia-jetpack "
                 "python3-libnvinfer",
             )
-        engines.discard("tensorrt")
+        elif not facts["nvidia"]:
+            # Its wheels are gigabytes.
+            raise RemoteError(
+                device.host,
+                "has no NVIDIA driver, and TensorRT runs on NVIDIA's GPUs: install the driver, or export "
+                "with --target onnx or openvino",
+            )
     return {engine for engine in engines if engine}
 
 
-def _is_jetson(device: Device) -> bool:
-    board = str(device.facts["board"] or "")
-    return "Jetson" in board or "NVIDIA" in board
+def _ended_by(number: int) -> str:
+    """Say which signal ended a command."""
+    name = signal.Signals(number).name
+    why = ", as a system does that runs out of memory: close other programs there, or add swap"
+    return f"{name} ended the command there{why if name == 'SIGKILL' else ''}"
+
+
+def _json(text: str, device: Device) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise RemoteError(
+            device.host, f"the command printed something else than JSON: {text[:80]!r}"
+        ) from None
 
 
 def _other_engines(places: Mapping[str, Here], device: Device) -> set[str]:

@@ -46,7 +46,7 @@ def ssh_options(host: str) -> list[str]:
         for line in found.stdout.decode(errors="replace").splitlines()
         if " " in line
     )
-    options = ["-o", "ClearAllForwardings=yes"]
+    options = ["-o", "ClearAllForwardings=yes", "-o", "RemoteCommand=none"]
     if told.get("connecttimeout", "none") == "none":
         options += ["-o", f"ConnectTimeout={CONNECT_S}"]
     if told.get("serveraliveinterval", "0") == "0":
@@ -60,27 +60,40 @@ def ssh_options(host: str) -> list[str]:
 
 
 class Channel:
-    """An open connection to a device, whose `facts` the agent told; closing it ends what runs there."""
+    """A connection to a device, whose `facts` the agent told; closing it ends what runs there."""
 
     def __init__(self, host: str, say: Say) -> None:
-        """Connect. Raises RemoteError with ssh's reason, UsageError."""
         self.host = host
+        self.facts: dict[str, Any] = {}
+        self.aborted = False
         self._say = say
         self._told: list[str] = []
         self._sending = threading.Lock()
         self._closed = threading.Event()
+        self._ssh: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> None:
+        """Connect. Raises RemoteError with ssh's reason, UsageError."""
         program = _program()
+        options = ssh_options(self.host)
         # Ctrl-C is for the remote command: an ssh that dies of it could not say how that ended.
         self._ssh = subprocess.Popen(
-            ["sh", "-c", 'trap "" INT; exec "$@"', "ssh", "ssh", "-T", *ssh_options(host), "--", host,
+            ["sh", "-c", 'trap "" INT; exec "$@"', "ssh", "ssh", "-T", *options, "--", self.host,
              _start(len(program))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._errors = threading.Thread(target=self._read_errors, daemon=True)
         self._errors.start()
-        self._write(program)
-        self._skip_greeting()
-        self.facts, _ = self.receive()
+        try:
+            if self.aborted:
+                self.abort()
+            self._write(program)
+            self._skip_greeting()
+            self.facts, _ = self.receive()
+        except BaseException:
+            self.abort()
+            self.close()
+            raise
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
     def send(self, op: str, payload: bytes | memoryview = b"", **fields: Any) -> None:
@@ -93,12 +106,20 @@ class Channel:
         """Wait for one message; remarks are said. Raises RemoteError, also for what is refused."""
         while True:
             head = self._read_line()
-            message = json.loads(head)
+            try:
+                message = json.loads(head)
+            except ValueError:
+                # What a device's profile prints at its end, for example.
+                raise RemoteError(
+                    self.host, f"something else writes into the connection: {head[:80]!r}"
+                ) from None
             payload = self._read(message["bytes"])
             if message["op"] == "say":
                 self._say(message["text"])
             elif message["op"] == "refused":
-                raise RemoteError(self.host, message["reason"])
+                # The agent does not know by which name the user calls its device.
+                reason = message["reason"].replace("--on HOST", f"--on {self.host}")
+                raise RemoteError(self.host, reason)
             else:
                 return message, payload
 
@@ -107,9 +128,17 @@ class Channel:
         self.send(op, payload, **fields)
         return self.receive()[0]
 
+    def abort(self) -> None:
+        """Break the connection, from any thread: whoever waits for the device gets a RemoteError."""
+        self.aborted = True
+        if self._ssh is not None:
+            self._ssh.kill()
+
     def close(self) -> None:
         """End the connection and what runs at its other end."""
         self._closed.set()
+        if self._ssh is None:
+            return
         assert self._ssh.stdin is not None
         with suppress(OSError):
             self._ssh.stdin.close()
@@ -119,7 +148,13 @@ class Channel:
         except subprocess.TimeoutExpired:
             self._ssh.kill()
             self._ssh.wait()
-        self._errors.join()
+        assert self._ssh.stdout is not None
+        assert self._ssh.stderr is not None
+        self._ssh.stdout.close()
+        # A ControlMaster that this ssh started may keep the stream open for hours.
+        self._errors.join(timeout=1)
+        if not self._errors.is_alive():
+            self._ssh.stderr.close()
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(ALIVE_S):
@@ -129,6 +164,7 @@ class Channel:
                 return
 
     def _write(self, *parts: bytes | memoryview) -> None:
+        assert self._ssh is not None
         assert self._ssh.stdin is not None
         try:
             for part in parts:
@@ -138,6 +174,7 @@ class Channel:
             raise self._failure() from None
 
     def _read_line(self) -> bytes:
+        assert self._ssh is not None
         assert self._ssh.stdout is not None
         line = self._ssh.stdout.readline()
         if not line.endswith(b"\n"):
@@ -145,6 +182,7 @@ class Channel:
         return line
 
     def _read(self, count: int) -> bytes:
+        assert self._ssh is not None
         assert self._ssh.stdout is not None
         content = self._ssh.stdout.read(count)
         if len(content) < count:
@@ -153,9 +191,10 @@ class Channel:
 
     def _skip_greeting(self) -> None:
         """Skip what the login shell prints before the agent's first line."""
-        while (line := self._read_line()) != MARKER:
-            if line.startswith(_NO_PYTHON):
-                found = line[len(_NO_PYTHON) :].decode(errors="replace").strip()
+        # A greeting need not end its last line.
+        while not (line := self._read_line()).endswith(MARKER):
+            if _NO_PYTHON in line:
+                found = line.partition(_NO_PYTHON)[2].decode(errors="replace").strip()
                 raise RemoteError(
                     self.host,
                     f"needs Python 3.10 or newer, it has {found or 'none'}: install one there "
@@ -164,6 +203,7 @@ class Channel:
 
     def _read_errors(self) -> None:
         """Show what ssh says, unchanged."""
+        assert self._ssh is not None
         assert self._ssh.stderr is not None
         for line in self._ssh.stderr:
             text = line.decode(errors="replace").rstrip("\r\n")
@@ -173,13 +213,14 @@ class Channel:
 
     def _failure(self) -> RemoteError:
         """Say why there is no connection, or none any more."""
+        assert self._ssh is not None
         try:
             code = self._ssh.wait(timeout=CONNECT_S)
         except subprocess.TimeoutExpired:
             code = None
         self._errors.join(timeout=1)
         told = self._told[-1] if self._told else "no reason given"
-        if not hasattr(self, "facts"):
+        if not self.facts:
             return RemoteError(self.host, f"cannot be reached: {told}")
         if code == SSH_FAILED or code is None:
             return RemoteError(

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from gft_edge.bundle.specs import Progress
@@ -46,7 +46,7 @@ class Content:
 def content_of(paths: Mapping[str, Path]) -> Content:
     """Read what is to be sent: `paths` by the place of each there, a folder with all below it.
 
-    Links are followed. Raises UsageError.
+    The place "" is the folder itself where all is to lie. Links are followed. Raises UsageError.
     """
     files: dict[str, str] = {}
     folders: list[str] = []
@@ -56,7 +56,7 @@ def content_of(paths: Mapping[str, Path]) -> Content:
             found = [("", path)] if path.is_file() else _below(path, place, folders)
             for relative, file in found:
                 sha256 = sha256_of(file)
-                files[f"{place}/{relative}" if relative else place] = sha256
+                files["/".join(filter(None, (place, relative)))] = sha256
                 sources[sha256] = file
         except OSError as error:
             raise UsageError(
@@ -80,7 +80,7 @@ def _below(folder: Path, at: str, empty: list[str]) -> Iterator[tuple[str, Path]
         seen.add((status.st_dev, status.st_ino))
         relative = Path(place).relative_to(folder)
         if not names and not files:
-            empty.append(f"{at}/{relative.as_posix()}")
+            empty.append((PurePosixPath(at) / relative.as_posix()).as_posix())
         for name in sorted(files):
             # A lock is of this machine alone.
             if name != ".lock":
@@ -92,12 +92,13 @@ def send_files(channel: Channel, sources: Mapping[str, Path], progress: Progress
 
     Raises RemoteError where the device has no room for them.
     """
-    answer = channel.ask("have", json.dumps([*sources]).encode())
+    sizes = {sha256: path.stat().st_size for sha256, path in sources.items()}
+    # From here no other desk sends, until the device has been told that all is sent.
+    answer = channel.ask("have", json.dumps(sizes).encode(), send=True)
     missing: dict[str, int] = answer["missing"]
     if not missing:
         return 0
-    sizes = {sha256: sources[sha256].stat().st_size for sha256 in missing}
-    total = sum(sizes.values()) - sum(missing.values())
+    total = sum(sizes[sha256] - there for sha256, there in missing.items())
     if total > answer["free_bytes"]:
         raise RemoteError(
             channel.host,
@@ -107,8 +108,6 @@ def send_files(channel: Channel, sources: Mapping[str, Path], progress: Progress
     if total >= RSYNC_BYTES and _rsync_here() and channel.facts["rsync"]:
         failed = _by_rsync(channel, {sha256: sources[sha256] for sha256 in missing}, progress)
     else:
-        failed = None
-    if failed is None:
         failed = _by_stream(channel, sources, missing, total, progress)
     for sha256, reason in failed.items():
         raise RemoteError(channel.host, f"{sources[sha256]} did not arrive: {reason}")
@@ -139,13 +138,8 @@ def _by_stream(
     return failed
 
 
-def _by_rsync(
-    channel: Channel, sources: Mapping[str, Path], progress: Progress
-) -> dict[str, str] | None:
-    """Send by rsync; None where another desk does so now."""
-    incoming = channel.ask("rsync")["incoming"]
-    if incoming is None:
-        return None
+def _by_rsync(channel: Channel, sources: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    incoming = channel.facts["incoming"]
     destination, port = _as_rsync_takes(channel.host)
     ssh = ["ssh", *ssh_options(channel.host), *(["-p", str(port)] if port else [])]
     with tempfile.TemporaryDirectory(prefix="gft-edge-") as folder:
@@ -176,9 +170,15 @@ def _watched(words: list[str], channel: Channel, progress: Progress) -> None:
     ) as rsync:
         assert rsync.stdout is not None
         assert rsync.stderr is not None
+        done = 0
         while told := rsync.stdout.read1(4096):  # type: ignore[attr-defined]
-            if percent := re.findall(rb"(\d+)%", told):
-                progress("send  by rsync, percent", int(percent[-1]), 100)
+            percent = re.findall(rb"(\d+)%", told)
+            # It tells the last one twice.
+            if percent and int(percent[-1]) > done:
+                done = int(percent[-1])
+                progress("send  by rsync, percent", done, 100)
+            if channel.aborted:
+                rsync.terminate()
         reasons = rsync.stderr.read().decode(errors="replace").strip().splitlines()
     if rsync.returncode:
         if any("No space left" in line for line in reasons):

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from gft_edge.bundle.specs import Progress, Say
 from gft_edge.errors import RemoteError
@@ -35,21 +37,38 @@ Word = str | There
 Line = Callable[[str], None]
 
 
+# Beyond it certificates are not valid, and files look older than they are.
+CLOCK_OFF_S = 24 * 3600
+
+
 class Device:
-    """An open connection to a device on which gft-edge runs; a context manager."""
+    """A device on which gft-edge runs: a context manager that connects, and ends what runs there."""
 
     def __init__(self, host: str, progress: Progress, say: Say) -> None:
-        """Connect. Raises RemoteError, UsageError."""
         self.host = host
+        self.interrupted = False
         self._progress = progress
         self._say = say
         self._channel = Channel(host, say)
-        self.facts: Mapping[str, object] = self._channel.facts
+        self._running = False
         self._runner: list[str] = []
         self._env: dict[str, str] = {}
         self._roots = 0
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the device says of itself (remote/agent/serve.py)."""
+        return self._channel.facts
+
     def __enter__(self) -> Device:
+        """Connect. Raises RemoteError, UsageError."""
+        self._channel.open()
+        off = self.facts["time"] - time.time()
+        if abs(off) > CLOCK_OFF_S:
+            self._say(
+                f"the clock of {self.host} is {abs(off) / 86400:.0f} days {'fast' if off > 0 else 'slow'}: "
+                "set it (sudo timedatectl set-ntp true), or nothing can be installed there"
+            )
         return self
 
     def __exit__(
@@ -107,8 +126,8 @@ class Device:
 
     def has(self, sha256s: Iterable[str]) -> set[str]:
         """Which of these files the device has."""
-        wanted = [*sha256s]
-        missing = self._channel.ask("have", json.dumps(wanted).encode())["missing"]
+        wanted = dict.fromkeys(sha256s)
+        missing = self._channel.ask("have", json.dumps(wanted).encode(), send=False)["missing"]
         return {*wanted} - {*missing}
 
     def run(self, words: Sequence[Word], printed: Line, told: Line) -> int:
@@ -121,10 +140,12 @@ class Device:
             words=[*self._runner, *(w if isinstance(w, str) else {"there": w.path} for w in words)],
             env=self._env,
         )
+        self._running = True
         streams = {"stdout": _Lines(printed), "stderr": _Lines(lambda line: self._tell(line, told))}
         while True:
             message, payload = self._channel.receive()
             if message["op"] == "exit":
+                self._running = False
                 for stream in streams.values():
                     stream.end()
                 return int(message["code"])
@@ -139,7 +160,14 @@ class Device:
             self._progress(text, done, total)
 
     def interrupt(self) -> None:
-        """Do to the command what Ctrl-C does; `run` returns when it has ended."""
+        """Do to the command what Ctrl-C does: `run` returns when it has ended.
+
+        Where none runs the connection ends: whoever waits for the device gets a RemoteError.
+        """
+        self.interrupted = True
+        if not self._running:
+            self._channel.abort()
+            return
         with suppress(RemoteError):
             self._channel.send("interrupt")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -12,18 +12,29 @@ import sys
 import tempfile
 import zipfile
 
-from gft_edge.remote.agent.messages import Desk, RefusedError
-from gft_edge.remote.agent.store import linked_or_copied
+from gft_edge.remote.agent.messages import NO_SPACE, Desk, RefusedError
+from gft_edge.remote.agent.store import linked_or_copied, locked
+
+# In an environment: the requirements that were installed in it.
+RECORD = "gft-edge.json"
+PARTIAL = ".partial-"
+# What pip says of an index that it does not reach, before it blames the requirement.
+UNREACHED = ("Retrying (", "Max retries", "NewConnectionError", "ConnectTimeout")
 
 
 def unpacked(archive: str, folder: str) -> None:
     """Unpack a zip file into a new folder, whole or not at all."""
-    partial = tempfile.mkdtemp(prefix=".partial-", dir=os.path.dirname(folder))
+    partial = tempfile.mkdtemp(prefix=PARTIAL, dir=os.path.dirname(folder))
     try:
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(partial)
         os.chmod(partial, 0o755)
-        os.rename(partial, folder)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            # Another desk was quicker, with the same files.
+            if not os.path.isdir(folder):
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -43,7 +54,7 @@ def python_of(env: str) -> str:
 def requirements_met(env: str) -> list[str]:
     """The requirements that were installed in an environment; none where there is none to go on with."""
     try:
-        with open(os.path.join(env, "gft-edge.json"), encoding="utf-8") as file:
+        with open(os.path.join(env, RECORD), encoding="utf-8") as file:
             met: list[str] = json.load(file)
     except (OSError, ValueError):
         return []
@@ -58,9 +69,7 @@ def install(
     They come from the device's package index, or from the folder `wheels` alone. `pip` is a zip file with pip
     in it. Raises RefusedError with pip's reason.
     """
-    with open(f"{env}.lock", "wb") as lock:
-        # Another desk may be installing.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(f"{env}.lock", desk):
         met = requirements_met(env)
         needed = [each for each in requirements if each not in met]
         if not needed:
@@ -70,11 +79,15 @@ def install(
             shutil.rmtree(env, ignore_errors=True)
             # Debian and JetPack have no ensurepip without python3-venv.
             words = ["-m", "venv", "--without-pip", "--system-site-packages", env]
-            _run([sys.executable, *words], "no virtual environment can be made")
+            version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            what = f"no virtual environment can be made (apt install python{version}-venv)"
+            _run([sys.executable, *words], what)
         desk.say(f"installing {', '.join(needed)}")
         _install(python_of(env), pip, needed, wheels, folder)
-        with open(os.path.join(env, "gft-edge.json"), "w", encoding="utf-8") as file:
+        record = os.path.join(env, RECORD)
+        with open(f"{record}.new", "w", encoding="utf-8") as file:
             json.dump(sorted({*met, *needed}), file)
+        os.replace(f"{record}.new", record)
 
 
 def commands_environment(folder: str) -> dict[str, str]:
@@ -93,7 +106,8 @@ def commands_environment(folder: str) -> dict[str, str]:
 def _install(
     python: str, pip: str, requirements: list[str], wheels: str | None, folder: str
 ) -> None:
-    words = ["install", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
+    # --no-user: a pip.conf may ask for it, and nothing is written outside of the folder.
+    words = ["install", "--no-user", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
     if wheels is not None:
         words += ["--no-index", "--find-links", wheels]
     env = commands_environment(folder)
@@ -110,5 +124,11 @@ def _run(words: list[str], what: str, env: dict[str, str] | None = None) -> None
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
+        if any(word in line for line in lines for word in UNREACHED):
+            raise RefusedError(
+                f"{what}: the device reaches no package index; --offline fetches here what it needs"
+            )
+        if any(os.strerror(errno.ENOSPC) in line for line in lines):
+            raise RefusedError(f"{what}: {NO_SPACE}")
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
         raise RefusedError(f"{what}: {errors[-1].strip()}")

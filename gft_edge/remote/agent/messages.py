@@ -17,6 +17,7 @@ PIECE_BYTES = 1 << 18
 SILENCE_S = 60.0
 # The agent's first line, behind whatever the login shell printed.
 MARKER = b"gft-edge agent\n"
+NO_SPACE = "no space is left there: gft-edge doctor --on HOST --clean removes what was sent"
 
 
 class RefusedError(Exception):
@@ -66,6 +67,6 @@ def reason_of(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space is left there: gft-edge doctor --on HOST --clean removes what was sent"
+        return NO_SPACE
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from gft_edge.remote.agent.environment import (
+    PARTIAL,
     commands_environment,
     env_folder,
     install,
@@ -32,6 +33,14 @@ from gft_edge.remote.agent.store import Store, linked_or_copied
 # What a command that was interrupted has to end in, before it is killed.
 INTERRUPT_S = 15.0
 UNUSED_S = 60 * 24 * 3600
+# What one of NVIDIA's drivers makes: a GPU's, a Jetson's of JetPack 5 and 6, WSL's.
+NVIDIA = (
+    "/proc/driver/nvidia/version",
+    "/dev/nvidia0",
+    "/dev/nvhost-gpu",
+    "/dev/nvgpu",
+    "/dev/dxg",
+)
 
 Message = dict[str, Any]
 
@@ -42,7 +51,9 @@ class Agent:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self._folder = os.path.join(cache, "gft-edge", "device")
+        self._name = os.path.abspath(os.path.join(cache, "gft-edge", "device"))
+        # Commands print the names of their files without links.
+        self._folder = os.path.realpath(self._name)
         self._store = Store(os.path.join(self._folder, "store"))
         self._work = ""
         self._lock: BinaryIO | None = None
@@ -79,7 +90,11 @@ class Agent:
             "board": _board(),
             "numpy": _version("numpy"),
             "tensorrt": importlib.util.find_spec("tensorrt") is not None,
+            "tensorrt_rtx": importlib.util.find_spec("tensorrt_rtx") is not None,
+            "nvidia": any(map(os.path.exists, NVIDIA)),
             "rsync": shutil.which("rsync") is not None,
+            "incoming": self._store.incoming,
+            "time": time.time(),
         }
 
     def on_begin(self, message: Message, payload: bytes) -> Message:
@@ -87,9 +102,10 @@ class Agent:
         try:
             for name in ("store/incoming", "work", "package", "env", "cache/tmp"):
                 os.makedirs(os.path.join(self._folder, name), exist_ok=True)
-            with open(os.path.join(self._folder, "work.lock"), "wb") as lock:
+            with open(self._works_lock(), "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._others()
+                if not self._others():
+                    self._remove_unused()
                 self._work = tempfile.mkdtemp(
                     prefix=f"{os.getpid()}-", dir=os.path.join(self._folder, "work")
                 )
@@ -98,8 +114,10 @@ class Agent:
         except OSError as error:
             reason = f"{self._folder} cannot be written ({error.strerror})"
             raise RefusedError(f"{reason}: gft-edge keeps there what it needs") from error
-        self._remove_unused()
         return {}
+
+    def _works_lock(self) -> str:
+        return os.path.join(self._folder, "work.lock")
 
     def _others(self) -> list[str]:
         """The folders of other contacts; those that are over are removed."""
@@ -109,19 +127,31 @@ class Agent:
         return [path for path in others if not _removed_if_abandoned(path)]
 
     def _remove_unused(self) -> None:
-        for part in ("store", "store/incoming", "package"):
+        """Remove what nobody asked for in months, and what contacts that were killed left."""
+        for part in ("store", "store/incoming", "package", "cache/tmp"):
             for entry in os.scandir(os.path.join(self._folder, part)):
-                if time.time() - entry.stat().st_mtime < UNUSED_S or entry.name == "incoming":
+                left = part == "cache/tmp" or entry.name.startswith(PARTIAL)
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > UNUSED_S
+                if entry.name == "incoming" or not (left or old):
                     continue
-                if entry.is_dir():
+                if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
                     os.unlink(entry.path)
 
     def on_have(self, message: Message, payload: bytes) -> Message:
-        """Say which of the files that the payload lists are missing, and how much of each is here."""
+        """Say which of the payload's sha256 -> size are missing, and how much of each is here.
+
+        Where they are to be sent, no other desk sends until `sent` or `received`.
+        """
         disk = os.statvfs(self._folder)
-        missing = self._store.missing(json.loads(payload))
+        wanted: dict[str, int | None] = json.loads(payload)
+        missing = self._store.missing(wanted)
+        if missing and message["send"]:
+            self._store.claim(self._desk)
+            missing = self._store.missing(wanted)
+            if not missing:
+                self._store.release()
         return {"missing": missing, "free_bytes": disk.f_bavail * disk.f_frsize}
 
     def on_put(self, message: Message, payload: bytes) -> None:
@@ -131,10 +161,6 @@ class Agent:
     def on_sent(self, message: Message, payload: bytes) -> Message:
         """Keep what came by `put`."""
         return {"failed": self._store.sent()}
-
-    def on_rsync(self, message: Message, payload: bytes) -> Message:
-        """Say where rsync may write, if it may."""
-        return {"incoming": self._store.incoming if self._store.open_to_rsync() else None}
 
     def on_received(self, message: Message, payload: bytes) -> Message:
         """Keep what came by rsync."""
@@ -240,15 +266,17 @@ class Agent:
 
     def on_clean(self, message: Message, payload: bytes) -> Message:
         """Remove all that was put on this device."""
-        if self._others():
-            raise RefusedError(
-                f"{self._folder} is in use by another desk: try again when it is done"
-            )
         there = os.path.isdir(self._folder)
         if there:
-            shutil.rmtree(self._folder)
+            with open(self._works_lock(), "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._others():
+                    raise RefusedError(
+                        f"{self._folder} is in use by another desk: try again when it is done"
+                    )
+                shutil.rmtree(self._folder)
             with suppress(OSError):
-                os.rmdir(os.path.dirname(self._folder))
+                os.rmdir(os.path.dirname(self._name))
         return {"folder": self._folder, "there": there}
 
 

@@ -6,9 +6,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import BinaryIO
 
-from gft_edge.remote.agent.messages import RefusedError, reason_of
+from gft_edge.remote.agent.messages import Desk, RefusedError, reason_of
 
 
 class Store:
@@ -19,22 +21,39 @@ class Store:
         self.incoming = os.path.join(folder, "incoming")
         self._parts: dict[str, BinaryIO] = {}
         self._failed: dict[str, str] = {}
-        self._rsync: BinaryIO | None = None
+        self._sending: BinaryIO | None = None
 
     def path(self, sha256: str) -> str:
         """Return where a file of this content lies, or would lie."""
         return os.path.join(self.folder, sha256)
 
-    def missing(self, wanted: list[str]) -> dict[str, int]:
-        """Return the files that are not here, with how many bytes of each are."""
+    def missing(self, wanted: Mapping[str, int | None]) -> dict[str, int]:
+        """Return the files, by sha256, that are not here, with how many bytes of each are.
+
+        `wanted` has their sizes, where they are known: a power cut may leave a file without its content.
+        """
         absent = {}
-        for sha256 in wanted:
-            try:
-                os.utime(self.path(sha256))
-            except FileNotFoundError:
-                part = os.path.join(self.incoming, sha256)
-                absent[sha256] = os.path.getsize(part) if os.path.exists(part) else 0
+        for sha256, size in wanted.items():
+            path, part = self.path(sha256), os.path.join(self.incoming, sha256)
+            with suppress(FileNotFoundError):
+                if size in (None, os.path.getsize(path)):
+                    os.utime(path)
+                    continue
+                os.unlink(path)
+            there = os.path.getsize(part) if os.path.exists(part) else 0
+            absent[sha256] = there if size is None or there <= size else 0
         return absent
+
+    def claim(self, desk: Desk) -> None:
+        """Let no other desk send until `release`: two would write into the same file."""
+        if self._sending is None:
+            self._sending = locked(os.path.join(self.folder, "sending.lock"), desk)
+
+    def release(self) -> None:
+        """Let other desks send."""
+        if self._sending is not None:
+            self._sending.close()
+        self._sending = None
 
     def put(self, sha256: str, offset: int, piece: bytes) -> None:
         """Write a piece of a file; why one fails is told by `sent`."""
@@ -51,11 +70,6 @@ class Store:
 
     def _opened(self, sha256: str, offset: int) -> BinaryIO:
         part = open(os.path.join(self.incoming, sha256), "ab")  # noqa: SIM115
-        try:
-            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            part.close()
-            raise RefusedError("another desk is sending the same file: try again") from None
         part.truncate(offset)
         return part
 
@@ -74,19 +88,9 @@ class Store:
     def sent(self) -> dict[str, str]:
         """Return why files that were put are not kept, by sha256."""
         self._close()
+        self.release()
         failed, self._failed = self._failed, {}
         return failed
-
-    def open_to_rsync(self) -> bool:
-        """Whether rsync may write into `incoming` now: one desk at a time may."""
-        lock = open(os.path.join(self.folder, "rsync.lock"), "wb")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            return False
-        self._rsync = lock
-        return True
 
     def received(self, names: list[str]) -> dict[str, str]:
         """Keep what rsync brought; return why a file is not kept, by sha256."""
@@ -96,8 +100,7 @@ class Store:
                 self._keep(sha256)
             except (OSError, RefusedError) as error:
                 failed[sha256] = reason_of(error)
-        if self._rsync is not None:
-            self._rsync.close()
+        self.release()
         return failed
 
     def _keep(self, sha256: str) -> None:
@@ -111,7 +114,7 @@ class Store:
     def adopt(self, path: str) -> str:
         """Take a file that was made here into the store, and return its sha256."""
         sha256 = sha256_of(path)
-        if not os.path.exists(self.path(sha256)):
+        with suppress(FileExistsError):
             linked_or_copied(path, self.path(sha256))
         return sha256
 
@@ -129,7 +132,20 @@ def linked_or_copied(source: str, path: str) -> None:
     """Give a file a second name, or copy it where the disk has no links."""
     try:
         os.link(source, path)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError:
-        shutil.copyfile(source, path)
+        partial = f"{path}.{os.getpid()}"
+        shutil.copyfile(source, partial)
+        os.replace(partial, path)
+
+
+def locked(path: str, desk: Desk) -> BinaryIO:
+    """Lock a file, until it is closed; wait for another desk that has it."""
+    lock = open(path, "wb")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        desk.say("waiting for another desk, which sends or installs there")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
