@@ -10,7 +10,7 @@ from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.specs import Progress, Say
 from gft_edge.cli.answers import Answer, only
-from gft_edge.cli.build_command import engine_fetched
+from gft_edge.cli.build_command import built_on
 from gft_edge.cli.errand import Here, Word
 from gft_edge.cli.on_devices import OnDevices
 from gft_edge.errors import RemoteError, UsageError
@@ -54,7 +54,7 @@ class Device:
     def build(self, bundle: Path, explain: bool, progress: Progress, say: Say) -> None:
         """Build the engine there; it comes back into the bundle."""
         words: list[Word] = ["build", *(["--explain"] if explain else []), _here(bundle)]
-        only(self._devices.do(words, [bundle], fetch=engine_fetched(bundle), report=progress))
+        only(built_on(self._devices, words, bundle, progress))
 
     def misses(
         self, bundle: Path, fp32: Path, images: ImageSet, progress: Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import click
 
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.manifest import Engine
+from gft_edge.bundle.specs import Progress
 from gft_edge.bundle.store import read_bundle, read_manifest
 from gft_edge.cli.answers import Answer, finish, fleet_table, only, print_answers
-from gft_edge.cli.errand import Fetch
+from gft_edge.cli.errand import Word
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
-from gft_edge.cli.options import PATH, engine_options, engine_settings, json_option
+from gft_edge.cli.options import (
+    PATH,
+    engine_options,
+    engine_settings,
+    json_option,
+    refuse_given,
+)
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.nvidia.adopt import adopt_engine
 from gft_edge.nvidia.build import build_engine
@@ -51,6 +59,11 @@ def command(
     """
     settings = engine_settings(options, read_manifest(bundle).engine_settings)
     if devices is not None:
+        refuse_given(
+            "timing_cache",
+            why="is a file of the machine that builds, and with --on the timings come back with the "
+            "engine: leave it out",
+        )
         _on(devices, bundle, as_json)
         return
     try:
@@ -80,14 +93,13 @@ def command(
 
 def _on(devices: OnDevices, bundle: Path, as_json: bool) -> None:
     read_bundle(bundle)
-    words = devices.words(sent=("bundle",), here=("timing_cache",))
-    answers = devices.do(words, [bundle], fetch=engine_fetched(bundle))
+    answers = built_on(devices, devices.words(sent=("bundle",)), bundle)
     if len(answers) == 1:
         only(answers)
     if as_json:
         print_answers(answers)
     elif len(answers) == 1:
-        show(engine_table(bundle, from_json(Engine, answers[0].document["engine"], "the engine")))
+        show(engine_table(bundle, _engine(answers[0])))
         host = quoted(answers[0].host)
         next_line(f"gft-edge verify {quoted(bundle)} --on {host}")
     else:
@@ -96,29 +108,39 @@ def _on(devices: OnDevices, bundle: Path, as_json: bool) -> None:
     finish(answers)
 
 
-def engine_fetched(bundle: Path) -> Fetch:
-    """Take the engine that `build` made on a device into the bundle here."""
+def built_on(
+    devices: OnDevices, words: Sequence[Word], bundle: Path, report: Progress | None = None
+) -> list[Answer]:
+    """Have devices do `words`, a `build` of the bundle, and take their engines into the bundle here."""
+    with tempfile.TemporaryDirectory(prefix="gft-edge-") as name:
+        fetched: dict[str, dict[str, Path]] = {}
 
-    def fetch(device: Device, root: str, answer: Answer) -> None:
-        if answer.document is None:
-            return
-        engine = from_json(Engine, answer.document["engine"], "the engine")
-        made = {place.partition("/")[2].partition("/")[2]: sha256
-                for place, sha256 in device.made(root).items()}  # fmt: skip
-        files = [engine.path, *([engine.timing_cache] if engine.timing_cache else [])]
-        with tempfile.TemporaryDirectory(prefix="gft-edge-") as name:
-            fetched = {}
-            for path in files:
-                # What was sent with the bundle is here already.
-                if path in made:
-                    fetched[path] = Path(name, Path(path).name)
-                    device.fetch(made[path], fetched[path])
-            adopt_engine(bundle, engine, fetched)
+        def fetch(device: Device, root: str, answer: Answer) -> None:
+            if answer.document is None:
+                return
+            made = {place.partition("/")[2].partition("/")[2]: sha256
+                    for place, sha256 in device.made(root).items()}  # fmt: skip
+            engine = _engine(answer)
+            files = [engine.path, *([engine.timing_cache] if engine.timing_cache else [])]
+            # What was sent with the bundle is here already.
+            mine = {path: Path(name, answer.host, made[path]) for path in files if path in made}
+            for path, place in mine.items():
+                device.fetch(made[path], place)
+            fetched[answer.host] = mine
 
-    return fetch
+        answers = devices.do(words, [bundle], fetch=fetch, report=report)
+        # Not before: the bundle may still be on its way to a slower host.
+        for answer in answers:
+            if answer.host in fetched:
+                adopt_engine(bundle, _engine(answer), fetched[answer.host])
+    return answers
+
+
+def _engine(answer: Answer) -> Engine:
+    return from_json(Engine, answer.document["engine"], "the engine")
 
 
 def _row(answer: Answer) -> list[tuple[Value, ...]]:
-    engine = from_json(Engine, answer.document["engine"], "the engine")
+    engine = _engine(answer)
     made = "built" if answer.document["made"] else "was there"
     return [(engine.path, f"{engine.flavor} {engine.version}", engine.build_seconds, made)]
