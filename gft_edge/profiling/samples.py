@@ -98,10 +98,10 @@ def paired_ratio(
     ratios = sorted(
         statistics.median(a) / statistics.median(b) for a, b in zip(ours, first, strict=False)
     )
-    return statistics.median(ratios), _median_interval(ratios)
+    return statistics.median(ratios), median_interval(ratios)
 
 
-def _median_interval(ordered: Sequence[float]) -> tuple[float, float] | None:
+def median_interval(ordered: Sequence[float]) -> tuple[float, float] | None:
     """The samples at the ranks outside of which a fair coin leaves 2.5 % on either side."""
     count = len(ordered)
     outside, rank = 0.0, 0
