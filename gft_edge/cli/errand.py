@@ -87,6 +87,10 @@ class Errand:
                     device.interrupt()
         for fault in self.faults:
             raise fault
+        if len(answers) > 1:
+            for answer in answers.values():
+                if answer.error is not None:
+                    say(f"{answer.host}: Error: {answer.error}")
         return [*answers.values()]
 
     def _on(self, answer: Answer, report: Progress, ended: threading.Event) -> None:
@@ -111,9 +115,7 @@ class Errand:
             self.faults.append(fault)
         finally:
             del self.open[answer.host]
-        if several and answer.error is not None:
-            remark(f"Error: {answer.error}")
-        ended.set()
+            ended.set()
 
     def _run(self, device: Device, answer: Answer, remark: Say) -> None:
         device.prepare(_extras(self.bundles, self.backend, device), self.offline)
