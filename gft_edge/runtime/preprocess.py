@@ -17,20 +17,10 @@ from gft_edge.bundle.specs import InputDtype, Preprocessing
 from gft_edge.errors import ImageError
 from gft_edge.runtime.deep_pixels import DEEP_MODES, rgb_from_deep
 from gft_edge.runtime.image_formats import no_image, readable_formats
+from gft_edge.runtime.orientation import turn_of
 
 # Pillow's own decompression-bomb limit: about 683 MiB decoded.
 MAX_PIXELS = 2 * 89_478_485
-
-# What each value of EXIF's orientation asks for; 1, and any other, turns nothing.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # Pillow warns from half its limit on; only over it is an image refused. catch_warnings around each
 # image would not be safe in threads. Damaged metadata that Pillow skips is no news either.
@@ -142,7 +132,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     opened = image
     # First of all: Pillow turns a TIFF while it loads it, and forgets its orientation.
     image.load()
-    turn = _turn(image)
+    turn = turn_of(image)
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGB":
@@ -154,20 +144,6 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         # Through another mode: a palette with transparency has no direct way to RGB, nor has La.
         image = image.convert("RGBA" if image.mode == "P" else "LA")
     return image.convert("RGB")
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What the orientation asks for; nothing where the metadata cannot be read.
-
-    ImageOps.exif_transpose also writes all the metadata again, which fails for a GPS latitude stored as
-    text, and with it a sound photograph. Of an AVIF that its own box turns, Pillow 13 does so when it opens
-    it: such a one stays refused.
-    """
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    # Whatever is wrong with the metadata, the pixels are there.
-    except Exception:
-        return None
 
 
 def without_bottom(image: Image.Image, crop_bottom_px: int) -> Image.Image:

@@ -226,6 +226,24 @@ def test_a_latitude_stored_as_text_turns_the_pixels_all_the_same(kind: str) -> N
     np.testing.assert_array_equal(rgb_from_bytes(saved(image, kind, exif=damaged)), expected)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("type_of_orientation", [1, 3, 4])
+def test_a_tag_that_points_out_of_the_metadata_loses_no_orientation(
+    kind: str, order: str, type_of_orientation: int
+) -> None:
+    value = struct.pack(order + {1: "B", 3: "H", 4: "L"}[type_of_orientation], 6)
+    maker = (0x010F, 2, 5000, b"cut!")
+    # Pillow stops at the maker, whose 5000 letters are not there.
+    exif = block([maker, (0x0112, type_of_orientation, 1, value)], order)
+    exif = exif.replace(b"cut!", struct.pack(f"{order}L", 60000))
+    image = Image.fromarray(np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        turned = rgb_from_bytes(saved(image, kind, exif=b"Exif\0\0" + exif))
+    assert turned.size == (16, 24)
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     """An image in a format of Pillow's."""
     file = io.BytesIO()
