@@ -87,10 +87,6 @@ class Errand:
                     device.interrupt()
         for fault in self.faults:
             raise fault
-        if len(answers) > 1:
-            for answer in answers.values():
-                if answer.error is not None:
-                    say(f"{answer.host}: Error: {answer.error}")
         return [*answers.values()]
 
     def _on(self, answer: Answer, report: Progress, ended: threading.Event) -> None:
@@ -100,6 +96,17 @@ class Errand:
             plain = report
             report = lambda text, done, total: plain(f"{answer.host}: {text}", done, total)  # noqa: E731
         device = self.open[answer.host] = Device(answer.host, report, remark)
+        try:
+            self._tried(device, answer, remark)
+            if several and answer.error is not None:
+                remark(f"Error: {answer.error}")
+        except BaseException as fault:
+            self.faults.append(fault)
+        finally:
+            del self.open[answer.host]
+            ended.set()
+
+    def _tried(self, device: Device, answer: Answer, remark: Say) -> None:
         try:
             with device:
                 self._run(device, answer, remark)
@@ -111,11 +118,6 @@ class Errand:
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             answer.error = f"{where}{error.strerror or error}"
-        except BaseException as fault:
-            self.faults.append(fault)
-        finally:
-            del self.open[answer.host]
-            ended.set()
 
     def _run(self, device: Device, answer: Answer, remark: Say) -> None:
         device.prepare(_extras(self.bundles, self.backend, device), self.offline)
