@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import random
 import re
 import shlex
 import shutil
@@ -149,7 +148,7 @@ def traffic(host: str, bundle: Path) -> tuple[int, int]:
         folder = Path(shutil.copytree(bundle, Path(name, "bundle")))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size < LARGE_BYTES:
-            (folder / "more.bin").write_bytes(random.randbytes(LARGE_BYTES - size))
+            (folder / "more.bin").write_bytes(os.urandom(LARGE_BYTES - size))
         first = counted(Path(name), host, folder)
         manifest = read_manifest(folder)
         labels = tuple(f"kind of {label}" for label in manifest.model.labels)
