@@ -152,6 +152,7 @@ def _told_as_data() -> Progress:
         nonlocal told_at
         if time.monotonic() - told_at >= TOLD_EVERY_S or done == total:
             told_at = time.monotonic()
-            say(f"{PROGRESS_MARK}{json.dumps([text, done, total])}")
+            # Not by say, which would escape the mark.
+            click.echo(f"{PROGRESS_MARK}{json.dumps([text, done, total])}", err=True)
 
     return report

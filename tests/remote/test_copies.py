@@ -98,6 +98,16 @@ def test_a_stored_file_without_its_content_is_sent_again(device: Sshd, onnx_bund
     assert stored.stat().st_size == size
 
 
+def test_progress_is_shown_as_if_the_command_ran_here(
+    device: Sshd, onnx_bundle: Path, large_copy: Path
+) -> None:
+    words = ("profile", large_copy, "--duration", 0.3, "--min-samples", 20, "--warmup-ms", 20)
+    here, there = run(*words), run(*words, "--on", device.host)
+    expected = [line for line in here.stderr.splitlines() if not line.startswith("warning")]
+    sent = ["send  by rsync, percent"]
+    assert there.stderr.splitlines() == [*sent, *expected]
+
+
 # Connections and commands that end.
 
 
