@@ -234,9 +234,11 @@ def _start(length: int) -> str:
 
     The system's Python comes first: a Jetson's TensorRT is made for it alone.
     """
-    # Byte by byte: what a buffer read ahead would be lost to the agent.
+    # Without the working folder: a random.py of the user's would be imported from it. Byte by byte: what
+    # a buffer read ahead would be lost to the agent.
     load = (
-        f"import os,zlib;exec(zlib.decompress(bytes().join(os.read(0,1)for _ in range({length}))))"
+        "import sys;sys.path[:]=filter(None,sys.path);import os,zlib;"
+        f"exec(zlib.decompress(bytes().join(os.read(0,1)for _ in range({length}))))"
     )
     version = "import sys;sys.exit(sys.version_info<(3,10))"
     return (

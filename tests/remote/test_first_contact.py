@@ -105,7 +105,9 @@ def test_offline_a_device_without_index_and_without_ensurepip_is_made_ready(
     """As stock Ubuntu and JetPack come: python3-venv has ensurepip there."""
     absent(shims, "ensurepip")
     nowhere = "http://somebody:verysecret@127.0.0.1:9/simple"
+    # What the user keeps at home is not taken for Python's own.
     sshd = fresh({"PIP_INDEX_URL": nowhere, "PIP_RETRIES": "1", "PYTHONPATH": str(shims)})
+    absent(sshd.home, "logging")
     result = run("verify", onnx_bundle, "--on", sshd.host)
     assert result.exit_code == 1
     assert "--offline" in result.stderr.splitlines()[-1]

@@ -125,6 +125,18 @@ def test_a_shell_that_ends_gives_its_last_words(folder: Path, tmp_path: Path) ->
     refusal_of(RemoteError, Channel("board", lambda text: None).open, "account is not available")
 
 
+def test_modules_of_the_users_own_are_not_imported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ssh starts in the home folder, where a random.py may lie."""
+    home = Path(os.environ["HOME"])
+    for name in ("zlib", "random", "json", "tempfile"):
+        (home / f"{name}.py").write_text("raise ImportError('of the home folder')\n")
+    monkeypatch.chdir(home)
+    with Device("board", quiet, lambda text: None) as device:
+        assert device.clean() == (str(folder), False)
+
+
 def test_a_clock_that_is_off_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     now = time.time()

@@ -81,7 +81,8 @@ def install(
             words = ["-m", "venv", "--without-pip", "--system-site-packages", env]
             version = f"{sys.version_info[0]}.{sys.version_info[1]}"
             what = f"no virtual environment can be made (apt install python{version}-venv)"
-            _run([sys.executable, *words], what)
+            # -m imports from the working folder first, and home may have a logging.py.
+            _run([sys.executable, *words], what, os.path.dirname(env))
         desk.say(f"installing {', '.join(needed)}")
         _install(python_of(env), pip, needed, wheels, folder)
         record = os.path.join(env, RECORD)
@@ -115,12 +116,12 @@ def _install(
         archive = os.path.join(scratch, "pip.zip")
         linked_or_copied(pip, archive)
         command = [python, os.path.join(archive, "pip"), *words, *requirements]
-        _run(command, f"pip cannot install {', '.join(requirements)}", env)
+        _run(command, f"pip cannot install {', '.join(requirements)}", scratch, env)
 
 
-def _run(words: list[str], what: str, env: dict[str, str] | None = None) -> None:
+def _run(words: list[str], what: str, cwd: str, env: dict[str, str] | None = None) -> None:
     done = subprocess.run(
-        words, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
