@@ -33,6 +33,14 @@ class Here:
     as_typed: str
     needed: tuple[Path, ...] = ()
 
+    def names(self, there: str) -> dict[str, str]:
+        """What its path there, and those below it, are called here."""
+        if not self.path.is_dir():
+            return {there: self.as_typed}
+        # As paths are joined: a/ and b are a/b, . and b are b.
+        name = str(Path(self.as_typed))
+        return {**({f"{there}/": ""} if name == "." else {}), there: name}
+
     def placed(self, place: str) -> dict[str, Path]:
         """What travels, by its place there."""
         if not self.needed:
@@ -122,8 +130,9 @@ class Errand:
     def _run(self, device: Device, answer: Answer, remark: Say) -> None:
         device.prepare(_extras(self.bundles, self.backend, device), self.offline)
         root = device.place(self.content.without(_other_engines(self.places, device)))
-        names = {f"{root}/{place}": word.as_typed for place, word in self.places.items()}
-        names[f"{root}/{OUT}"] = OUT
+        names = {f"{root}/{OUT}": OUT}
+        for place, word in self.places.items():
+            names |= word.names(f"{root}/{place}")
         lines: list[str] = []
         last = ""
 

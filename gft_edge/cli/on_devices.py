@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -160,7 +161,8 @@ class OnDevices:
         as it comes; `report` draws the progress where the caller does so already. An error of a host is its
         answer's.
         """
-        places = {f"{number}/{word.path.absolute().name or 'root'}": word
+        # abspath: of .. and of a/.. the name is that of the folder.
+        places = {f"{number}/{os.path.basename(os.path.abspath(word.path)) or 'root'}": word
                   for number, word in enumerate(words) if isinstance(word, Here)}  # fmt: skip
         content = content_of(
             {at: path for place, word in places.items() for at, path in word.placed(place).items()}

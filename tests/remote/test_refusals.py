@@ -96,6 +96,23 @@ def test_an_engine_that_the_device_cannot_have_is_refused_before_anything_is_ins
     assert time.monotonic() - before < 10
 
 
+@pytest.mark.parametrize("typed", ["..", "../", "./a photo.png", ".", "../*/*.png"])
+def test_paths_are_called_as_they_are_here(
+    device: Sshd, onnx_bundle: Path, micro_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, typed: str,
+) -> None:  # fmt: skip
+    folder = tmp_path / "photos $HOME"
+    folder.mkdir()
+    image = next((micro_data / "test").rglob("*.png"))
+    (folder / "a photo.png").write_bytes(image.read_bytes())
+    monkeypatch.chdir(folder)
+    here = run("predict", onnx_bundle, typed, "--json")
+    there = run("predict", onnx_bundle, typed, "--json", "--on", device.host)
+    assert here.exit_code == there.exit_code == 0, there.output
+    (expected,), (found,) = (map(json.loads, each.stdout.splitlines()) for each in (here, there))
+    assert found["path"] == expected["path"]
+
+
 def test_paths_of_the_device_are_its_own(device: Sshd, onnx_bundle: Path, micro_data: Path) -> None:
     image = next((micro_data / "test").rglob("*.png"))
     (device.home / "a photo.png").write_bytes(image.read_bytes())

@@ -252,9 +252,9 @@ class Agent:
                 relative = os.path.relpath(path, root)
                 if name == ".lock" or not os.path.isfile(path):
                     continue
-                sha256 = self._store.adopt(path)
-                if before.get(relative) != sha256:
-                    found[relative] = sha256
+                if relative in before and self._store.holds(path, before[relative]):
+                    continue
+                found[relative] = self._store.adopt(path)
         self._desk.send("files", json.dumps(found).encode())
 
     def on_get(self, message: Message, payload: bytes) -> None:

@@ -111,6 +111,13 @@ class Store:
         os.chmod(part, 0o644)
         os.replace(part, self.path(sha256))
 
+    def holds(self, path: str, sha256: str) -> bool:
+        """Whether the file at a path is that of the store, or has its content."""
+        with suppress(FileNotFoundError):
+            if os.path.samefile(path, self.path(sha256)):
+                return True
+        return sha256_of(path) == sha256
+
     def adopt(self, path: str) -> str:
         """Take a file that was made here into the store, and return its sha256."""
         sha256 = sha256_of(path)
