@@ -145,7 +145,8 @@ class Errand:
             nonlocal last
             if line.startswith("Error: "):
                 answer.error = _replaced(line.removeprefix("Error: "), names)
-            else:
+            # A Python that Ctrl-C ends while it imports says much, in several ways.
+            elif not device.interrupted or line.startswith("interrupted"):
                 last = _replaced(line, names)
                 remark(last)
 

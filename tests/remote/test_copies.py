@@ -160,6 +160,20 @@ def test_ctrl_c_in_a_profile_reports_the_samples_so_far(
     assert left_in_work(device) == []
 
 
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.3])
+def test_ctrl_c_while_the_command_starts_says_no_more_than_that(
+    device: Sshd, desk: Desk, onnx_bundle: Path, after_s: float
+) -> None:
+    process = desk("profile", onnx_bundle, "--on", device.host, *LONG)
+    until(lambda: bool(device.running("gft_edge profile")))
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert told.startswith(f"Error: {device.host}: interrupted"), told
+    assert len(told.splitlines()) == 1, told
+
+
 def test_ctrl_c_in_a_copy_ends_it(device: Sshd, wired: Wired, desk: Desk, large_copy: Path) -> None:
     wire, host = wired(device)
     wire.slow_s = 0.05

@@ -145,14 +145,17 @@ class Loopback:
         self.alias(sshd.host, port)
         return sshd
 
-    def alias(self, host: str, port: int, key: str = "user") -> None:
-        """Let ssh know a host by this name, which it opens with the key `user` or `other`."""
+    def alias(self, host: str, port: int, key: str = "user", more: str = "") -> None:
+        """Let ssh know a host by this name, which it opens with the key `user` or `other`.
+
+        `more` is a line of its configuration, or several.
+        """
         known = self.folder / f"known-{host}"
         known.write_text(f"[127.0.0.1]:{port} {(self.folder / 'host.pub').read_text()}")
         lines = (
             f"HostName 127.0.0.1\nPort {port}", f"User {self.user}\nUserKnownHostsFile {known}",
             f"IdentityFile {self.folder / key}\nIdentitiesOnly yes\nStrictHostKeyChecking yes",
-            "GlobalKnownHostsFile /dev/null",
+            f"GlobalKnownHostsFile /dev/null\n{more}",
         )  # fmt: skip
         with self._config.open("a") as file:
             file.write(f"Host {host}\n" + "\n".join(lines) + "\n")
