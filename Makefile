@@ -34,6 +34,7 @@ coverage: $(INSTALLED)
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu" $(ROOMS)
 
+# A machine with a GPU but without this tree or internet: benchmarks/first_gpu.sh.
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu
 
