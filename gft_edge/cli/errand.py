@@ -153,8 +153,11 @@ class Errand:
         command, *words = [self._there(word, root) for word in self.words]
         code = device.run([command, "--json", *words], printed, told)
         answer.exit_code = code if code >= 0 else 1
-        if device.interrupted and not lines:
-            answer.error = answer.error or "interrupted"
+        if device.interrupted and (self.each is not None or not lines):
+            # It may have said more of what that did, or something that is not so.
+            said = answer.error or ""
+            answer.error = said if said.startswith("interrupted") else "interrupted"
+            answer.exit_code = 1
         elif code < 0:
             answer.error = _ended_by(-code)
         elif code and not lines:

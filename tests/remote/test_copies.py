@@ -66,7 +66,8 @@ def test_a_copy_that_breaks_off_goes_on(
     assert wire.count() < 11 * MB
     wire.mend()
     assert run("verify", large_copy, "--on", host).exit_code == 0
-    assert wire.count() < 8 * MB
+    # The other 6 MB, and what was on its way when the wire was cut.
+    assert wire.count() < 9 * MB
     assert left_in_work(device) == []
     assert os.listdir(device.folder / "store" / "incoming") == []
 
