@@ -135,7 +135,7 @@ class Run:
             said = f"{output.count(ROW)} rows; {last_line(errors)}".rstrip("; ")
         elif step.reads == "tests":
             said = "; ".join([last_line(output) or said, *skipped(output)])
-        self.judge(step, code, document, said)
+        self.judge(step, code, said)
         outcome = OUTCOMES.get(code, f"exit code {code}")
         if step.reads == "tests" and (code == 5 or " passed" not in output):
             outcome = "no test passed"
@@ -151,12 +151,12 @@ class Run:
             return f"TensorRT was not run: {self.no_engines}"
         return "the time is up" if self.left_s() < FEWEST_S else None
 
-    def judge(self, step: Step, code: int | None, document: Any, said: str) -> None:
+    def judge(self, step: Step, code: int | None, said: str) -> None:
         """Let the first build and the first verification say whether TensorRT builds and runs here."""
-        if step.reads == "build" and code not in (0, None) and not self.built():
+        # 2 is a library that is missing or does not serve this GPU; 1 is what went wrong with one bundle.
+        if code == 2 and step.reads == "build" and not self.built():
             self.no_builder = said
-        # 1 is a verdict, and a verdict needs an engine that ran.
-        elif step.reads == "verify" and code not in (0, 1, None) and not self.data["latencies"]:
+        elif code == 2 and step.reads == "verify" and self.built() and not self.data["latencies"]:
             self.no_engines = said
         for reason in (self.no_builder, self.no_engines):
             text = f"TensorRT was not run: {reason}"
@@ -266,7 +266,7 @@ def main() -> None:
         bundles = unpack(run)
         if not bundles:
             run.no_builder = "no bundle was carried"
-        for step in steps(bundles):
+        for step in steps(bundles, on_gpu=run.data["machine"]["gpu"] is not None):
             run.do(step)
     except StoppedError as stopped:
         for name in SIGNALS:

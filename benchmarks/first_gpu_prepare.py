@@ -69,7 +69,9 @@ def main() -> None:
     if unknown := set(groups) - {*WHEELS, ""}:
         parser.error(f"--wheels {', '.join(unknown)}: choose from {', '.join(WHEELS)}")
     folder: Path = given.folder
-    (folder / "wheels").mkdir(parents=True, exist_ok=True)
+    # Bundles take minutes and are kept; wheels are of this tree and of the Python that is asked for.
+    shutil.rmtree(folder / "wheels", ignore_errors=True)
+    (folder / "wheels").mkdir(parents=True)
     (folder / "bundles").mkdir(exist_ok=True)
     left_out = [f"wheels of {name}: {WHEELS[name]}" for name in WHEELS if name not in groups]
     left_out.append("wheels of PyTorch: it is used where the machine has it")
@@ -204,8 +206,10 @@ def room(folder: Path, given: argparse.Namespace) -> float:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of all files that are carried; a run leaves others beside them."""
+    carried = [folder / name for name in ("wheels", "bundles", "source")]
+    files = [file for place in carried for file in place.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 if __name__ == "__main__":

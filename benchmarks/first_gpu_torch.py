@@ -197,12 +197,12 @@ def measured_in_turn(
                     break
             times[name] += turn
             medians[name].append(statistics.median(turn))
-    first = next(iter(calls))
+    first, where = next(iter(calls)), "" if machine.device.type == "cuda" else " on a CPU"
     return [
         {
             "network": name,
             "precision": precision,
-            "how": f"PyTorch {how}",
+            "how": f"PyTorch {how}{where}",
             "batch": batch,
             "median_ms": statistics.median(times[name]),
             "calls": len(times[name]),

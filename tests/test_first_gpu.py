@@ -115,33 +115,26 @@ def test_the_gpu_tests_that_the_steps_name_are_there(folder: Path) -> None:
         assert f"def {test}" in (ROOT / file).read_text()
 
 
+REFUSES = "import sys; sys.stderr.write('Error: no library knows 9.0'); sys.exit({code})"
+ROW = (
+    '{"row": "latency", "network": "a", "precision": "fp16", "how": "eager", "batch": 1, '
+    '"median_ms": 2.0, "dense_by_this": 1.5}'
+)
+
+
 def test_without_tensorrt_its_steps_are_named_and_pytorch_is_next(
     run_of: Callable[..., first_gpu.Run], folder: Path
 ) -> None:
     run = run_of()
-    run.do(
-        step(
-            "build one",
-            "import sys; sys.exit('Error: no library knows 9.0')",
-            30,
-            "build",
-            "builder",
-        )
-    )
-    run.do(step("build two", "print('{}')", 30, "build", "builder"))
-    run.do(step("profile", "print('{}')", 30, "profile", "engines"))
-    run.do(
-        step(
-            "PyTorch",
-            """print('{"row": "latency", "network": "a", "precision": "fp16", '
-        '"how": "eager", "batch": 1, "median_ms": 2.0, "dense_by_this": 1.5}')""",
-            30,
-            "rows",
-        )
-    )
+    run.do(step("build one", REFUSES.format(code=1), reads="build", needs="builder"))
+    run.do(step("build two", REFUSES.format(code=2), reads="build", needs="builder"))
+    run.do(step("build three", "print('{}')", reads="build", needs="builder"))
+    run.do(step("profile", "print('{}')", reads="profile", needs="engines"))
+    run.do(step("PyTorch", f"print({ROW!r})", reads="rows"))
     found = results(folder)
     assert [one["outcome"] for one in found["steps"]] == [
         "exit code 1",
+        "exit code 2",
         "not run",
         "not run",
         "done",
@@ -173,12 +166,12 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import first_gpu
 from first_gpu_steps import Step
-row = '{"row": "latency", "network": "a", "precision": "fp16", "how": "eager", "batch": 1, '
-row += '"median_ms": 2.0, "dense_by_this": 1.5}'
+row = sys.argv[3]
 first_gpu.install = lambda run, index: None
-first_gpu.steps = lambda bundles: [
+first_gpu.steps = lambda bundles, on_gpu: [
     Step("first", 30, ("-c", "print('the first one')")),
-    Step("second", 30, ("-c", f"import time; print({row!r}, flush=True); time.sleep(300)"), reads="rows"),
+    Step("second", 30, ("-c", f"import time; print({row!r}, flush=True); time.sleep(300)"),
+         reads="rows"),
     Step("third", 30, ("-c", "")),
 ]
 sys.argv[1:] = [sys.argv[2], "--rehearse"]
@@ -193,7 +186,7 @@ def test_a_kill_in_the_middle_leaves_the_table_so_far(
     run_of()  # its Python
     file = folder / "results" / "first_gpu.json"
     running = subprocess.Popen(
-        [sys.executable, "-c", WHOLE_RUN, ROOT / "benchmarks", folder], start_new_session=True
+        [sys.executable, "-c", WHOLE_RUN, ROOT / "benchmarks", folder, ROW], start_new_session=True
     )
     end = time.monotonic() + 60
     while not file.exists() or not results(folder)["latencies"]:
@@ -255,7 +248,10 @@ def test_pytorch_prints_a_row_a_network_and_says_what_fails(
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     networks = ["deit_tiny_patch16_224", "gft_tiny_edge"]
     assert [row["network"] for row in rows] == 2 * networks
-    assert [row["how"] for row in rows] == 2 * ["PyTorch eager"] + 2 * ["PyTorch training step"]
+    assert [row["how"] for row in rows] == [
+        *2 * ["PyTorch eager on a CPU"],
+        *2 * ["PyTorch training step on a CPU"],
+    ]
     assert rows[0]["dense_by_this"] == rows[2]["dense_by_this"] == 1
 
     def refuse() -> None:
