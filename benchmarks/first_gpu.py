@@ -132,7 +132,11 @@ class Run:
             except (KeyError, TypeError, ZeroDivisionError) as error:
                 said = f"its JSON is not as expected: {error!r}"
         elif step.reads == "rows":
-            said = f"{output.count(ROW)} rows; {last_line(errors)}".rstrip("; ")
+            # The profiler logs too.
+            told = [
+                line for line in errors.splitlines() if line.startswith(("failed:", "the time"))
+            ]
+            said = "; ".join([f"{output.count(ROW)} rows", *told, *([said] if code else [])])
         elif step.reads == "tests":
             said = "; ".join([last_line(output) or said, *skipped(output)])
         self.judge(step, code, said)

@@ -49,6 +49,11 @@ class Machine:
     device: torch.device
     end: float
 
+    @property
+    def where(self) -> str:
+        """What a row that is not of a GPU says."""
+        return "" if self.device.type == "cuda" else " on a CPU"
+
     def wait(self) -> None:
         """Wait until the GPU has done what it was given."""
         if self.device.type == "cuda":
@@ -73,12 +78,16 @@ def main() -> None:
     batches, precisions = [int(text) for text in given.batches.split(",")], given.precisions
     for work in given.only.split(","):
         for size in given.sizes.split(","):
-            for rows in WORKS[work](machine, size, batches, precisions.split(",")):
-                for row in rows:
-                    print(json.dumps({"row": work, **row}), flush=True)
-                if time.monotonic() > machine.end:
-                    print(f"the time is up in {work} of {size}", file=sys.stderr)
-                    return
+            try:
+                for rows in WORKS[work](machine, size, batches, precisions.split(",")):
+                    for row in rows:
+                        print(json.dumps({"row": work, **row}), flush=True)
+                    if time.monotonic() > machine.end:
+                        print(f"the time is up in {work} of {size}", file=sys.stderr)
+                        return
+            # What follows may do all the same.
+            except RuntimeError as error:
+                failed(f"{work} of {size}", error)
 
 
 def latency(
@@ -153,8 +162,8 @@ def kernels(
         total = sum(time_us for _, time_us, _ in found) or 1
         found.sort(key=lambda one: -one[1])
         yield [
-            {"network": name, "precision": precision, "how": "PyTorch eager", "kernel": kernel,
-             "ms": time_us / 1000, "share": time_us / total, "calls": count}
+            {"network": name, "precision": precision, "how": f"PyTorch eager{machine.where}",
+             "kernel": kernel, "ms": time_us / 1000, "share": time_us / total, "calls": count}
             for kernel, time_us, count in found[:TOP_KERNELS]
         ]  # fmt: skip
 
@@ -197,12 +206,12 @@ def measured_in_turn(
                     break
             times[name] += turn
             medians[name].append(statistics.median(turn))
-    first, where = next(iter(calls)), "" if machine.device.type == "cuda" else " on a CPU"
+    first = next(iter(calls))
     return [
         {
             "network": name,
             "precision": precision,
-            "how": f"PyTorch {how}{where}",
+            "how": f"PyTorch {how}{machine.where}",
             "batch": batch,
             "median_ms": statistics.median(times[name]),
             "calls": len(times[name]),
