@@ -118,11 +118,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: {error}") from error
     engines = [engine.path for engine in manifest.engines]
     for name in (*manifest.files, manifest.artifact.path, *manifest.artifact.companions, *engines):
-        _check_inside(folder, name)
+        check_inside(folder, name)
     return manifest
 
 
-def _check_inside(folder: Path, name: str) -> None:
+def check_inside(folder: Path, name: str) -> None:
+    """Raise BundleError for a path of a bundle's file that leaves its folder."""
     parts = PurePosixPath(name).parts
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
     if absolute or ".." in parts or not parts:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ from gft_edge.remote.package import package_zip, pip_zip, requirements, wheels_f
 # A command tells its progress as data where this says so (cli/output.py).
 PROGRESS_VARIABLE = "GFT_EDGE_PROGRESS"
 PROGRESS_MARK = "\x1e"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,19 @@ class Device:
             self._channel.send("interrupt")
 
     def made(self, placed: str) -> dict[str, str]:
-        """Return the files below a placed path that are new or changed since: path -> sha256."""
+        """Return the files below a placed path that are new or changed since: path -> sha256.
+
+        Raises RemoteError for names by which files would be written elsewhere here.
+        """
         self._channel.send("made", root=Path(placed).name)
         found: dict[str, str] = json.loads(self._channel.receive()[1])
+        for path, sha256 in found.items():
+            inside = PurePosixPath(path)
+            if inside.is_absolute() or ".." in inside.parts or not _SHA256.fullmatch(sha256):
+                raise RemoteError(
+                    self.host,
+                    f"sends {path!r} ({sha256!r}), which is no file of what was made there",
+                )
         return found
 
     def fetch(self, sha256: str, path: Path) -> None:

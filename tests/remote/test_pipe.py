@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -247,6 +249,17 @@ def test_clean_waits_until_no_other_desk_is_there(
     assert run_json("doctor", "--on", "board", "--clean")["removed"] is True
     assert not folder.parent.exists()
     assert folder.parent.parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("path", "sha256"),
+    [("out/../../.bashrc", LABELS), ("/etc/passwd", LABELS), ("out/a.png", "../../.bashrc")],
+)
+def test_a_device_cannot_have_files_written_elsewhere_on_the_desk(path: str, sha256: str) -> None:
+    device: Any = Device("board", quiet, lambda text: None)
+    answer = json.dumps({path: sha256}).encode()
+    device._channel = SimpleNamespace(send=lambda *a, **k: None, receive=lambda: ({}, answer))
+    refusal_of(RemoteError, lambda: device.made("/work/1"), "board", path)
 
 
 def test_a_package_that_another_desk_unpacked_meanwhile_is_kept(tmp_path: Path) -> None:
