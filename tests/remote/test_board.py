@@ -29,7 +29,8 @@ Desk = Callable[..., "subprocess.Popen[str]"]
 def board(loopback: Loopback, prepared_home: Path) -> Sshd:
     """A board with TensorRT for its system's Python, and no package index that could be asked."""
     home = loopback.home("board", like=prepared_home)
-    become_board(home, "python3.11")
+    (env,) = (home / ".cache/gft-edge/device/env").glob("python*/")
+    become_board(home, env.name.partition("-")[0])
     loopback.give(home)
     return loopback.sshd(home, {"PIP_INDEX_URL": "http://127.0.0.1:9"})
 

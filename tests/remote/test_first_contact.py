@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_a_first_contact_says_its_steps_and_does_the_work(
         1,
     )
     steps = result.stderr.splitlines()
-    assert any("making a virtual environment of /usr/bin/python3" in line for line in steps)
+    assert any("making a virtual environment of /" in line for line in steps)
     assert any("installing" in line and "onnxruntime" in line for line in steps)
     here = run_json("verify", onnx_bundle)
     # Whether the onnx package is installed decides about one check more.
@@ -122,7 +123,8 @@ def test_a_device_without_the_venv_module_says_what_to_install(
 ) -> None:
     absent(shims, "venv")
     sshd = fresh({"PYTHONPATH": str(shims)})
-    assert "python3.11-venv" in refusal("doctor", "--on", sshd.host, exit_code=1)
+    line = refusal("doctor", "--on", sshd.host, exit_code=1)
+    assert re.search(r"apt install python3\.\d+-venv", line)
 
 
 def test_a_device_whose_python_is_too_old_says_which_it_takes(
@@ -133,12 +135,13 @@ def test_a_device_whose_python_is_too_old_says_which_it_takes(
     assert "Python 3.10" in refusal("doctor", "--on", sshd.host, exit_code=1)
 
 
-def test_a_home_that_cannot_be_written_is_named(fresh: MakeDevice, loopback: Loopback) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("the user that sshd serves here could not be told apart from this one")
+def test_a_home_that_cannot_be_written_is_named(fresh: MakeDevice) -> None:
     sshd = fresh()
     sshd.home.chmod(0o555)
-    assert str(sshd.folder) in refusal("doctor", "--on", sshd.host, exit_code=1)
+    try:
+        assert str(sshd.folder) in refusal("doctor", "--on", sshd.host, exit_code=1)
+    finally:
+        sshd.home.chmod(0o755)
 
 
 def test_a_device_without_space_says_so_and_how_to_make_some(

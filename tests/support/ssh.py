@@ -7,6 +7,7 @@ else, the one who runs the tests. Every device is an sshd of its own with a home
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import shlex
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,7 +167,8 @@ class Loopback:
             sshd.process.terminate()
             sshd.process.wait()
         if os.geteuid() == 0:
-            _removed_user(self.user)
+            with _changing_users():
+                _removed_user(self.user)
         for path in self._mounts:
             subprocess.run(["umount", "-l", path], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -203,6 +205,19 @@ def _made_user(folder: Path) -> str:
     """Make a user of this process's, and remove those whose process was killed."""
     # sshd's own folder, which no init system has made in a container.
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    with _changing_users():
+        return _added_user(folder)
+
+
+@contextlib.contextmanager
+def _changing_users() -> Iterator[None]:
+    """One process at a time: useradd gives up where another changes the users."""
+    with Path("/run/gft-edge-ssh.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _added_user(folder: Path) -> str:
     for name in [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(_USER)]:
         if not Path("/proc", name.removeprefix(_USER)).exists():
             _removed_user(name)
