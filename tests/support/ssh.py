@@ -218,9 +218,11 @@ def _changing_users() -> Iterator[None]:
 
 
 def _added_user(folder: Path) -> str:
-    for name in [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(_USER)]:
-        if not Path("/proc", name.removeprefix(_USER)).exists():
-            _removed_user(name)
+    for entry in pwd.getpwall():
+        number = entry.pw_name.removeprefix(_USER)
+        if number.isdecimal() and not Path("/proc", number).exists():
+            _removed_user(entry.pw_name)
+            shutil.rmtree(entry.pw_dir, ignore_errors=True)
     name = f"{_USER}{os.getpid()}"
     subprocess.run(
         ["useradd", "--no-create-home", "--home-dir", folder, "--shell", "/bin/bash", name],
