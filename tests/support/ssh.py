@@ -219,8 +219,8 @@ def _changing_users() -> Iterator[None]:
 
 def _added_user(folder: Path) -> str:
     for entry in pwd.getpwall():
-        number = entry.pw_name.removeprefix(_USER)
-        if number.isdecimal() and not Path("/proc", number).exists():
+        ours, number = entry.pw_name[: len(_USER)] == _USER, entry.pw_name[len(_USER) :]
+        if ours and number.isdecimal() and not Path("/proc", number).exists():
             _removed_user(entry.pw_name)
             shutil.rmtree(entry.pw_dir, ignore_errors=True)
     name = f"{_USER}{os.getpid()}"
