@@ -13,6 +13,7 @@ from gft_edge.cli.answers import Answer, only
 from gft_edge.cli.build_command import built_on
 from gft_edge.cli.errand import Here, Word
 from gft_edge.cli.on_devices import OnDevices
+from gft_edge.cli.output import say
 from gft_edge.errors import RemoteError, UsageError
 from gft_edge.profiling.machine import Machine, summary
 from gft_edge.profiling.profile import ProfileRequest
@@ -78,7 +79,8 @@ class Device:
                 _here(fp32),
                 _here(bundle),
             ]
-            answer = self._asked(words, [bundle], None, progress)
+            # That these images have no classes there is no news.
+            answer = self._asked(words, [bundle], None, progress, lambda text: None)
         return tuple(answer.document["failures"])
 
     def judge_backend(self, target: str) -> str | None:
@@ -108,8 +110,9 @@ class Device:
         bundles: Any,
         backend: str | None,
         progress: Progress | None = None,
+        told: Say = say,
     ) -> Answer:
-        answer = only(self._devices.do(words, bundles, backend, report=progress))
+        answer = only(self._devices.do(words, bundles, backend, report=progress, told=told))
         if answer.document is None:
             raise RemoteError(self._host, f"{words[0]} gave no answer")
         return answer

@@ -73,6 +73,7 @@ class Errand:
     backend: str | None
     fetch: Fetch
     each: Callable[[str, Any], None] | None
+    told: Say = say
     open: dict[str, Device] = field(default_factory=dict)
     faults: list[BaseException] = field(default_factory=list)
 
@@ -99,7 +100,7 @@ class Errand:
 
     def _on(self, answer: Answer, report: Progress, ended: threading.Event) -> None:
         several = len(self.hosts) > 1
-        remark: Say = (lambda text: say(f"{answer.host}: {text}")) if several else say
+        remark: Say = (lambda text: self.told(f"{answer.host}: {text}")) if several else self.told
         if several:
             plain = report
             report = lambda text, done, total: plain(f"{answer.host}: {text}", done, total)  # noqa: E731

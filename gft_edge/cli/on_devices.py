@@ -14,12 +14,13 @@ from typing import Any
 
 import click
 
-from gft_edge.bundle.specs import Progress
+from gft_edge.bundle.specs import Progress, Say
 from gft_edge.cli.answers import Answer
 from gft_edge.cli.errand import Errand, Fetch, Here, Out, Word
 from gft_edge.cli.options import Command, together
 from gft_edge.cli.output import progress, say
 from gft_edge.errors import RemoteError, UsageError
+from gft_edge.remote.channel import check_host
 from gft_edge.remote.content import content_of
 from gft_edge.remote.device import Device, There
 
@@ -43,6 +44,8 @@ def on_option(command: Command) -> Command:
     def packed(hosts: tuple[str, ...], offline: bool, **options: Any) -> Any:
         if offline and not hosts:
             raise UsageError("--offline is for devices: give --on HOST too")
+        for host in hosts:
+            check_host(host)
         devices = OnDevices(tuple(dict.fromkeys(hosts)), offline) if hosts else None
         return command(devices=devices, **options)
 
@@ -154,12 +157,13 @@ class OnDevices:
         fetch: Fetch = lambda device, root, answer: None,
         each: Callable[[str, Any], None] | None = None,
         report: Progress | None = None,
+        told: Say = say,
     ) -> list[Answer]:
         """Do `words` on every host, in parallel; what they say is said here.
 
         `bundles` decide which engines the hosts need, or --backend does. `each` is told every line of JSON
-        as it comes; `report` draws the progress where the caller does so already. An error of a host is its
-        answer's.
+        as it comes; `report` draws the progress where the caller does so already, `told` takes remarks. An
+        error of a host is its answer's.
         """
         # abspath: of .. and of a/.. the name is that of the folder.
         places = {f"{number}/{os.path.basename(os.path.abspath(word.path)) or 'root'}": word
@@ -168,7 +172,7 @@ class OnDevices:
             {at: path for place, word in places.items() for at, path in word.placed(place).items()}
         )
         errand = Errand(
-            self.hosts, self.offline, words, places, content, [*bundles], backend, fetch, each
+            self.hosts, self.offline, words, places, content, [*bundles], backend, fetch, each, told
         )
         if report is not None:
             return errand.done(report)

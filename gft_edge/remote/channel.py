@@ -26,13 +26,18 @@ _PYTHONS = "/usr/bin/python3 python3 python3.13 python3.12 python3.11 python3.10
 _NO_PYTHON = b"gft-edge finds no Python"
 
 
+def check_host(host: str) -> None:
+    """Raise UsageError for what cannot be a host, or would be an option of ssh."""
+    if not host.strip() or host.startswith("-"):
+        raise UsageError(f"--on {host!r} is no host: give what ssh takes, for example user@board")
+
+
 def ssh_options(host: str) -> list[str]:
     """Time limits for what the user's own ssh configuration leaves open. Raises UsageError.
 
     https://man.openbsd.org/ssh_config
     """
-    if not host.strip() or host.startswith("-"):
-        raise UsageError(f"--on {host!r} is no host: give what ssh takes, for example user@board")
+    check_host(host)
     try:
         found = subprocess.run(
             ["ssh", "-G", "--", host], stdin=subprocess.DEVNULL, capture_output=True, check=False

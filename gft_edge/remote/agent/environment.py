@@ -131,5 +131,8 @@ def _run(words: list[str], what: str, cwd: str, env: dict[str, str] | None = Non
             )
         if any(os.strerror(errno.ENOSPC) in line for line in lines):
             raise RefusedError(f"{what}: {NO_SPACE}")
-        errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
-        raise RefusedError(f"{what}: {errors[-1].strip()}")
+        # pip's own reasons begin so, and venv's last line with the type of its error.
+        errors = (
+            [line for line in lines if line.startswith("ERROR: ")] or lines or ["no reason given"]
+        )
+        raise RefusedError(f"{what}: {errors[-1].strip().removeprefix('ERROR: ')}")
