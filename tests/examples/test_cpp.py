@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -70,10 +72,12 @@ def classify(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Classif
     assert set(HEADERS.values()) < set(lines[0].split())
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "examples").symlink_to(ROOT / "examples")
+    # `python` is the one that OpenVINO is installed in, as in an environment that was entered.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for line in build:
         built = subprocess.run(
             ["bash", "-c", f"export CXXFLAGS='{' '.join(WARNINGS)}'; {line}"],
-            cwd=folder, capture_output=True, text=True, check=False,
+            cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert built.returncode == 0, built.stdout + built.stderr
 

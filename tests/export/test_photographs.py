@@ -35,6 +35,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory, micro_pictures: Path) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_a_flat_folder_exports_in_fp32_and_the_accuracy_is_not_known(
     flat: Path, calm_run: Path, tmp_path: Path
 ) -> None:

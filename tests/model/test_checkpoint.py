@@ -117,6 +117,7 @@ def test_what_stands_beside_the_tensors_of_a_checkpoint_is_named(tmp_path: Path)
     refused(tmp_path / "w.pt", "weights", "epoch", "state_dict")
 
 
+@pytest.mark.slow
 def test_weights_that_may_not_be_read_are_no_damaged_weights(tmp_path: Path) -> None:
     closed = list[tuple[str, Path]]()
     for given, place in (

@@ -288,6 +288,7 @@ def test_folders_travel_with_what_links_lead_to_and_no_circles(tmp_path: Path) -
 # A whole command.
 
 
+@pytest.mark.slow
 def test_a_host_that_fails_leaves_the_others_theirs(
     ready: None, folder: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ def test_bundles_below_a_folder_are_found_once_through_links_and_not_in_hidden_f
     assert found == [tmp_path / "all" / "deep" / "a", tmp_path / "all" / "linked" / "c"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 def test_a_folder_that_may_not_be_listed_is_named_and_no_bundle_dropped(
     micro_bundles: dict[str, Path], tmp_path: Path
