@@ -23,7 +23,9 @@ def package_zip() -> bytes:
     """This gft-edge, from a checkout or as it is installed: what its wheel holds. It is pure Python."""
     folder = Path(__file__).parents[1]
     info = f"gft_edge-{metadata.version('gft-edge')}.dist-info"
-    told = metadata.distribution("gft-edge").read_text("METADATA") or ""
+    found = metadata.distribution("gft-edge")
+    # A checkout that was installed as editable has the second, in its own folder.
+    told = found.read_text("METADATA") or found.read_text("PKG-INFO") or ""
     return _zip([(f"{info}/METADATA", told.encode()), *_files(folder, "gft_edge")])
 
 

@@ -21,6 +21,7 @@ from gft_edge.bundle.store import read_bundle
 from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.model.checkpoint import load_run
+from gft_edge.profiling.machine import this_machine, without_dot_products
 from tests.support.bundles import sign
 from tests.support.cli import refused, run, run_json
 from tests.support.pictures import MICRO_LABELS
@@ -117,7 +118,11 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
     found = run_json("verify", int8_bundle(target), *backend)
     assert found["verdict"] == "pass"
     if target != "tensorrt":
-        assert (found["integer_layers"], found["warnings"]) == (23, [])
+        slow_here = without_dot_products(this_machine())
+        assert (found["integer_layers"], found["warnings"]) == (
+            23,
+            [slow_here] if slow_here else [],
+        )
 
 
 @slow

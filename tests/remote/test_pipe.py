@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import stat
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +272,18 @@ def test_a_package_that_another_desk_unpacked_meanwhile_is_kept(tmp_path: Path) 
         unpacked(str(archive), str(place))
     assert (place / "gft_edge" / "export" / "pipeline.py").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["package", "package.zip"]
+
+
+def test_the_package_has_its_version_however_it_is_installed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editable checkout that is first on the path says so in PKG-INFO, without METADATA."""
+    write(tmp_path / "gft_edge.egg-info", {"PKG-INFO": 0})
+    told = "Metadata-Version: 2.1\nName: gft-edge\nVersion: 7.8.9\n"
+    (tmp_path / "gft_edge.egg-info" / "PKG-INFO").write_text(told)
+    monkeypatch.syspath_prepend(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(package_zip())) as archive:
+        assert archive.read("gft_edge-7.8.9.dist-info/METADATA").decode() == told
 
 
 def test_folders_travel_with_what_links_lead_to_and_no_circles(tmp_path: Path) -> None:
