@@ -21,7 +21,7 @@ from rich.progress import Progress as Bars
 from gft_edge.bundle.json_form import json_text
 from gft_edge.bundle.specs import Progress
 from gft_edge.errors import UsageError
-from gft_edge.remote.device import PROGRESS_MARK, PROGRESS_VARIABLE
+from gft_edge.remote import PROGRESS_MARK, PROGRESS_VARIABLE
 from gft_edge.reporting.table import Table, terminal
 
 TOLD_EVERY_S = 0.5

@@ -17,13 +17,11 @@ from typing import Any
 
 from gft_edge.bundle.specs import Progress, Say
 from gft_edge.errors import RemoteError
+from gft_edge.remote import PROGRESS_MARK, PROGRESS_VARIABLE
 from gft_edge.remote.channel import Channel
 from gft_edge.remote.content import Content, content_of, send_files
 from gft_edge.remote.package import package_zip, pip_zip, requirements, wheels_for
 
-# A command tells its progress as data where this says so (cli/output.py).
-PROGRESS_VARIABLE = "GFT_EDGE_PROGRESS"
-PROGRESS_MARK = "\x1e"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

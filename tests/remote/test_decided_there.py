@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from gft_edge.bundle.store import read_bundle
 from tests.remote.conftest import left_in_work
@@ -15,16 +16,22 @@ from tests.support.ssh import Sshd
 pytestmark = pytest.mark.slow
 
 
+def exported(calm_run: Path, pictures: Path, device: Sshd, out: Path) -> Result:
+    """Have the device decide the precision of an export."""
+    result = run(
+        "export", calm_run, "--target", "onnx", "--precision", "auto", "--data", pictures,
+        "--calibration-data", pictures, "--subset-size", 40, "--fidelity", "strict", "--images", 64,
+        "--on", device.host, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def test_auto_is_decided_on_the_device(
     device: Sshd, calm_run: Path, micro_pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "auto"
-    result = run(
-        "export", calm_run, "--target", "onnx", "--precision", "auto", "--data", micro_pictures,
-        "--calibration-data", micro_pictures, "--subset-size", 40, "--fidelity", "strict",
-        "--images", 64, "--on", device.host, "--out", out,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    result = exported(calm_run, micro_pictures, device, out)
     manifest = read_bundle(out).manifest
     assert [c.precision for c in manifest.candidates] == ["fp32", "fp16", "int8"]
     (kept,) = [c for c in manifest.candidates if c.reason.startswith("kept")]
@@ -52,12 +59,7 @@ def test_a_precision_that_misses_its_bounds_on_the_device_is_not_kept(
 
     monkeypatch.setattr(bench_there.Device, "misses", misses)
     out = tmp_path / "auto"
-    result = run(
-        "export", calm_run, "--target", "onnx", "--precision", "auto", "--data", micro_pictures,
-        "--calibration-data", micro_pictures, "--subset-size", 40, "--fidelity", "strict",
-        "--images", 64, "--on", device.host, "--out", out,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    exported(calm_run, micro_pictures, device, out)
     (int8,) = [c for c in read_bundle(out).manifest.candidates if c.precision == "int8"]
     assert int8.median_ms is None
     assert device.host in int8.reason

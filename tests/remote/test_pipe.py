@@ -261,7 +261,7 @@ def test_a_device_cannot_have_files_written_elsewhere_on_the_desk(path: str, sha
     device: Any = Device("board", quiet, lambda text: None)
     answer = json.dumps({path: sha256}).encode()
     device._channel = SimpleNamespace(send=lambda *a, **k: None, receive=lambda: ({}, answer))
-    refusal_of(RemoteError, lambda: device.made("/work/1"), "board", path)
+    refusal_of(RemoteError, lambda: device.made("/device/1"), "board", path)
 
 
 def test_a_package_that_another_desk_unpacked_meanwhile_is_kept(tmp_path: Path) -> None:

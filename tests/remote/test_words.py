@@ -80,12 +80,12 @@ def test_what_is_read_back_has_the_names_of_the_desk(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    names = Here(Path("photos/"), "photos/").names("/work/1/2/photos") | Here(Path(), ".").names(
-        "/work/1/3/there"
+    names = Here(Path("photos/"), "photos/").names("/device/1/2/photos") | Here(Path(), ".").names(
+        "/device/1/3/there"
     )
-    told = {"path": "/work/1/2/photos/a.png", "more": ["at /work/1/3/there/b.png: no", 3, None]}
+    told = {"path": "/device/1/2/photos/a.png", "more": ["at /device/1/3/there/b.png: no", 3, None]}
     assert _renamed(told, names) == {"path": "photos/a.png", "more": ["at b.png: no", 3, None]}
-    assert _renamed("/work/1/3/there", names) == "."
+    assert _renamed("/device/1/3/there", names) == "."
 
 
 # What is installed.
