@@ -30,11 +30,12 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A device after its first contact: what that printed, and the files at home before it."""
+    """A device after its first contact: what that printed, and its user's files before it."""
 
     sshd: Sshd
     result: Result
-    before: set[str]
+    at_home_before: set[str]
+    elsewhere_before: set[str]
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +91,9 @@ def shims(loopback: Loopback) -> Path:
 def prepared(loopback: Loopback, onnx_bundle: Path) -> Prepared:
     """A device whose first contact verified a bundle with ONNX Runtime."""
     sshd = loopback.sshd(loopback.home("prepared"))
-    before = files_at_home(sshd)
-    return Prepared(sshd, run("verify", onnx_bundle, "--on", sshd.host, "--json"), before)
+    at_home, elsewhere = files_at_home(sshd), files_elsewhere(loopback)
+    result = run("verify", onnx_bundle, "--on", sshd.host, "--json")
+    return Prepared(sshd, result, at_home, elsewhere)
 
 
 @pytest.fixture
@@ -180,6 +182,20 @@ def files_at_home(sshd: Sshd) -> set[str]:
             folders.remove("device")
         found.update(str(Path(place, name).relative_to(sshd.home)) for name in files)
     return found
+
+
+def files_elsewhere(loopback: Loopback) -> set[str]:
+    """The files of the devices' user in the folders that everybody may write to.
+
+    Files of a user who was removed belong to the next one, who gets that user's number.
+    """
+    shared = ["/tmp", "/var/tmp", "/dev/shm"]
+    others = ["-not", "-path", f"{loopback.folder}/*"]
+    found = subprocess.run(
+        ["find", *shared, "-user", loopback.user, *others],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return set(found.stdout.splitlines())
 
 
 def until(done: Callable[[], bool], limit_s: float = 30) -> None:

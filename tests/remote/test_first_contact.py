@@ -13,7 +13,7 @@ import pytest
 
 from gft_edge.remote import device as device_room
 from gft_edge.remote.package import package_zip
-from tests.remote.conftest import Prepared, files_at_home, left_in_work
+from tests.remote.conftest import Prepared, files_at_home, files_elsewhere, left_in_work
 from tests.support.cli import refusal, run, run_json
 from tests.support.ssh import Loopback, Sshd
 from tests.support.tools import lacking
@@ -50,14 +50,10 @@ def test_a_first_contact_says_its_steps_and_does_the_work(
 
 def test_nothing_is_written_outside_of_one_folder(prepared: Prepared, loopback: Loopback) -> None:
     assert prepared.sshd.folder.is_dir()
-    assert files_at_home(prepared.sshd) == prepared.before
+    assert files_at_home(prepared.sshd) == prepared.at_home_before
     assert left_in_work(prepared.sshd) == []
-    found = subprocess.run(
-        ["find", "/tmp", "/var/tmp", "/dev/shm", "-user", loopback.user, "-not", "-path",
-         f"{loopback.folder}/*"], capture_output=True, text=True, check=False,
-    ).stdout  # fmt: skip
     if os.geteuid() == 0:
-        assert found == ""
+        assert files_elsewhere(loopback) == prepared.elsewhere_before
 
 
 def test_a_second_contact_finds_all_of_it(device: Sshd, wired: Wired, onnx_bundle: Path) -> None:
@@ -74,7 +70,7 @@ def test_clean_removes_all_of_it(copied: MakeDevice, prepared: Prepared) -> None
     told = run_json("doctor", "--on", sshd.host, "--clean")
     assert told == {"folder": str(sshd.folder), "removed": True, "host": sshd.host}
     assert not sshd.folder.exists()
-    assert files_at_home(sshd) == prepared.before
+    assert files_at_home(sshd) == prepared.at_home_before
     assert run_json("doctor", "--on", sshd.host, "--clean")["removed"] is False
 
 
