@@ -40,7 +40,7 @@ from gft_edge.model.named_networks import spec_from_name
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.preprocess import resize_and_crop, rgb_from_bytes
-from gft_edge.runtime.sources import images_below
+from gft_edge.runtime.sources.images import images_below
 from random_network import GIVEN, random_bundle
 
 Pixels = npt.NDArray[np.uint8]

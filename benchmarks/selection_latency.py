@@ -19,7 +19,7 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.model.named_networks import spec_from_name
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.preprocess import rgb_from_bytes
-from gft_edge.runtime.sources import images_below
+from gft_edge.runtime.sources.images import images_below
 from random_network import random_bundle
 
 CALIBRATION_IMAGES = 8

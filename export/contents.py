@@ -25,7 +25,7 @@ from gft_edge.errors import UsageError
 from gft_edge.export.judge import Judge, Made
 from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.nvidia.library import builder_library
-from gft_edge.runtime.classifier import static_batches
+from gft_edge.runtime.batches import static_batches
 from gft_edge.runtime.outputs import Outputs
 
 TOOLS = (

@@ -54,7 +54,7 @@ from gft_edge.explanation.explain import (
 from gft_edge.explanation.occlusion import cover_side
 from gft_edge.explanation.subject import BundleSubject, Subject
 from gft_edge.reporting.table import Table, percent
-from gft_edge.runtime.sources import expanded
+from gft_edge.runtime.sources.images import expanded
 
 CONTENT = "explain.json"
 CURVES = "curves.json"

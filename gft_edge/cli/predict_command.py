@@ -23,7 +23,7 @@ from gft_edge.cli.output import print_json, progress, say, show, shown
 from gft_edge.errors import ImageError
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sources import expanded
+from gft_edge.runtime.sources.images import expanded
 
 MANY = 20
 

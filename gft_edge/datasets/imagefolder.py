@@ -13,7 +13,7 @@ from gft_edge.datasets import Split, likeness
 from gft_edge.datasets.names import class_name, printable, utf8_name
 from gft_edge.errors import DataError
 from gft_edge.runtime.image_formats import IMAGE_SUFFIXES
-from gft_edge.runtime.sources import (
+from gft_edge.runtime.sources.images import (
     Entries,
     Found,
     cannot_be_read,

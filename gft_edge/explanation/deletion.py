@@ -17,7 +17,7 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.explanation.occlusion import mean_colour
 from gft_edge.explanation.subject import Pixels, Subject, log_probabilities
 from gft_edge.explanation.view import Positions, explanation, importance_order
-from gft_edge.runtime.classifier import Advance
+from gft_edge.runtime.batches import Advance
 
 InsertFrom = Literal["blur", "mean"]
 Probabilities = npt.NDArray[np.float64]

@@ -19,7 +19,8 @@ from gft_edge.explanation.occlusion import Occlusion, cells_named, cover_grid, o
 from gft_edge.explanation.sheet import explanation_sheet
 from gft_edge.explanation.subject import BundleSubject, Pixels, Subject, log_probabilities
 from gft_edge.explanation.view import Explanation, Positions, explanation
-from gft_edge.runtime.classifier import Advance, load_pixels
+from gft_edge.runtime.batches import Advance
+from gft_edge.runtime.classifier import load_pixels
 
 PREDICTIONS = 5
 

@@ -22,13 +22,8 @@ from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.fidelity.noise_floor import changed
 from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for, integer_layers
-from gft_edge.runtime.classifier import (
-    Advance,
-    Classifier,
-    bundle_request,
-    load_pixels,
-    static_batches,
-)
+from gft_edge.runtime.batches import Advance, static_batches
+from gft_edge.runtime.classifier import Classifier, bundle_request, load_pixels
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.outputs import Outputs, concatenate
 

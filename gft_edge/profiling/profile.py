@@ -50,7 +50,7 @@ from gft_edge.profiling.worker import SETTLE_S
 from gft_edge.runtime.backends import Hint, backend_for
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.preprocess import open_rgb
-from gft_edge.runtime.sources import images_below
+from gft_edge.runtime.sources.images import images_below
 
 # Enough for sizes to differ, few enough that each comes round often.
 MOST_IMAGES = 32

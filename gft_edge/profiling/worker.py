@@ -27,7 +27,8 @@ from gft_edge.errors import GftEdgeError
 from gft_edge.nvidia.cuda import open_cuda
 from gft_edge.profiling.layers import layer_profile
 from gft_edge.runtime.backends import Hint, Session
-from gft_edge.runtime.classifier import Classifier, static_batches
+from gft_edge.runtime.batches import static_batches
+from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.image_inputs import ImageLike
 

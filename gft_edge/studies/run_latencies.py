@@ -15,7 +15,7 @@ from gft_edge.profiling.profile import ProfileRequest
 from gft_edge.profiling.report import Profile, Report
 from gft_edge.profiling.samples import paired_ratio
 from gft_edge.runtime.backends import backend_for
-from gft_edge.runtime.sources import Unread, walked
+from gft_edge.runtime.sources.images import Unread, walked
 from gft_edge.studies.bench import HERE, Bench
 from gft_edge.studies.evaluation import Case
 

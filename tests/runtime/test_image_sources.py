@@ -15,7 +15,7 @@ from PIL import Image
 from gft_edge.errors import UsageError
 from gft_edge.runtime.image_formats import IMAGE_SUFFIXES, readable_formats
 from gft_edge.runtime.preprocess import open_rgb
-from gft_edge.runtime.sources import expanded, find_images, images_below
+from gft_edge.runtime.sources.images import expanded, find_images, images_below
 from tests.support import unprivileged
 from tests.support.cli import run
 from tests.support.refusals import refusal_of
@@ -161,7 +161,7 @@ def test_a_folder_that_may_not_be_listed_is_refused_or_stands_among_the_images(
     code = f"""
 from pathlib import Path
 from gft_edge.errors import UsageError
-from gft_edge.runtime.sources import expanded, images_below
+from gft_edge.runtime.sources.images import expanded, images_below
 print(*expanded(({str(closed)!r},)))
 try:
     images_below(Path({str(closed)!r}))

@@ -1,0 +1,1 @@
+"""Where images come from, and all that is classified besides."""
