@@ -7,6 +7,7 @@ GftEdgeError
 │   ├── CheckpointError            weights that cannot be read or do not fit the network
 │   │   └── UnwrittenError         a file of a run that the disk does not take
 │   ├── ImageError                 an image that cannot be decoded
+│   ├── SourceError                a video, a stream or a camera that cannot be read, or breaks off
 │   ├── BundleError                a bundle that is incomplete, altered or from another version
 │   ├── LockedError                a folder that another process is writing to
 │   ├── NoGpuError                 a GPU that does not answer, or a driver absent or too old
@@ -68,6 +69,15 @@ class UnwrittenError(CheckpointError):
 
 class ImageError(UsageError):
     """An image that cannot be decoded."""
+
+
+class SourceError(UsageError):
+    """A video, a stream or a camera that cannot be read, or breaks off: `source`, and the `reason`."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
 
 
 class BundleError(UsageError):

@@ -29,6 +29,7 @@ HOST_PACKAGES = (
     "safetensors",
 )  # fmt: skip
 LEARNING = ("sklearn", "scipy", "matplotlib", "jinja2", "tabulate")
+VIDEO = ("av", "cv2")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
@@ -61,7 +62,7 @@ def test_every_device_side_module_imports_with_the_base_install_alone() -> None:
         modules
     )
     code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name))"
-    out = run_without(HOST_PACKAGES + LEARNING + ENGINES, code, *modules)
+    out = run_without(HOST_PACKAGES + LEARNING + ENGINES + VIDEO, code, *modules)
     assert len(out.splitlines()) == len(modules)
 
 
@@ -72,7 +73,7 @@ def test_importing_the_package_loads_no_engine() -> None:
         "print(json.dumps(sorted(sys.modules)))"
     )
     loaded = set(json.loads(run_without((), code)))
-    assert not loaded & {*HOST_PACKAGES, *LEARNING, *ENGINES}
+    assert not loaded & {*HOST_PACKAGES, *LEARNING, *ENGINES, *VIDEO}
 
 
 def test_what_a_device_lacks_is_named_with_its_extra() -> None:

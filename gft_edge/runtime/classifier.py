@@ -9,7 +9,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, overload
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.specs import InputSpec, ModelSpec, Prediction, Preprocessing
+from gft_edge.bundle.specs import InputSpec, ModelSpec, Prediction, Preprocessing, Say
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backend_for
@@ -26,6 +26,7 @@ from gft_edge.runtime.image_inputs import ImageLike, decoded_rgb, each_named, im
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
 from gft_edge.runtime.processor import refuse_saturation
+from gft_edge.runtime.stream import Failed, Labelled, Stream, StreamSettings
 
 _ELSEWHERE = (
     "this Classifier was loaded in another process, and no engine can be handed on: load the bundle in "
@@ -81,6 +82,7 @@ class Classifier:
         cuda_graph: bool = False,
         hint: Hint = "latency",
         cache_dir: str | Path | None = None,
+        spin: bool = True,
     ) -> Classifier:
         """Open a bundle folder.
 
@@ -89,7 +91,9 @@ class Classifier:
         kept patches. With `cuda_graph` TensorRT replays its launches from one recording. With the
         `hint` throughput OpenVINO runs several images of a list at once, each more slowly. In
         `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on
-        without. Raises BundleError, MissingDependencyError and UsageError.
+        without. Without `spin` ONNX Runtime's threads sleep between runs and leave the cores to whatever
+        else is done, such as decoding for `stream`. Raises BundleError, MissingDependencyError and
+        UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         engine, request = bundle_request(
@@ -100,6 +104,7 @@ class Classifier:
             cuda_graph=cuda_graph,
             hint=hint,
             cache_dir=None if cache_dir is None else Path(cache_dir),
+            spin=spin,
         )
         if hint not in get_args(Hint):
             raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")
@@ -191,6 +196,31 @@ class Classifier:
             device_to_host_ms=split.device_to_host_ms,
             postprocess_ms=(ended - at_postprocess) * 1000,
         )
+
+    def stream(
+        self,
+        sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        top_k: int = 5,
+        *,
+        every: int = 1,
+        fps: float | None = None,
+        smooth_s: float = 0.0,
+        say: Say = lambda text: None,
+        failed: Failed | None = None,
+    ) -> Generator[Labelled, None, None]:
+        """Label the frames of videos, streams and cameras as they come: `gft-edge predict`'s sources.
+
+        A source is a video file, a URL, `camera:0`, `csi:0` or `gst:PIPELINE`. Of live ones always the
+        newest frame is labelled. One frame in `every` is, or about `fps` a second of the source's time;
+        probabilities are means over `smooth_s` seconds. Decoding is done beside the engine: load without
+        `spin`. `say` gets remarks, and `failed` a source and why
+        it cannot be read, or no further, while the others go on; without it that SourceError is raised.
+        Raises MissingDependencyError, and UsageError for settings out of range.
+        """
+        settings = StreamSettings(top_k, every, fps, smooth_s)
+        given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
+        names = [os.fspath(source) for source in given]
+        return Stream(self, self._predictions, names, settings, say, failed).labelled()
 
     def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
         """Float32 (images, classes), for one image or more."""

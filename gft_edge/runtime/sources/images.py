@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,8 +165,14 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     )
 
 
-def expanded(paths: tuple[str, ...], say: Say = lambda text: None) -> Iterator[str]:
+def expanded(
+    paths: Iterable[str],
+    say: Say = lambda text: None,
+    also: Callable[[str], bool] = lambda path: False,
+) -> Iterator[str]:
     """The files that arguments mean, in order; what is left out of folders is said.
+
+    A glob means what it matches of images, and of files that are `also` wanted.
 
     A part of a folder that cannot be read stands among them: it is refused where it is opened. Raises
     UsageError for an argument that means none.
@@ -175,14 +181,16 @@ def expanded(paths: tuple[str, ...], say: Say = lambda text: None) -> Iterator[s
         if not text:
             raise UsageError("an image path is empty: is a shell variable unset?")
         if os.path.isdir(text):
-            yield from _images_of([text], text, say)
+            yield from _images_of([text], text, say, also)
         elif os.path.lexists(text) or not glob.has_magic(text):
             yield text
         else:
-            yield from _images_of(_visible_matches(text), text, say)
+            yield from _images_of(_visible_matches(text), text, say, also)
 
 
-def _images_of(places: Iterable[str], text: str, say: Say) -> list[str]:
+def _images_of(
+    places: Iterable[str], text: str, say: Say, also: Callable[[str], bool]
+) -> list[str]:
     """The images that files are and folders hold, each once. Raises UsageError where there is none."""
     found: dict[str, None] = {}
     left_out: Counter[str] = Counter()
@@ -193,7 +201,7 @@ def _images_of(places: Iterable[str], text: str, say: Say) -> list[str]:
             parts = [*inside.images, *(each.path for each in inside.unread)]
             left_out.update(inside.left_out)
             found.update(dict.fromkeys(map(str, sorted(parts))))
-        elif _may_be_image(path):
+        elif also(place) or _may_be_image(path):
             found[place] = None
         else:
             left_out[path.suffix.lower() or NO_SUFFIX] += 1
