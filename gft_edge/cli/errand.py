@@ -74,6 +74,7 @@ class Errand:
     fetch: Fetch
     each: Callable[[str, Any], None] | None
     told: Say = say
+    extras: frozenset[str] = frozenset()
     open: dict[str, Device] = field(default_factory=dict)
     faults: list[BaseException] = field(default_factory=list)
 
@@ -129,7 +130,8 @@ class Errand:
             answer.error = f"{where}{error.strerror or error}"
 
     def _run(self, device: Device, answer: Answer, remark: Say) -> None:
-        device.prepare(_extras(self.bundles, self.backend, device), self.offline)
+        engines = _extras(self.bundles, self.backend, device)
+        device.prepare(engines | self.extras, self.offline)
         root = device.place(self.content.without(_other_engines(self.places, device)))
         names = {f"{root}/{OUT}": OUT}
         for place, word in self.places.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import glob
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,9 +22,7 @@ from gft_edge.errors import RemoteError, UsageError
 from gft_edge.remote.channel import check_host
 from gft_edge.remote.content import content_of
 from gft_edge.remote.device import Device, There
-
-# What a device opens itself, whatever lies here.
-_ITS_OWN = re.compile(r"([a-z][a-z0-9+.-]*://|(camera|csi|gst):)", re.IGNORECASE)
+from gft_edge.runtime.sources import is_live
 
 _options = together(
     click.option("--on", "hosts", multiple=True, metavar="[USER@]HOST",
@@ -118,7 +115,7 @@ class OnDevices:
         """What a path means with --on: HOST:path there, a source of the device's own, else a path here."""
         if there := self.there(text):
             return there
-        if _ITS_OWN.match(text):
+        if is_live(text):
             return text
         path = Path(text)
         if not path.exists():
@@ -131,7 +128,7 @@ class OnDevices:
         """What the sources of predict and explain mean: `path`, and globs of what is here."""
         words: list[Word] = []
         for text in texts:
-            matches = [] if Path(text).exists() or _ITS_OWN.match(text) else sorted(glob.glob(text))
+            matches = [] if Path(text).exists() or is_live(text) else sorted(glob.glob(text))
             words += [Here(Path(match), match) for match in matches] or [self.path(text)]
         return words
 
@@ -158,10 +155,12 @@ class OnDevices:
         each: Callable[[str, Any], None] | None = None,
         report: Progress | None = None,
         told: Say = say,
+        extras: Iterable[str] = (),
     ) -> list[Answer]:
         """Do `words` on every host, in parallel; what they say is said here.
 
-        `bundles` decide which engines the hosts need, or --backend does. `each` is told every line of JSON
+        `bundles` decide which engines the hosts need, or --backend does; `extras` are other extras of
+        gft-edge to install there. `each` is told every line of JSON
         as it comes; `report` draws the progress where the caller does so already, `told` takes remarks. An
         error of a host is its answer's.
         """
@@ -172,7 +171,17 @@ class OnDevices:
             {at: path for place, word in places.items() for at, path in word.placed(place).items()}
         )
         errand = Errand(
-            self.hosts, self.offline, words, places, content, [*bundles], backend, fetch, each, told
+            self.hosts,
+            self.offline,
+            words,
+            places,
+            content,
+            [*bundles],
+            backend,
+            fetch,
+            each,
+            told,
+            extras=frozenset(extras),
         )
         if report is not None:
             return errand.done(report)
