@@ -9,6 +9,7 @@ from typing import Any
 from gft_edge.bundle.images import ImageSet
 from gft_edge.bundle.json_form import from_json
 from gft_edge.bundle.specs import Progress, Say
+from gft_edge.bundle.store import read_manifest
 from gft_edge.cli.answers import Answer, only
 from gft_edge.cli.build_command import built_on
 from gft_edge.cli.errand import Here, Word
@@ -24,11 +25,11 @@ from gft_edge.runtime.backends import backend_for
 class Device:
     """The one host of --on as a studies.bench.Bench."""
 
-    def __init__(self, devices: OnDevices) -> None:
-        """Raises UsageError for several hosts: one machine decides."""
+    def __init__(self, devices: OnDevices, device: str | None = None) -> None:
+        """With bundles for OpenVINO on a `device` there. Raises UsageError for several hosts: one decides."""
         if len(devices.hosts) > 1:
             raise UsageError("one device decides: give --on once")
-        self._devices = devices
+        self._devices, self._device = devices, device
         self._doctors: dict[str | None, Any] = {}
 
     @property
@@ -38,13 +39,16 @@ class Device:
     def machine(self) -> str:
         """One line that names it."""
         told = next(iter(self._doctors.values()), None) or self._doctor(None)
-        return f"{summary(from_json(Machine, told['machine'], 'machine'))} ({self._host})"
+        on = "" if self._device is None else f", OpenVINO on {self._device}"
+        return f"{summary(from_json(Machine, told['machine'], 'machine'))} ({self._host}{on})"
 
     def unfit(self, target: str, precision: str) -> str | None:
         """Why there is no engine there, or none for the precision."""
         target = backend_for(target).TARGET
         engine = self._doctor(target)["engines"][target]
-        reason = engine["missing"] or engine["precisions"].get(precision)
+        unfit = {each["name"]: each["precisions"] for each in engine["devices"]}
+        precisions = unfit.get(self._device, engine["precisions"])
+        reason = engine["missing"] or precisions.get(precision)
         return None if reason is None else f"{self._host}: {reason}"
 
     def _doctor(self, target: str | None) -> Any:
@@ -61,8 +65,9 @@ class Device:
         self, bundle: Path, fp32: Path, images: ImageSet, progress: Progress
     ) -> tuple[str, ...]:
         """Verify a bundle there, against the one in fp32 on the same photographs."""
+        there: list[Word] = ["verify", *self._on(read_manifest(bundle).target)]
         if bundle == fp32:
-            answer = self._asked(["verify", _here(bundle)], [bundle], None, progress)
+            answer = self._asked([*there, _here(bundle)], [bundle], None, progress)
             return tuple(answer.document["failures"])
         with tempfile.TemporaryDirectory(prefix="gft-edge-") as scratch:
             folder = Path(scratch, "photographs")
@@ -71,17 +76,17 @@ class Device:
             for number, path in enumerate(images.paths):
                 (folder / f"{number:05d}{Path(path).suffix}").symlink_to(Path(path).absolute())
             data = Here(folder, "the images that the export is verified on")
-            words: list[Word] = [
-                "verify",
-                "--data",
-                data,
-                "--reference",
-                _here(fp32),
-                _here(bundle),
-            ]
+            words = [*there, "--data", data, "--reference", _here(fp32), _here(bundle)]
             # That these images have no classes there is no news.
             answer = self._asked(words, [bundle], None, progress, lambda text: None)
         return tuple(answer.document["failures"])
+
+    def _on(self, target: str) -> list[Word]:
+        return ["--device", self._device] if self._device and target == "openvino" else []
+
+    def judge_device(self, target: str) -> str | None:
+        """None: this machine judges on its CPU."""
+        return None
 
     def judge_backend(self, target: str) -> str | None:
         """ONNX Runtime for TensorRT, which this machine need not have."""
@@ -97,6 +102,8 @@ class Device:
             words += ["--min-samples", str(request.min_samples)]
         if request.layers:
             words.append("--layers")
+        targets = [read_manifest(each).target for each in request.bundles]
+        words += self._on("openvino" if "openvino" in targets else "")
         if request.images is not None:
             words += ["--photos", _here(request.images)]
         answer = self._asked(

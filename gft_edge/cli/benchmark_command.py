@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +13,12 @@ from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
     data_option,
-    device_options,
     json_option,
     measuring_options,
+    openvino_device_option,
     refuse_given,
     split_option,
+    workers_option,
 )
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show, shown
 from gft_edge.errors import UsageError
@@ -25,9 +26,12 @@ from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.runtime.backends import backend_for
 from gft_edge.studies.drawn_images import VERIFICATION_IMAGES
 
+if TYPE_CHECKING:
+    from gft_edge.studies.bench import Bench
+
 # What --no-latency leaves nothing to do for.
 _OF_LATENCIES = (
-    "targets", "precisions", "calibration_data", "images", "duration_s", "warmup_ms", "min_samples",
+    "device", "targets", "precisions", "calibration_data", "images", "duration_s", "warmup_ms", "min_samples",
     "percentiles", "layers",
 )  # fmt: skip
 
@@ -71,7 +75,8 @@ def _names(_context: object, option: click.Parameter, text: str | None) -> tuple
 @measuring_options
 @click.option("--layers/--no-layers", default=True, show_default=True,
               help="Time each network's layers too, in a run of their own.")  # fmt: skip
-@device_options
+@openvino_device_option
+@workers_option
 @click.option("--out", type=PATH, metavar="DIR",
               help="Folder to fill, or to go on in [default: RUN-benchmark].")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start anew in a folder that holds a benchmark.")
@@ -82,6 +87,7 @@ def command(
     given: GivenImages,
     out: Path | None,
     no_latency: bool,
+    device: str | None,
     devices: OnDevices | None,
     as_json: bool,
     **options: Any,
@@ -96,9 +102,8 @@ def command(
 
     gft-edge benchmark runs/grocery --data grocery --out benchmark
     """
-    bench = None if devices is None else Device(devices)
     # Imported late: it takes seconds.
-    from gft_edge.studies.bench import HERE
+    from gft_edge.studies.bench import ThisMachine
     from gft_edge.studies.benchmark import BenchmarkRequest, benchmark
     from gft_edge.studies.benchmark_table import benchmark_table, notes
     from gft_edge.studies.memory import RESULT_FILES
@@ -109,13 +114,14 @@ def command(
         refuse_given(
             *_OF_LATENCIES, "hosts", why="is for latencies: leave it out with --no-latency"
         )
+    bench: Bench = ThisMachine(device) if devices is None else Device(devices, device)
     out = out or Path(f"{run.resolve().name}-benchmark")
     request = BenchmarkRequest(
         run=run, data=given.of_run(run), out=out, latency=not no_latency, **options
     )
     try:
         with progress() as report:
-            result, profile = benchmark(request, report, say, bench or HERE)
+            result, profile = benchmark(request, report, say, bench)
     except KeyboardInterrupt:
         say(f"interrupted: what is done is kept in {shown(out)}, the same command goes on")
         raise click.exceptions.Exit(1) from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gft_edge.bundle.json_form import from_json
-from gft_edge.bundle.manifest import Engine
+from gft_edge.bundle.manifest import Engine, EngineSettings
 from gft_edge.bundle.specs import Progress
 from gft_edge.bundle.store import read_bundle, read_manifest
 from gft_edge.cli.answers import Answer, finish, fleet_table, only, print_answers
@@ -18,17 +20,27 @@ from gft_edge.cli.errand import Word
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
+    cache_folder,
+    cache_option,
     engine_options,
     engine_settings,
     json_option,
+    openvino_device_option,
     refuse_given,
 )
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
+from gft_edge.errors import UsageError
+from gft_edge.fidelity.verify import verify
 from gft_edge.nvidia.adopt import adopt_engine
 from gft_edge.nvidia.build import build_engine
 from gft_edge.remote.device import Device
 from gft_edge.reporting.bundle_tables import engine_table
-from gft_edge.reporting.table import Value
+from gft_edge.reporting.table import Table, Value
+from gft_edge.runtime.backends.ov import placed
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.openvino_devices import UNKEPT
+
+_OF_ENGINES = ("timing_cache", *(field.name for field in dataclasses.fields(EngineSettings)))
 
 
 @click.command("build", cls=OnDeviceCommand)
@@ -38,12 +50,16 @@ from gft_edge.reporting.table import Value
 @click.option("--fresh", is_flag=True,
               help="Build anew, although an engine of this graph and machine is there.")  # fmt: skip
 @engine_options
+@openvino_device_option
+@cache_option
 @on_option
 @json_option
 def command(
     bundle: Path,
     explain: bool,
     fresh: bool,
+    device: str | None,
+    cache_dir: str | None,
     devices: OnDevices | None,
     as_json: bool,
     **options: Any,
@@ -55,9 +71,29 @@ def command(
     that is there is kept, whatever its options were. With --on the engine is built on a device and comes back
     into the bundle here, with its timing cache, so that one bundle serves many devices.
 
+    A bundle for OpenVINO loads as it is: with --device it is compiled for that device ahead of time, into
+    the cache folder that predict reads, and verified there.
+
     gft-edge build bundles/grocery-trt
     """
-    settings = engine_settings(options, read_manifest(bundle).engine_settings)
+    manifest = read_manifest(bundle)
+    if device is not None:
+        if manifest.target == "tensorrt":
+            raise UsageError(f"{bundle} is for tensorrt, --device is OpenVINO's: leave it out")
+        refuse_given(
+            "explain", "fresh", *_OF_ENGINES, why="is of TensorRT's engines: leave it out with --device"
+        )  # fmt: skip
+        if devices is not None:
+            _compile_on(devices, bundle, as_json)
+        else:
+            _compile(bundle, device, cache_folder(cache_dir, "openvino"), as_json)
+        return
+    if manifest.target == "openvino":
+        raise UsageError(
+            f"{bundle} is for openvino, which loads as it is: --device GPU compiles it ahead of time"
+        )
+    refuse_given("cache_dir", why="is OpenVINO's: give --device too")
+    settings = engine_settings(options, manifest.engine_settings)
     if devices is not None:
         refuse_given(
             "timing_cache",
@@ -89,6 +125,66 @@ def command(
     show(engine_table(bundle, built.engine))
     # What was built ahead of time need not run on this machine.
     next_line(f"gft-edge {'verify' if built.loads_here else 'inspect --engine'} {quoted(bundle)}")
+
+
+def _compile(bundle: Path, device: str, folder: Path | None, as_json: bool) -> None:
+    """Compile a bundle with OpenVINO into `folder`, and verify it on the device."""
+    if device.partition(":")[0] in UNKEPT:
+        raise UsageError(f"what {device} compiles cannot be kept: name the device itself, as GPU")
+    if folder is None:
+        raise UsageError("--cache-dir none keeps nothing: give a folder, or leave it out")
+    opened, where = read_bundle(bundle), placed(device)
+    with progress() as report:
+        report(f"verify on {device}", 0, 2)
+        found = verify(bundle, "openvino", device=device)
+        report(f"compile for {device}", 1, 2)
+        started = time.perf_counter()
+        Classifier.load(opened, "openvino", device=device, cache_dir=folder).close()
+        seconds = time.perf_counter() - started
+        report(f"compile for {device}", 2, 2)
+    content = {
+        "bundle": str(bundle),
+        "device": device,
+        "processors": [each.full_name for each in where.processors],
+        "cache_dir": str(folder),
+        "load_s": round(seconds, 3),
+        "verdict": found.verdict,
+        "failures": found.failures,
+    }
+    if as_json:
+        print_json(content)
+    else:
+        show(_compiled_table(str(bundle), content))
+        next_line(f"gft-edge predict {quoted(bundle)} PHOTO --device {quoted(device)}")
+    if found.verdict == "fail":
+        raise click.exceptions.Exit(1)
+
+
+def _compile_on(devices: OnDevices, bundle: Path, as_json: bool) -> None:
+    answers = devices.do(devices.words(sent=("bundle",)), [bundle], "openvino")
+    if len(answers) == 1:
+        only(answers)
+    if as_json:
+        print_answers(answers)
+    else:
+        for answer in answers:
+            if answer.document is not None:
+                show(_compiled_table(f"{bundle} on {answer.host}", answer.document))
+            else:
+                say(f"{answer.host}: {answer.error}")
+    finish(answers)
+
+
+def _compiled_table(title: str, content: Mapping[str, Any]) -> Table:
+    rows = [
+        ("device", content["device"]),
+        ("processors", "; ".join(content["processors"])),
+        ("kept in", content["cache_dir"]),
+        ("loaded in", f"{content['load_s']:.2f} s"),
+        ("verdict there", content["verdict"]),
+        *(("missed", failure) for failure in content["failures"]),
+    ]
+    return Table(title, ("what", "value"), rows)
 
 
 def _on(devices: OnDevices, bundle: Path, as_json: bool) -> None:

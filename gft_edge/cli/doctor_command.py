@@ -19,6 +19,7 @@ from gft_edge.profiling.machine import Machine, this_machine
 from gft_edge.reporting.profile_tables import machine_table
 from gft_edge.reporting.table import Table, Value
 from gft_edge.runtime.backends import Backend, backends
+from gft_edge.runtime.backends.ov import devices
 from gft_edge.runtime.engine_probe import why_fatal
 
 Status = Mapping[str, Mapping[str, Any]]
@@ -77,14 +78,29 @@ def _show(
     packages: Status,
     about_engines: Sequence[str] = (),
 ) -> None:
-    show(machine_table(title, machine))
-    for heading, found, notes in (
-        ("Engines", engines, about_engines),
-        ("To train and export", packages, ()),
-    ):
-        rows = [(name, entry["version"] or entry["missing"]) for name, entry in found.items()]
-        if rows:
-            show(Table(heading, ("name", "status"), rows, notes))
+    show(machine_table(title, machine), *_engine_tables(engines, about_engines))
+    if packages:
+        show(_status_table("To train and export", packages))
+
+
+def _engine_tables(engines: Status, notes: Sequence[str]) -> list[Table]:
+    """The engines, and the processors of the one that has several."""
+    tables = [_status_table("Engines", engines, notes)]
+    processors = [
+        (each["name"], each["full_name"], " ".join(each["capabilities"]))
+        for engine in engines.values()
+        for each in engine["devices"]
+    ]
+    if processors:
+        heads = ("--device", "name", "computes in")
+        note = "AUTO and HETERO:GPU,CPU combine them"
+        tables.append(Table("OpenVINO's devices", heads, processors, (note,)))
+    return tables
+
+
+def _status_table(title: str, found: Status, notes: Sequence[str] = ()) -> Table:
+    rows = [(name, entry["version"] or entry["missing"]) for name, entry in found.items()]
+    return Table(title, ("name", "status"), rows, notes)
 
 
 def _on(devices: OnDevices, clean: bool, as_json: bool) -> None:
@@ -127,12 +143,19 @@ def _row(answer: Answer) -> list[tuple[Value, ...]]:
 
 
 def _engine(target: str, backend: Backend) -> dict[str, Any]:
-    """An engine's version, and why precisions cannot be had of it, or why there is none."""
+    """An engine's version, its devices, and why precisions cannot be had of it, or why there is none."""
     # A library that is unfit for the processor would take this process along.
     if reason := why_fatal(target) or backend.missing():
-        return {**_status(None, reason), "precisions": {}}
+        return {**_status(None, reason), "precisions": {}, "devices": []}
     unfit = {precision: backend.unsupported(precision) for precision in backend.PRECISIONS}
-    return {**_status(backend.version(), None), "precisions": unfit}
+    found = [
+        {
+            **dataclasses.asdict(each),
+            "precisions": {p: backend.unsupported(p, each.name) for p in backend.PRECISIONS},
+        }
+        for each in (devices() if target == "openvino" else ())
+    ]
+    return {**_status(backend.version(), None), "precisions": unfit, "devices": found}
 
 
 def _package(name: str, extra: str) -> dict[str, str | None]:

@@ -10,17 +10,18 @@ import click
 import numpy as np
 
 from gft_edge.bundle.specs import counter
-from gft_edge.bundle.store import is_bundle, write_whole
+from gft_edge.bundle.store import is_bundle, read_bundle, write_whole
 from gft_edge.cli.options import (
     PATH,
     backend_option,
     data_option,
-    device_options,
     json_option,
     names_given,
+    of_pytorch,
     refuse_given,
     split_option,
     threads_option,
+    workers_option,
 )
 from gft_edge.cli.output import (
     next_line,
@@ -57,7 +58,14 @@ _OF_TABLES = ("form", "out", "average", "bundles", "duration_s")
               help="Minimum seconds to measure each of these bundles.")  # fmt: skip
 @backend_option
 @threads_option
-@device_options
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Processor: of a run cpu, cuda or auto, a GPU where PyTorch sees one (default); of a "
+    "bundle on OpenVINO what benchmark_app -d takes: CPU (default), GPU, NPU, AUTO, "
+    "HETERO:GPU,CPU.",
+)
+@workers_option
 @click.option("--fresh", is_flag=True, help="Evaluate runs anew, whatever they have kept.")
 @click.option("--out", type=PATH, metavar="FILE",
               help="File for the table of runs, named .md, .tex or .csv.")  # fmt: skip
@@ -76,12 +84,13 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     if bundles:
         if len(paths) > 1:
             raise UsageError(f"{bundles[0]} is a bundle: evaluate it alone, a table is of runs")
-        refuse_given("device", "workers", *_OF_TABLES,
+        refuse_given("workers", *_OF_TABLES,
                      why="is for runs, a bundle runs on its engine: give --backend or --threads")  # fmt: skip
         _evaluate_bundle(bundles[0], options, as_json)
         return
     refuse_given("backend", "threads",
                  why="is for bundles, a run is evaluated in PyTorch: give --device")  # fmt: skip
+    options["device"] = of_pytorch(options["device"])
     if len(paths) > 1 or {*_OF_TABLES} & {*names_given()}:
         _compare_runs(paths, options, as_json)
     else:
@@ -90,14 +99,16 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> None:
     from gft_edge.fidelity.metrics import classification_metrics
-    from gft_edge.fidelity.verify import split_outputs
+    from gft_edge.fidelity.verify import split_outputs, verify_once
 
     source = options["given"].source()
     if source is None:
         raise UsageError("a bundle holds no images: give --data FOLDER")
     with progress() as report:
         split = options["split"] or reporting_split(source)
-        with Classifier.load(folder, options["backend"], options["threads"]) as classifier:
+        bundle, backend, device = read_bundle(folder), options["backend"], options["device"]
+        verify_once(bundle, backend, device)
+        with Classifier.load(bundle, backend, options["threads"], device=device) as classifier:
             images = read_split(source, split, classifier.labels)
             for remark in images.remarks:
                 say(remark)

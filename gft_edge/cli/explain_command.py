@@ -25,6 +25,7 @@ from gft_edge.cli.options import (
     backend_option,
     data_option,
     json_option,
+    openvino_device_option,
     seed_option,
     split_option,
     threads_option,
@@ -53,6 +54,7 @@ from gft_edge.explanation.explain import (
 )
 from gft_edge.explanation.occlusion import cover_side
 from gft_edge.explanation.subject import BundleSubject, Subject
+from gft_edge.fidelity.verify import verify_once
 from gft_edge.reporting.table import Table, percent
 from gft_edge.runtime.sources.images import expanded
 
@@ -81,6 +83,7 @@ CURVES = "curves.json"
 @seed_option
 @backend_option
 @threads_option
+@openvino_device_option
 @on_option
 @json_option
 def command(
@@ -90,6 +93,7 @@ def command(
     given: GivenImages,
     backend: str | None,
     threads: int | None,
+    device: str | None,
     devices: OnDevices | None,
     as_json: bool,
     cover: int | None,
@@ -115,7 +119,7 @@ def command(
     if devices is not None:
         _on(devices, run_or_bundle, paths, out, given, settings["split"], backend, as_json)
         return
-    with closing(_opened(run_or_bundle, backend, threads)) as subject:
+    with closing(_opened(run_or_bundle, backend, threads, device)) as subject:
         of_bundle = isinstance(subject, BundleSubject)
         source = given.source() if of_bundle or not measured else given.of_run(run_or_bundle)
         if source is None:
@@ -125,14 +129,15 @@ def command(
             _measure(subject, run_or_bundle, source, out, settings, as_json)
 
 
-def _opened(path: Path, backend: str | None, threads: int | None) -> Subject:
+def _opened(path: Path, backend: str | None, threads: int | None, device: str | None) -> Subject:
     if is_bundle_not_run(path):
         bundle = read_bundle(path)
-        return BundleSubject(bundle, engine_of(bundle, backend), threads)
+        verify_once(bundle, backend, device)
+        return BundleSubject(bundle, engine_of(bundle, backend), threads, device)
     from gft_edge.explanation.torch_subject import open_run
 
-    if backend is not None or threads is not None:
-        raise UsageError("--backend and --threads are a bundle's: PyTorch computes a run")
+    if any(option is not None for option in (backend, threads, device)):
+        raise UsageError("--backend, --threads and --device are a bundle's: PyTorch computes a run")
     return open_run(path)
 
 

@@ -25,6 +25,7 @@ from gft_edge.cli.options import (
     engine_settings,
     json_option,
     names_given,
+    openvino_device_option,
     refuse_given,
     seed_option,
     split_option,
@@ -100,6 +101,7 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
 @seed_option
 @engine_options
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the new bundle.")
+@openvino_device_option
 @on_option
 @json_option
 def command(
@@ -107,6 +109,7 @@ def command(
     target: str,
     given: GivenImages,
     out: Path,
+    device: str | None,
     devices: OnDevices | None,
     as_json: bool,
     **options: Any,
@@ -123,21 +126,22 @@ def command(
     gft-edge export runs/grocery --target openvino --out bundles/grocery
     """
     precision, keep, timing_cache = _precision(options), options["keep"], options["timing_cache"]
-    bench = None
-    if devices is not None:
-        if precision != "auto":
-            raise UsageError(
-                f"--on is for --precision auto, which is decided there: export {precision} without it"
-            )
-        bench = Device(devices)
+    if precision != "auto":
+        refuse_given(
+            "hosts", "device",
+            why=f"is for --precision auto, which is decided there: export {precision} without it",
+        )  # fmt: skip
     from gft_edge.export.pipeline import export
     from gft_edge.export.request import ExportRequest, check_calibration, check_request
     from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
     from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import stages_from_keep
     from gft_edge.studies.auto import AUTO, export_fastest
-    from gft_edge.studies.bench import HERE
+    from gft_edge.studies.bench import Bench, ThisMachine
 
+    if device is not None and backend_for(target).TARGET != "openvino":
+        raise UsageError(f"--device {device} is for --target openvino: leave it out for {target}")
+    bench: Bench = ThisMachine(device) if devices is None else Device(devices, device)
     if is_bundle(run):
         raise UsageError(f"{run} is a bundle, exported already: give the run it was made from")
     if timing_cache is not None and backend_for(target).TARGET != "tensorrt":
@@ -184,9 +188,7 @@ def command(
     images = _images(source, spec, options, calibration, decisions, remark)
     with progress() as report:
         exporting = (model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
-        bundle = (
-            export_fastest(*exporting, bench or HERE) if precision == AUTO else export(*exporting)
-        )
+        bundle = export_fastest(*exporting, bench) if precision == AUTO else export(*exporting)
         built = _build(bundle, out, timing_cache, report) if devices is None else None
     manifest = bundle.manifest
     unresolved = options["require_resolved"] and not manifest.reports[-1].resolved

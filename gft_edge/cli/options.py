@@ -83,12 +83,34 @@ def split_option(default: str | None = "test, else val") -> Decorator:
     )
 
 
+_PYTORCH_DEVICES = ("auto", "cpu", "cuda")
+
+
+def of_pytorch(device: str | None) -> str:
+    """What --device means for a network in PyTorch. Raises UsageError for a name of OpenVINO's."""
+    if device is not None and device not in _PYTORCH_DEVICES:
+        raise UsageError(
+            f"--device {device}: PyTorch computes a run, choose from {', '.join(_PYTORCH_DEVICES)}; "
+            "OpenVINO's devices are for bundles"
+        )
+    return device or "auto"
+
+
+workers_option = click.option(
+    "--workers", type=click.IntRange(0), default=2, show_default=True,
+    help="Number of processes that decode images for PyTorch.",
+)  # fmt: skip
+
 device_options = together(
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                 show_default=True,
+    click.option("--device", type=click.Choice(_PYTORCH_DEVICES), default="auto", show_default=True,
                  help="Processor for a network in PyTorch; auto takes a GPU where PyTorch sees one."),
-    click.option("--workers", type=click.IntRange(0), default=2, show_default=True,
-                 help="Number of processes that decode images for PyTorch."),
+    workers_option,
+)  # fmt: skip
+
+openvino_device_option = click.option(
+    "--device", metavar="NAME",
+    help="Device that OpenVINO computes on, as in benchmark_app -d: CPU, GPU, GPU.1, NPU, AUTO or "
+    "HETERO:GPU,CPU [default: CPU].",
 )  # fmt: skip
 
 backend_option = click.option(

@@ -19,12 +19,14 @@ from gft_edge.cli.options import (
     cache_folder,
     cache_option,
     json_option,
+    openvino_device_option,
     refuse_given,
     threads_option,
 )
 from gft_edge.cli.output import print_json, progress, say, show, shown
 from gft_edge.cli.predict_streams import Saving, label_streams, print_frame
 from gft_edge.errors import ImageError, UsageError
+from gft_edge.fidelity.verify import verify_once
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sources import is_live
@@ -52,6 +54,7 @@ MANY = 20
               help="Show the patches that survive each stage beside each frame of --save.")  # fmt: skip
 @backend_option
 @threads_option
+@openvino_device_option
 @cache_option
 @on_option
 @json_option
@@ -60,6 +63,7 @@ def command(
     sources: tuple[str, ...],
     backend: str | None,
     threads: int | None,
+    device: str | None,
     cache_dir: str | None,
     devices: OnDevices | None,
     as_json: bool,
@@ -85,8 +89,9 @@ def command(
     opened = read_bundle(bundle)
     folder = cache_folder(cache_dir, backend_for(backend or opened.manifest.target).TARGET)
     kept = saving is not None and saving.checked(opened.manifest)
+    verify_once(opened, backend, device)
     with Classifier.load(
-        opened, backend, threads, kept=kept, cache_dir=folder, spin=not moving
+        opened, backend, threads, kept=kept, device=device, cache_dir=folder, spin=not moving
     ) as classifier:
         unread = _label_images(classifier, images, settings["top_k"], as_json)
         if unread:

@@ -24,6 +24,7 @@ from gft_edge.cli.options import (
     json_option,
     measuring_options,
     names_given,
+    openvino_device_option,
     threads_option,
 )
 from gft_edge.cli.output import (
@@ -38,11 +39,13 @@ from gft_edge.cli.output import (
     writable_file,
 )
 from gft_edge.errors import UsageError
+from gft_edge.fidelity.verify import verify_once
 from gft_edge.profiling.profile import ProfileRequest, check_request, profile
 from gft_edge.profiling.report import Profile
 from gft_edge.profiling.report_file import write_profile
 from gft_edge.reporting.fleet import fleet_profiles
 from gft_edge.reporting.profile_tables import profile_blocks
+from gft_edge.runtime.backends import backend_for
 
 
 @click.command("profile", cls=OnDeviceCommand)
@@ -62,6 +65,7 @@ from gft_edge.reporting.profile_tables import profile_blocks
 @click.option("--batch", type=int,
               help="Number of images a call [default: what the bundles were exported for].")  # fmt: skip
 @backend_option
+@openvino_device_option
 @click.option("--cuda-graph", is_flag=True,
               help="Replay the launches from one recording (TensorRT only).")  # fmt: skip
 @click.option(
@@ -105,6 +109,7 @@ def command(
         if devices is not None:
             answers = _measured_on(devices, bundles, dense, request.backend)
         else:
+            _verify_on_device(request)
             with progress() as report:
                 result = profile(dataclasses.replace(request, baseline=dense), report, say)
     if devices is None:
@@ -116,6 +121,12 @@ def command(
         told = {**answer.document, "host": answer.host}
         _show(from_json(Profile, told, "the profile"), out, as_json)
         finish(answers)
+
+
+def _verify_on_device(request: ProfileRequest) -> None:
+    for bundle in map(read_bundle, request.bundles if request.device else ()):
+        if backend_for(request.backend or bundle.manifest.target).TARGET == "openvino":
+            verify_once(bundle, request.backend, request.device)
 
 
 def _show(result: Profile, out: Path | None, as_json: bool) -> None:

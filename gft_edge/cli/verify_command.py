@@ -18,7 +18,14 @@ from gft_edge.cli.answers import Answer, finish, fleet_table, folder_of, only, p
 from gft_edge.cli.errand import Word, fetched_folder
 from gft_edge.cli.given_images import GivenImages
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
-from gft_edge.cli.options import PATH, backend_option, data_option, json_option, split_option
+from gft_edge.cli.options import (
+    PATH,
+    backend_option,
+    data_option,
+    json_option,
+    openvino_device_option,
+    split_option,
+)
 from gft_edge.cli.output import made_folder, print_json, progress, say, show, shown
 from gft_edge.cli.references import is_bundle_not_run, open_reference
 from gft_edge.cli.sent_data import sent_data
@@ -49,6 +56,7 @@ LISTED = 20
               help="With --reference: also what changes that nobody sees do to it (noise, JPEG, brightness "
               "+ 2 %, a move by one pixel).")  # fmt: skip
 @backend_option
+@openvino_device_option
 @on_option
 @json_option
 def command(
@@ -59,6 +67,7 @@ def command(
     pictures: Path | None,
     noise_floor: bool,
     backend: str | None,
+    device: str | None,
     devices: OnDevices | None,
     as_json: bool,
 ) -> None:
@@ -98,18 +107,22 @@ def command(
         folder = made_folder(pictures, "--pictures") if pictures and images else None
         report = stack.enter_context(progress())
         count = counter(report, f"verify on {images.name}", len(images.paths)) if images else None
-        result = verify(bundle, backend, images, expected, count, drawn.append, changes)
+        result = verify(bundle, backend, images, expected, count, drawn.append, changes, device)
     picture = None
     if folder is not None and drawn:
         picture = folder / PICTURE
         comparison_sheet(drawn[0], manifest.model).save(picture)
-    if result.integer_layers is not None and (slow := without_dot_products(this_machine())):
+    on_cpu = result.integer_layers is not None and device in (None, "CPU")
+    if on_cpu and (slow := without_dot_products(this_machine())):
         result = dataclasses.replace(result, warnings=(*result.warnings, slow))
     if as_json:
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-        print_json({**content, "picture": None if picture is None else str(picture)})
+        print_json(
+            {**content, "device": device, "picture": None if picture is None else str(picture)}
+        )
     else:
-        _show(str(bundle), result, manifest, picture)
+        title = str(bundle) if device is None else f"{bundle} on {device}"
+        _show(title, result, manifest, picture)
     if result.verdict == "fail":
         raise click.exceptions.Exit(1)
 

@@ -15,6 +15,7 @@ from gft_edge.errors import FailedError, KeptPatchesError
 from gft_edge.runtime.backends import Session
 from gft_edge.runtime.batches import session_outputs, static_batches
 from gft_edge.runtime.classifier import bundle_request
+from gft_edge.runtime.device_verdicts import warn_of_doubt
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -65,16 +66,25 @@ class BundleSubject:
     which rounds otherwise: `Seen.difference` tells by how much.
     """
 
-    def __init__(self, bundle: Bundle, backend: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+    ):
         manifest = bundle.manifest
-        engine, request = bundle_request(bundle, backend, threads)
+        engine, request = bundle_request(bundle, backend, threads, device)
         told = engine.TARGET != "tensorrt"
         self.model = manifest.model
         self._input = manifest.input
         self._scores = len(manifest.score_outputs) if told else 0
         self._attention = len(manifest.attention_outputs) if told else 0
         self.runs = f"{engine.version()}, {manifest.precision} bundle for {manifest.target}"
+        if device is not None:
+            self.runs += f" on {device}"
         self._session: Session = engine.open_session(bundle.artifact_path, request)
+        warn_of_doubt(bundle, self._session, engine.version(), device)
         self._seeing: Session | None = None
         reasons = list(no_stages(manifest.model))
         if manifest.model.stages:

@@ -15,15 +15,17 @@ from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance, Verdict
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest
 from gft_edge.datasets import Photographs
-from gft_edge.errors import BundleError, KeptPatchesError, PipelineError, UsageError
+from gft_edge.errors import BundleError, FailedError, KeptPatchesError, PipelineError, UsageError
 from gft_edge.fidelity.compare import NO_BOUND, TOLERANCES, compare, noise_floor_of
 from gft_edge.fidelity.disagreements import Comparison, Disagreement, compared
 from gft_edge.fidelity.metrics import accuracy_of
 from gft_edge.fidelity.noise_floor import changed
 from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for, integer_layers
+from gft_edge.runtime.backends.ov import placed
 from gft_edge.runtime.batches import Advance, static_batches
 from gft_edge.runtime.classifier import Classifier, bundle_request, load_pixels
+from gft_edge.runtime.device_verdicts import recalled_failures, remember_failures
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.outputs import Outputs, concatenate
 
@@ -85,14 +87,16 @@ def verify(
     advance: Advance | None = None,
     seen: Callable[[Comparison], object] = lambda comparison: None,
     changes: Sequence[Change] = (),
+    device: str | None = None,
 ) -> VerifyReport:
     """Check hashes, structure and golden outputs, and with a split accuracy and agreement too.
 
     The reference is asked once more for the split's images after each of `changes`.
 
-    `seen` is told what bundle and reference gave for each image, to draw it. A damaged bundle is a failed
-    verdict. Raises BundleError when `folder` is no bundle at all,
-    UsageError for a reference without images.
+    `seen` is told what bundle and reference gave for each image, to draw it. On a `device` of OpenVINO's
+    that computes in f16 the bounds are at least FP16's, and the verdict is remembered: what runs there
+    later is trusted by it. A damaged bundle is a failed verdict. Raises BundleError when `folder` is no
+    bundle at all, UsageError for a reference without images.
     """
     if reference is not None and split is None:
         raise UsageError("a reference is compared on images: give --data too")
@@ -101,12 +105,13 @@ def verify(
     try:
         bundle = read_bundle(folder)
         try:
-            classifier = Classifier.load(bundle, backend, kept=True)
+            classifier = _opened(bundle, backend, device, bundle.manifest.kept_outputs)
         except KeptPatchesError as error:
-            classifier = Classifier.load(bundle, backend)
+            classifier = _opened(bundle, backend, device)
             skipped.append(f"kept patches: {error}")
         returns_kept = not skipped
         with classifier:
+            half_on = classifier.session.half_on
             golden = check_golden(classifier)
             failures = [f"golden outputs: {failure}" for failure in golden.failures]
             found: dict[str, Any] = {"images": golden.images}
@@ -114,7 +119,7 @@ def verify(
                 found = _on_split(classifier, split, reference, advance, seen, changes)
                 failures += found.pop("failures")
                 skipped += found.pop("skipped")
-        found |= _kernels(bundle, backend)
+        found |= _kernels(bundle, backend, device, skipped)
         try:
             if reason := structure_checked(bundle.manifest, bundle.artifact_path):
                 skipped.append(f"graph structure: {reason}")
@@ -123,6 +128,9 @@ def verify(
         tensorrt = backend_for(backend or bundle.manifest.target).TARGET == "tensorrt"
         if tensorrt and returns_kept:
             failures += _of_deployed(bundle, backend, skipped)
+        if half_on:
+            engine = backend_for(backend or bundle.manifest.target).version()
+            remember_failures(bundle, half_on, engine, failures)
     except BundleError as error:
         return VerifyReport("fail", (str(error),))
     return VerifyReport(
@@ -134,18 +142,46 @@ def verify(
     )
 
 
-def _kernels(bundle: Bundle, backend: str | None) -> dict[str, Any]:
+def verify_once(bundle: Bundle, backend: str | None, device: str | None) -> None:
+    """Verify a bundle on a device that computes in f16, unless the verdict is remembered.
+
+    Whoever loads it there is warned where it fails. Raises as Classifier.load.
+    """
+    if device is None:
+        return
+    engine, _ = bundle_request(bundle, backend, None, device)
+    processors = placed(device).half_on
+    if processors and recalled_failures(bundle, processors, engine.version()) is None:
+        verify(bundle.folder, backend, device=device)
+
+
+def _opened(
+    bundle: Bundle, backend: str | None, device: str | None, kept_outputs: tuple[str, ...] = ()
+) -> Classifier:
+    """A classifier that is not trusted yet: Classifier.load would warn of that."""
+    engine, request = bundle_request(bundle, backend, None, device, kept_outputs=kept_outputs)
+    return Classifier(bundle, engine.open_session(bundle.artifact_path, request))
+
+
+def _kernels(
+    bundle: Bundle, backend: str | None, device: str | None, skipped: list[str]
+) -> dict[str, Any]:
     """What a VerifyReport says of an INT8 bundle's kernels, by the engine's own execution graph.
 
-    TensorRT fuses layers and needs its own report (gft-edge inspect --engine).
+    TensorRT fuses layers and needs its own report (gft-edge inspect --engine). Where a device tells
+    nothing, `skipped` gets the reason.
     """
     manifest = bundle.manifest
-    engine, request = bundle_request(bundle, backend, None)
+    engine, request = bundle_request(bundle, backend, None, device)
     if manifest.quantization is None or engine.TARGET == "tensorrt":
         return {}
     pixels = read_golden(bundle)[0]
     batch, _ = next(static_batches(pixels, manifest.input, manifest.model.preprocessing))
-    timed = engine.layer_times(bundle.artifact_path, request, batch, 1, lambda: None)
+    try:
+        timed = engine.layer_times(bundle.artifact_path, request, batch, 1, lambda: None)
+    except FailedError as error:
+        skipped.append(f"layers computed in integers: {error}")
+        return {}
     integers, asked = integer_layers(timed.layers), manifest.quantization.int8_layers
     if integers >= asked:
         return {"integer_layers": integers}
@@ -182,7 +218,7 @@ def check_golden(classifier: Classifier) -> FidelityReport:
     """
     manifest = classifier.bundle.manifest
     pixels, expected = read_golden(classifier.bundle)
-    bound = golden_tolerance(manifest, len(pixels))
+    bound = golden_tolerance(manifest, len(pixels), bool(classifier.session.half_on))
     return _compared("golden", expected, classifier.outputs(pixels), bound)
 
 
@@ -202,17 +238,21 @@ def _compared(
     return compare(name, expected, outputs, bound, targets, floor, labels)
 
 
-def export_tolerance(manifest: Manifest) -> Tolerance:
-    """The bound that the export itself was held to."""
+def export_tolerance(manifest: Manifest, half: bool = False) -> Tolerance:
+    """The bound that the export itself was held to; FP16's where a device computes FP32 in `half`."""
+    if half and manifest.precision == "fp32":
+        return TOLERANCES["fp16"]
     return manifest.reports[-1].tolerance if manifest.reports else TOLERANCES[manifest.precision]
 
 
-def golden_tolerance(manifest: Manifest, images: int) -> Tolerance:
+def golden_tolerance(manifest: Manifest, images: int, half: bool = False) -> Tolerance:
     """Fixed bounds, as a file is compared with itself, with room for one exchanged patch.
 
-    Few images cannot resolve 99.9 %. A network whose weights mean nothing has none.
+    Few images cannot resolve 99.9 %. A network whose weights mean nothing has none. Where a device
+    computes FP32 in `half` they are FP16's.
     """
-    bound = NO_BOUND if manifest.fidelity is None else TOLERANCES[manifest.precision]
+    precision = "fp16" if half and manifest.precision == "fp32" else manifest.precision
+    bound = NO_BOUND if manifest.fidelity is None else TOLERANCES[precision]
     keeps = [stage.keep for stage in manifest.model.stages] or [1]
     one_patch = 1 - 2 / (min(keeps) + 1) / images - 1e-9  # rounding
     overlaps = tuple(min(bound.overlap_bound(n), one_patch) for n in range(len(keeps)))
@@ -249,7 +289,8 @@ def _on_split(
     changes: Sequence[Change],
 ) -> dict[str, Any]:
     """What a VerifyReport says of the images of a split, and the bounds that the reference misses."""
-    bound, skipped = export_tolerance(classifier.bundle.manifest), []
+    half = bool(classifier.session.half_on)
+    bound, skipped = export_tolerance(classifier.bundle.manifest, half), []
     if bound.change is not None and reference is not None and len(split.paths) < 2:
         bound = NO_BOUND
         skipped = ["bounds: 1 image has no interval, and --fidelity photo judges by intervals"]

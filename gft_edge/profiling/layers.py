@@ -103,6 +103,7 @@ def layer_profile(
     backend: str | None = None,
     threads: int | None = None,
     runs: int = RUNS,
+    device: str | None = None,
 ) -> Breakdown:
     """Time the layers of a bundle over `runs` inferences, each beside a plain one.
 
@@ -111,7 +112,7 @@ def layer_profile(
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    engine, request = bundle_request(opened, backend, threads, spin=False)
+    engine, request = bundle_request(opened, backend, threads, device, spin=False)
     preprocessing = manifest.model.preprocessing
     size = preprocessing.image_size_px
     shape = (manifest.input.batch, size, size, 3)

@@ -23,7 +23,7 @@ from gft_edge.profiling.report import (
     Settings,
     boundary_of,
 )
-from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.backends import Backend, backend_for
 from gft_edge.runtime.classifier import Timing
 
 INTERRUPTED = Energy(available=False, why="interrupted before it was measured")
@@ -87,7 +87,7 @@ def report_of(
         network=manifest.model.name,
         target=backend.TARGET,
         precision=manifest.precision,
-        engine=backend.version(),
+        engine=_engine(backend, settings.device),
         flags=tuple(opened["flags"]),
         files_mb=size_bytes(subject.bundle) / 2**20,
         load_ms=opened["load_ms"],
@@ -99,6 +99,11 @@ def report_of(
         energy=subject.energy,
         layers=subject.layers,
     )
+
+
+def _engine(backend: Backend, device: str | None) -> str:
+    on = f" on {device}" if device is not None and backend.TARGET == "openvino" else ""
+    return f"{backend.version()}{on}"
 
 
 def _boundaries(

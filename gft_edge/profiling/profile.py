@@ -62,6 +62,8 @@ LEAST_PERCENTILE = 99.0
 class ProfileRequest:
     """What to measure and how; see report.Settings.
 
+    `device` is that of the bundles which run on OpenVINO.
+
     `images` None takes golden frames, `min_samples` None what the percentiles need, but a p99's at least.
     """
 
@@ -76,6 +78,7 @@ class ProfileRequest:
     threads: int | None = None
     batch: int | None = None
     backend: str | None = None
+    device: str | None = None
     cuda_graph: bool = False
     layers: bool = False
 
@@ -118,6 +121,11 @@ def profile(
     check_measuring(request)
     folders = [*request.bundles, *([request.baseline] if request.baseline else [])]
     bundles = [read_bundle(folder) for folder in folders]
+    targets = {backend_for(request.backend or each.manifest.target).TARGET for each in bundles}
+    if request.device is not None and "openvino" not in targets:
+        raise UsageError(
+            f"--device {request.device} is for OpenVINO, and none of these bundles runs on it: leave it out"
+        )
     needed = max(map(samples_needed, (LEAST_PERCENTILE, *request.percentiles)))
     settings = Settings(
         request.duration_s,
@@ -128,6 +136,7 @@ def profile(
         request.threads,
         _batch(bundles, request.batch),
         request.backend,
+        request.device,
         request.cuda_graph,
         turn_ms=0.0,
         settle_ms=SETTLE_S * 1000,
@@ -199,12 +208,14 @@ def _loaded(
     for number, bundle in enumerate(bundles):
         progress("load", number, len(bundles))
         worker = stack.enter_context(Worker(str(bundle.folder)))
-        on_gpu = backend_for(settings.backend or bundle.manifest.target).TARGET == "tensorrt"
+        target = backend_for(settings.backend or bundle.manifest.target).TARGET
+        on_gpu = target == "tensorrt"
         opened = worker.ask(
             "open",
             bundle=str(bundle.folder),
             backend=settings.backend,
             threads=settings.threads,
+            device=settings.device if target == "openvino" else None,
             cuda_graph=settings.cuda_graph and on_gpu,
             hint=settings.hint,
             images=[str(path) for path in paths],

@@ -39,6 +39,7 @@ ENGINE_THROUGHPUT = "engine, requests in flight: from the start of a request to 
 class Settings:
     """How it was measured. `batch` is images a call; `backend` None takes each bundle's own target.
 
+    `device` is OpenVINO's, None for the CPU.
     `settle_ms` at the start of each turn of `turn_ms` is not counted.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     threads: int | None
     batch: int
     backend: str | None
+    device: str | None
     cuda_graph: bool
     turn_ms: float
     settle_ms: float

@@ -56,6 +56,7 @@ class LoadedBundle:
         bundle: str,
         backend: str | None = None,
         threads: int | None = None,
+        device: str | None = None,
         cuda_graph: bool = False,
         hint: Hint = "latency",
         images: Sequence[str] = (),
@@ -65,10 +66,10 @@ class LoadedBundle:
         free = _free_device_bytes() if on_gpu else None
         started = time.perf_counter()
         self._classifier = Classifier.load(
-            bundle, backend, threads, cuda_graph=cuda_graph, hint=hint
+            bundle, backend, threads, cuda_graph=cuda_graph, hint=hint, device=device
         )
         load_ms = (time.perf_counter() - started) * 1000
-        self._backend, self._threads = backend, threads
+        self._backend, self._threads, self._device = backend, threads, device
         self._in_flight = hint == "throughput"
         manifest = self._classifier.bundle.manifest
         self._batch = manifest.input.batch
@@ -104,7 +105,9 @@ class LoadedBundle:
 
     def layers(self) -> dict[str, Any]:
         """The JSON of a Breakdown, timed in sessions of their own. Raises as layer_profile."""
-        breakdown = layer_profile(self._classifier.bundle, self._backend, self._threads)
+        breakdown = layer_profile(
+            self._classifier.bundle, self._backend, self._threads, device=self._device
+        )
         return {"layers": to_json(breakdown)}
 
     def _engine(self, number: int) -> Sequence[float]:

@@ -22,6 +22,7 @@ from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
 from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backend_for
 from gft_edge.runtime.batches import Advance, session_outputs
+from gft_edge.runtime.device_verdicts import warn_of_doubt
 from gft_edge.runtime.image_inputs import ImageLike, decoded_rgb, each_named, images_of
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
@@ -81,6 +82,7 @@ class Classifier:
         kept: bool = False,
         cuda_graph: bool = False,
         hint: Hint = "latency",
+        device: str | None = None,
         cache_dir: str | Path | None = None,
         spin: bool = True,
     ) -> Classifier:
@@ -89,11 +91,12 @@ class Classifier:
         `backend` is the target it was exported for unless named; OpenVINO also loads ONNX bundles.
         `threads` is a CPU engine's, all cores unless given. With `kept`, `outputs` also returns the
         kept patches. With `cuda_graph` TensorRT replays its launches from one recording. With the
-        `hint` throughput OpenVINO runs several images of a list at once, each more slowly. In
-        `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on
-        without. Without `spin` ONNX Runtime's threads sleep between runs and leave the cores to whatever
-        else is done, such as decoding for `stream`. Raises BundleError, MissingDependencyError and
-        UsageError.
+        `hint` throughput OpenVINO runs several images of a list at once, each more slowly. It computes
+        on `device`: CPU unless given, or GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. A GPU and an NPU compute
+        in f16, which is logged as a warning where gft-edge verify has not passed on that device. In
+        `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on without.
+        Without `spin` ONNX Runtime's threads sleep between runs and leave the cores to whatever else is
+        done, such as decoding for `stream`. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         engine, request = bundle_request(
@@ -103,6 +106,7 @@ class Classifier:
             kept_outputs=opened.manifest.kept_outputs if kept else (),
             cuda_graph=cuda_graph,
             hint=hint,
+            device=device,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             spin=spin,
         )
@@ -115,7 +119,9 @@ class Classifier:
         ):
             if given and owner != engine.TARGET:
                 raise UsageError(f"{option} needs {owner}: leave it out for {engine.TARGET}")
-        return cls(opened, engine.open_session(opened.artifact_path, request))
+        session = engine.open_session(opened.artifact_path, request)
+        warn_of_doubt(opened, session, engine.version(), device)
+        return cls(opened, session)
 
     @property
     def session(self) -> Session:
@@ -295,7 +301,11 @@ def load_pixels(
 
 
 def bundle_request(
-    bundle: Bundle, backend: str | None, threads: int | None, **options: Any
+    bundle: Bundle,
+    backend: str | None,
+    threads: int | None,
+    device: str | None = None,
+    **options: Any,
 ) -> tuple[Backend, OpenRequest]:
     """The engine that runs a bundle, and what it needs to open it. Raises UsageError.
 
@@ -303,6 +313,11 @@ def bundle_request(
     """
     manifest = bundle.manifest
     engine = backend_for(backend or manifest.target)
+    if device is not None and engine.TARGET != "openvino":
+        other = ", or give --backend openvino too" if manifest.target == "onnx" else ""
+        raise UsageError(
+            f"--device {device} is for OpenVINO: leave it out for {engine.TARGET}{other}"
+        )
     refuse_saturation(bundle.folder, manifest)
     cores = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= cores:
@@ -314,6 +329,7 @@ def bundle_request(
         manifest.input,
         manifest.runtime_precision,
         threads=threads,
+        device=device,
         graph_sha256=manifest.artifact.sha256,
         engines=manifest.engines,
         files=tuple(

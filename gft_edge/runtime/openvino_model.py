@@ -1,8 +1,9 @@
-"""An OpenVINO model read, marked to stay in f32 where it must, compiled, and taken from the cache."""
+"""An OpenVINO model read, marked to stay in f32 where it must, compiled for a device, or from the cache."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.store import check_room, sha256_of
+from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import OpenRequest
 from gft_edge.runtime.engine_cache import keep_entry, key_of, read_entry, usable
+from gft_edge.runtime.openvino_devices import CPU, Placement
 
 
 def save_ir(model: Any, path: Path, compress_to_fp16: bool) -> None:
@@ -57,22 +60,22 @@ def hold_in_f32(path: Path) -> None:
 
 
 def compiled_model(
-    core: Any, path: Path, options: dict[str, Any], request: OpenRequest
+    core: Any, path: Path, placed: Placement, options: dict[str, Any], request: OpenRequest
 ) -> tuple[Any, npt.NDArray[np.uint8] | None]:
     """The model at `path`, and the memory it computes from when the cache in the request holds it.
 
     OpenVINO's own CACHE_DIR knows a model by its path, time and size, and ran the one that had been at
-    the path before.
+    the path before. What AUTO and MULTI compile cannot be kept.
     """
     import openvino
 
     folder = request.cache_dir
     if folder is None or not usable(folder):
-        return _compile(core, path, options, request), None
+        return _compile(core, path, placed, options, request), None
     key = key_of(
         openvino.__version__,
-        core.get_property("CPU", "FULL_DEVICE_NAME"),
-        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        placed.device,
+        [(each.full_name, each.capabilities) for each in placed.processors],
         options,
         request.inner_outputs,
         [sha256 for _, sha256 in request.files],
@@ -81,8 +84,8 @@ def compiled_model(
     if kept is not None:
         with suppress(RuntimeError):
             tensor = openvino.Tensor(kept, shared_memory=True)
-            return core.import_model(tensor, "CPU", options), kept
-    compiled = _compile(core, path, options, request)
+            return core.import_model(tensor, placed.device, options), kept
+    compiled = _compile(core, path, placed, options, request)
     # The files may have been replaced since their sha256 were taken.
     if all(sha256_of(file) == sha256 for file, sha256 in request.files):
         stream = io.BytesIO()
@@ -93,8 +96,44 @@ def compiled_model(
     return compiled, None
 
 
-def _compile(core: Any, path: Path, options: dict[str, Any], request: OpenRequest) -> Any:
-    model = core.read_model(path)
+def _compile(
+    core: Any, path: Path, placed: Placement, options: dict[str, Any], request: OpenRequest
+) -> Any:
+    model = _held_in_f32(core, path) if placed.half_on else core.read_model(path)
     if request.inner_outputs:
         model.add_outputs(list(request.inner_outputs))
-    return core.compile_model(model, "CPU", options)
+    return core.compile_model(model, placed.device, options)
+
+
+def _held_in_f32(core: Any, path: Path) -> Any:
+    """Read a model with the marks of `hold_in_f32`, which what was built for f32 lacks."""
+    # On Windows a file in use stays.
+    with tempfile.TemporaryDirectory(prefix="gft-edge-", ignore_cleanup_errors=True) as folder:
+        marked = Path(folder) / "model.xml"
+        save_ir(core.read_model(path), marked, compress_to_fp16=False)
+        hold_in_f32(marked)
+        return core.read_model(marked)
+
+
+def compile_options(where: Placement, request: OpenRequest, counted: bool) -> dict[str, Any]:
+    """The properties that a model is compiled with; of several processors each has its own."""
+    # A graph typed for another engine is computed as it stands, not lowered further.
+    precision = request.runtime_precision.replace("typed", "f32")
+    own: dict[str, dict[str, Any]] = {
+        each.kind: {"INFERENCE_PRECISION_HINT": each.precision(precision)}
+        for each in where.processors
+    }
+    if request.threads is not None:
+        if CPU not in own:
+            raise UsageError(f"threads are a CPU's: leave them out for --device {where.device}")
+        own[CPU]["INFERENCE_NUM_THREADS"] = request.threads
+    shared = {"PERFORMANCE_HINT": request.hint.upper(), "PERF_COUNT": counted}
+    if where.virtual:
+        return {**shared, "DEVICE_PROPERTIES": own}
+    return {**shared, **next(iter(own.values()))}
+
+
+def reason_of(error: RuntimeError) -> str:
+    """The last line of OpenVINO's own, which is the reason; those before are places in its code."""
+    lines = [line.strip(" ;") for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)

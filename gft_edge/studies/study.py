@@ -190,6 +190,7 @@ def judged(study: Study, variant: Variant, reference: Reference, place: str) -> 
         "split": split.name,
         "images": study.case.split_digest,
         "machine": summary(this_machine()),
+        "device": study.bench.judge_device(variant.target),
         "tools": tool_versions(),
     }
     found = study.memory.recall(name, Variant, decides)
@@ -213,7 +214,8 @@ def _accuracy(
     text = f"{place}: accuracy on {split.name}"
     advance = counter(study.progress, text, len(split.paths))
     backend = study.bench.judge_backend(variant.target)
-    found = verify(study.bundle(variant), backend, split, reference, advance)
+    device = study.bench.judge_device(variant.target)
+    found = verify(study.bundle(variant), backend, split, reference, advance, device=device)
     if found.top1 is None or found.reference_top1 is None or found.top1_agreement is None:
         raise FailedError("; ".join(found.failures))
     return Accuracy(

@@ -29,6 +29,7 @@ EVALUATE_KEYS = {
     "precision_weighted", "recall_weighted", "f1_weighted", "images",
 }  # fmt: skip
 VERIFY_KEYS = {
+    "device",
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
     "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images", "labelled",
     "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor", "noise_floors",

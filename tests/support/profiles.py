@@ -107,7 +107,9 @@ def profile_of(*reports: Report, **changes: Any) -> Profile:
         ),
         before=CONDITIONS,
         after=dataclasses.replace(CONDITIONS, at_s=130.0, busy_cpu_s=1060.0, cpu_mhz=(1200.0,)),
-        settings=Settings(10, 200, 662, PERCENTILES, "latency", None, 1, None, False, 420.0, 50.0),
+        settings=Settings(
+            10, 200, 662, PERCENTILES, "latency", None, 1, None, None, False, 420.0, 50.0
+        ),
         inputs=Inputs("encoded images", 32, "ab" * 32, "photographs"),
         reports=reports,
     )

@@ -60,7 +60,8 @@ class OpenRequest:
 
     `engines` are those built from the graph of `graph_sha256`, where the target has any;
     `cuda_graph` records their launches once and replays them. `hint` says what OpenVINO is to favour,
-    and `cache_dir` where it keeps compiled models; `files` are the artifact's, each with its sha256.
+    `device` where it computes (None on the CPU), and `cache_dir` where it keeps compiled models; `files`
+    are the artifact's, each with its sha256.
     Without `spin` ONNX Runtime's threads sleep as soon as a run is over, as runs in turn with another
     session need it.
     """
@@ -75,6 +76,7 @@ class OpenRequest:
     engines: tuple[Engine, ...] = ()
     cuda_graph: bool = False
     hint: Hint = "latency"
+    device: str | None = None
     spin: bool = True
     cache_dir: Path | None = None
     files: tuple[tuple[Path, str], ...] = ()
@@ -125,7 +127,12 @@ class Finished:
 
 
 class Session(ABC):
-    """A loaded artifact, usable from several threads at once."""
+    """A loaded artifact, usable from several threads at once.
+
+    `half_on` names the processors that compute in f16 what the export was judged in f32.
+    """
+
+    half_on: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -166,8 +173,8 @@ class Backend(Protocol):
     def missing(self) -> str | None:
         """What this machine lacks to run it, or None."""
 
-    def unsupported(self, precision: str) -> str | None:
-        """Why this machine cannot compute in it, or None."""
+    def unsupported(self, precision: str, device: str | None = None) -> str | None:
+        """Why this machine, or a device of its, cannot compute in it, or None."""
 
     def runtime_precision(self, precision: str) -> str:
         """What its engine is told to compute in."""

@@ -49,7 +49,7 @@ def missing() -> str | None:
     return why_missing(_library)
 
 
-def unsupported(precision: str) -> str | None:
+def unsupported(precision: str, device: str | None = None) -> str | None:
     """Nothing: what the CPU has no kernel for, ONNX Runtime computes in FP32."""
     return None
 

@@ -1,10 +1,11 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO on its devices: a CPU, and the GPU or NPU beside it."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,38 @@ import numpy.typing as npt
 
 from gft_edge.bundle.manifest import Artifact
 from gft_edge.bundle.store import sha256_of
-from gft_edge.errors import BundleError
+from gft_edge.errors import BundleError, FailedError
 from gft_edge.runtime.backends import (
     BuildRequest,
     Finished,
     InTurn,
     LayerRun,
-    LayerTime,
     OpenRequest,
     Session,
     check_images,
     check_signature,
     closed,
     ordered_outputs,
-    precision_of,
     samples_in_turn,
     vendor_library,
     warmed_up,
     why_missing,
 )
-from gft_edge.runtime.openvino_model import compiled_model, hold_in_f32, save_ir
+from gft_edge.runtime.openvino_devices import (
+    CPU,
+    OpenVinoDevice,
+    Placement,
+    devices_here,
+    placement,
+)
+from gft_edge.runtime.openvino_layers import layer_of, mean_us, told_layers
+from gft_edge.runtime.openvino_model import (
+    compile_options,
+    compiled_model,
+    hold_in_f32,
+    reason_of,
+    save_ir,
+)
 from gft_edge.runtime.signal_stack import kept_signal_stack
 
 TARGET = "openvino"
@@ -41,7 +54,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 # Said aloud to the engine: where a CPU has AMX or AVX512_BF16 its default is bf16, ranking included.
 # What INT8 leaves in high precision is computed in f32, unless int8-bf16 asks for bf16.
 _HINTS = {"fp16": "f16", "bf16": "bf16", "int8-bf16": "bf16"}
-# The engine's names of what a CPU computes in natively.
+# The engine's names of what a processor computes in natively.
 _CAPABILITIES = {"fp16": "FP16", "bf16": "BF16", "int8-bf16": "BF16"}
 
 # One request may be held up while the others go on: so many batches a request are run ahead of it.
@@ -60,16 +73,30 @@ def missing() -> str | None:
     return why_missing(_library)
 
 
-def unsupported(precision: str) -> str | None:
-    """Say where the CPU has no instructions for it: the engine would silently compute in f32."""
+def devices() -> tuple[OpenVinoDevice, ...]:
+    """The processors that OpenVINO finds here."""
     with kept_signal_stack():
-        has = _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision not in _CAPABILITIES or _CAPABILITIES[precision] in has:
+        return devices_here(_library().Core())
+
+
+def placed(device: str | None) -> Placement:
+    """Where `device` puts a model here, None for the CPU. Raises UsageError as `placement`."""
+    with kept_signal_stack():
+        return placement(_library().Core(), CPU if device is None else device)
+
+
+def unsupported(precision: str, device: str | None = None) -> str | None:
+    """Say where a device has no instructions for it: the engine would silently compute in another."""
+    where = placed(device)
+    lacking = _CAPABILITIES.get(precision)
+    if lacking is None or any(lacking in each.capabilities for each in where.processors):
         return None
-    native = [p for p in PRECISIONS if p not in _CAPABILITIES or _CAPABILITIES[p] in has]
-    lacking = _CAPABILITIES[precision].lower()
+    has = {name for each in where.processors for name in each.capabilities}
+    native = [p for p in PRECISIONS if _CAPABILITIES.get(p) is None or _CAPABILITIES[p] in has]
+    what = "this CPU" if where.device == CPU else where.device
     return (
-        f"this CPU has no {lacking}, so it cannot be verified here: choose from {', '.join(native)}"
+        f"{what} has no {lacking.lower()}, so it cannot be verified here: choose from "
+        f"{', '.join(native)}"
     )
 
 
@@ -121,7 +148,7 @@ def open_session(path: Path, request: OpenRequest) -> OpenVinoSession:
 def layer_times(
     path: Path, request: OpenRequest, images: npt.NDArray[Any], runs: int, in_turn: InTurn
 ) -> LayerRun:
-    """Time layers by its performance counters. Raises as `open_session`.
+    """Time layers by its performance counters. Raises as `open_session`, and FailedError without any.
 
     They cut each time of a layer, and their mean, to whole microseconds: a part of many small layers, as
     a selection, comes out some microseconds a layer too low.
@@ -129,37 +156,15 @@ def layer_times(
     session = OpenVinoSession(path, request, counted=True)
     # Few, as the counters' rounding grows with their number.
     cold_runs = warmed_up(lambda: session.run(images), warm_up_ms=0)
-    cold_us = {told["name"]: _mean_us(told) for told in session.runtime_graph()}
+    cold_us = {told["name"]: mean_us(told) for told in session.layers()}
     samples_ms = samples_in_turn(lambda: session.run(images), runs, in_turn)
     layers = []
-    for told in session.runtime_graph():
+    for told in session.layers():
         # A counter is the mean of all inferences: without the cold ones it is this.
-        total_us = _mean_us(told) * (cold_runs + runs) - cold_us[told["name"]] * cold_runs
-        layers.append(_layer(told, max(total_us, 0) / runs / 1000))
+        total_us = mean_us(told) * (cold_runs + runs) - cold_us[told["name"]] * cold_runs
+        layers.append(layer_of(told, max(total_us, 0) / runs / 1000))
     session.close()
     return LayerRun(tuple(layers), samples_ms)
-
-
-def _mean_us(told: dict[str, Any]) -> int:
-    return 0 if told["execTimeMcs"] == "not_executed" else int(told["execTimeMcs"])
-
-
-def _layer(told: dict[str, Any], mean_ms: float) -> LayerTime:
-    # runtimePrecision alone may be that of stored weights; of integers it alone tells the sign.
-    computed = told["primitiveType"].rpartition("_")[2]
-    floating = computed in ("f32", "f16", "bf16")
-    return LayerTime(
-        name=told["name"],
-        kind=told["layerType"],
-        kernel=told["primitiveType"],
-        precision=precision_of(
-            told["layerType"], [computed if floating else told["runtimePrecision"]]
-        ),
-        nodes=tuple(filter(None, told["originalLayersNames"].split(","))),
-        reads=told["reads"],
-        writes=(told["name"],),
-        mean_ms=mean_ms,
-    )
 
 
 class _Loaded:
@@ -191,20 +196,17 @@ class OpenVinoSession(Session):
 
     def __init__(self, path: Path, request: OpenRequest, counted: bool = False):
         core = _library().Core()
-        options: dict[str, Any] = {
-            # A graph typed for another engine is computed as it stands, not lowered further.
-            "INFERENCE_PRECISION_HINT": request.runtime_precision.replace("typed", "f32"),
-            "PERFORMANCE_HINT": request.hint.upper(),
-            "PERF_COUNT": counted,
-        }
-        if request.threads is not None:
-            options["INFERENCE_NUM_THREADS"] = request.threads
-        try:
-            with kept_signal_stack():
-                compiled, mapping = compiled_model(core, path, options, request)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise BundleError(f"OpenVINO cannot load {path}: {lines[-1]}") from error
+        with kept_signal_stack():
+            self._placed = placement(core, CPU if request.device is None else request.device)
+            options = compile_options(self._placed, request, counted)
+            try:
+                compiled, mapping = compiled_model(core, path, self._placed, options, request)
+            except RuntimeError as error:
+                remedy = "" if self._placed.device == CPU else f": {self._placed.remedy}"
+                on = "" if self._placed.device == CPU else f" for {self._placed.device}"
+                raise BundleError(
+                    f"OpenVINO cannot load {path}{on}: {reason_of(error)}{remedy}"
+                ) from error
         check_signature(
             path,
             request,
@@ -214,12 +216,14 @@ class OpenVinoSession(Session):
         self._shape = request.input_shape
         names = ("logits", *request.inner_outputs)
         self._loaded: _Loaded | None = _Loaded(compiled, mapping, names)
+        self.half_on = self._placed.half_on
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """See Session."""
         check_images(images, self._shape)
         loaded = self._open()
-        results = loaded.request().infer({0: images})
+        with self._refusals():
+            results = loaded.request().infer({0: images})
         return ordered_outputs([results[output] for output in loaded.outputs])
 
     def run_many(self, batches: Iterable[npt.NDArray[Any]]) -> Iterator[Finished]:
@@ -243,48 +247,58 @@ class OpenVinoSession(Session):
                 check_images(images, self._shape)
                 self._open()
                 if number - wanted >= _AHEAD * len(queue):
-                    queue.wait_all()
+                    with self._refusals():
+                        queue.wait_all()
                     collect(list(running))
                 idle = queue.get_idle_request_id()
                 if idle in running:
                     collect([idle])
                 running[idle] = number
-                queue.start_async({0: images})
+                with self._refusals():
+                    queue.start_async({0: images})
                 while wanted in finished:
                     yield finished.pop(wanted)
                     wanted += 1
-            queue.wait_all()
+            with self._refusals():
+                queue.wait_all()
             collect(list(running))
             yield from (finished[number] for number in sorted(finished))
         finally:
-            queue.wait_all()
-            loaded.idle_queues.append(queue)
+            # A refusal is told above.
+            with suppress(RuntimeError):
+                queue.wait_all()
+                loaded.idle_queues.append(queue)
 
     def flags(self) -> tuple[str, ...]:
-        """See Session; threads and streams as OpenVINO chose them."""
+        """See Session; threads and streams as OpenVINO chose them, and the processors as well."""
         compiled = self._open().compiled
-        return tuple(f"{name}={_plain(compiled.get_property(name))}" for name in _FLAGS)
+        inner: dict[str, Any] = {}
+        if self._placed.virtual:
+            # AUTO and HETERO tell what is theirs, and of each processor apart.
+            inner = next(iter(compiled.get_property("DEVICE_PROPERTIES").values()), {})
+        told = {name: inner[name] for name in _FLAGS if name in inner}
+        for name in _FLAGS:
+            with suppress(RuntimeError):
+                told.setdefault(name, compiled.get_property(name))
+        on = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        return (f"DEVICE={on}", *(f"{name}={_plain(value)}" for name, value in told.items()))
 
-    def runtime_graph(self) -> Iterator[dict[str, Any]]:
-        """What the engine tells of each layer that it made, behind those that it reads.
-
-        Constants are left out, with what converts them once when the model is loaded: a counter of
-        that is no time of an inference.
-        """
-        constants: set[str] = set()
-        for operation in self._open().compiled.get_runtime_model().get_ordered_ops():
-            told = {name: value.astype(str) for name, value in operation.rt_info.items()}
-            name = operation.get_friendly_name()
-            sources = (given.get_source_output().get_node() for given in operation.inputs())
-            reads = tuple(source.get_friendly_name() for source in sources)
-            if told["layerType"] == "Const" or (reads and constants.issuperset(reads)):
-                constants.add(name)
-            else:
-                yield {**told, "name": name, "reads": reads}
+    def layers(self) -> Iterator[dict[str, Any]]:
+        """What the device tells of each layer: openvino_layers.told_layers."""
+        return told_layers(self._open().compiled, self._placed.device)
 
     def close(self) -> None:
         """Drop the engine; a run that has begun in another thread ends first."""
         self._loaded = None
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """A device may refuse when it is run what it compiled: raise FailedError in its own words."""
+        try:
+            yield
+        except RuntimeError as error:
+            where, remedy = self._placed.device, self._placed.remedy
+            raise FailedError(f"OpenVINO fails on {where}: {reason_of(error)}: {remedy}") from error
 
     def _open(self) -> _Loaded:
         loaded = self._loaded

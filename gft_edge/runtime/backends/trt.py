@@ -45,7 +45,7 @@ def missing() -> str | None:
     return None
 
 
-def unsupported(precision: str) -> str | None:
+def unsupported(precision: str, device: str | None = None) -> str | None:
     """Nothing: the graph is written here and computed on the device."""
     return None
 
