@@ -39,7 +39,7 @@ from gft_edge.model.reference import normalised_batches, pixels_of
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.batches import session_outputs
-from gft_edge.runtime.classifier import open_request
+from gft_edge.runtime.opening import open_request
 
 GIVEN = InputSpec("uint8", 1)
 PIXEL_LAYER = "backbone.patch_embed.proj"

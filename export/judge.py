@@ -29,7 +29,7 @@ from gft_edge.model.reference import pixels_of, selection_reaches_logits
 from gft_edge.model.remembered import Remembered
 from gft_edge.runtime.backends import backend_for, ort
 from gft_edge.runtime.batches import session_outputs
-from gft_edge.runtime.classifier import open_request
+from gft_edge.runtime.opening import open_request
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels
 

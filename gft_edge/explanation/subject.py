@@ -14,8 +14,8 @@ from gft_edge.bundle.store import Bundle
 from gft_edge.errors import FailedError, KeptPatchesError
 from gft_edge.runtime.backends import Session
 from gft_edge.runtime.batches import session_outputs, static_batches
-from gft_edge.runtime.classifier import bundle_request
 from gft_edge.runtime.device_verdicts import warn_of_doubt
+from gft_edge.runtime.opening import bundle_request
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -24,9 +24,10 @@ from gft_edge.fidelity.structure import structure_checked
 from gft_edge.runtime.backends import backend_for, integer_layers
 from gft_edge.runtime.backends.ov import placed
 from gft_edge.runtime.batches import Advance, static_batches
-from gft_edge.runtime.classifier import Classifier, bundle_request, load_pixels
+from gft_edge.runtime.classifier import Classifier, load_pixels
 from gft_edge.runtime.device_verdicts import recalled_failures, remember_failures
 from gft_edge.runtime.golden import read_golden
+from gft_edge.runtime.opening import bundle_request
 from gft_edge.runtime.outputs import Outputs, concatenate
 
 # uint8 (images,S,S,3) -> what the reference gives for them.

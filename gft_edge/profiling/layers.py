@@ -18,7 +18,7 @@ from gft_edge.bundle.specs import ModelSpec
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import UsageError
 from gft_edge.runtime.backends import LayerRun, LayerTime, integer_layers
-from gft_edge.runtime.classifier import bundle_request
+from gft_edge.runtime.opening import bundle_request
 from gft_edge.runtime.preprocess import batch_from_pixels
 
 # ONNX Runtime keeps its events in a file, 200 KB an inference.

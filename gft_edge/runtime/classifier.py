@@ -12,21 +12,21 @@ import weakref
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, overload
+from typing import NoReturn, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.bundle.specs import InputSpec, ModelSpec, Prediction, Preprocessing, Say
+from gft_edge.bundle.specs import Prediction, Preprocessing, Say
 from gft_edge.bundle.store import Bundle, read_bundle
 from gft_edge.errors import FailedError, UsageError
-from gft_edge.runtime.backends import Backend, Hint, OpenRequest, Session, backend_for
+from gft_edge.runtime.backends import Hint, Session
 from gft_edge.runtime.batches import Advance, session_outputs
 from gft_edge.runtime.device_verdicts import warn_of_doubt
 from gft_edge.runtime.image_inputs import ImageLike, decoded_rgb, each_named, images_of
+from gft_edge.runtime.opening import bundle_request
 from gft_edge.runtime.outputs import Outputs
 from gft_edge.runtime.preprocess import batch_from_pixels, resize_and_crop
-from gft_edge.runtime.processor import refuse_saturation
 from gft_edge.runtime.stream import Failed, Labelled, Stream, StreamSettings
 
 _ELSEWHERE = (
@@ -298,60 +298,3 @@ def load_pixels(
 ) -> npt.NDArray[np.uint8]:
     """Any supported image, less rows at its bottom -> uint8 (S,S,3). Raises ImageError."""
     return resize_and_crop(decoded_rgb(image, crop_bottom_px), spec)
-
-
-def bundle_request(
-    bundle: Bundle,
-    backend: str | None,
-    threads: int | None,
-    device: str | None = None,
-    **options: Any,
-) -> tuple[Backend, OpenRequest]:
-    """The engine that runs a bundle, and what it needs to open it. Raises UsageError.
-
-    `options` are other fields of the request; without them it is opened for its logits.
-    """
-    manifest = bundle.manifest
-    engine = backend_for(backend or manifest.target)
-    if device is not None and engine.TARGET != "openvino":
-        other = ", or give --backend openvino too" if manifest.target == "onnx" else ""
-        raise UsageError(
-            f"--device {device} is for OpenVINO: leave it out for {engine.TARGET}{other}"
-        )
-    refuse_saturation(bundle.folder, manifest)
-    cores = os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= cores:
-        raise UsageError(f"--threads is {threads}: give 1 to {cores}, or none for all cores")
-    if threads is not None and engine.TARGET == "tensorrt":
-        raise UsageError("threads are a CPU engine's: leave them out for tensorrt")
-    return engine, open_request(
-        manifest.model,
-        manifest.input,
-        manifest.runtime_precision,
-        threads=threads,
-        device=device,
-        graph_sha256=manifest.artifact.sha256,
-        engines=manifest.engines,
-        files=tuple(
-            (bundle.folder / name, manifest.files[name])
-            for name in (manifest.artifact.path, *manifest.artifact.companions)
-        ),
-        **options,
-    )
-
-
-def open_request(
-    model: ModelSpec,
-    given: InputSpec,
-    runtime_precision: str,
-    kept_outputs: tuple[str, ...] = (),
-    **options: Any,
-) -> OpenRequest:
-    """What a backend needs to open an artifact of this network; `options` are other fields."""
-    return OpenRequest(
-        given.shape(model.preprocessing.image_size_px),
-        len(model.labels),
-        runtime_precision,
-        kept_outputs=kept_outputs,
-        **options,
-    )

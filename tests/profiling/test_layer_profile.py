@@ -27,7 +27,7 @@ from gft_edge.profiling.layers import (
     part_of,
 )
 from gft_edge.runtime.backends import LayerRun, LayerTime, backend_for, precision_of
-from gft_edge.runtime.classifier import bundle_request
+from gft_edge.runtime.opening import bundle_request
 from tests.support.refusals import refusal_of
 
 TARGETS = ("onnx", "openvino")

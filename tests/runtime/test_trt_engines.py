@@ -27,7 +27,8 @@ from gft_edge.nvidia.engines import read_engine
 from gft_edge.profiling.layers import layer_profile, part_names
 from gft_edge.profiling.worker import LoadedBundle
 from gft_edge.runtime.backends import trt
-from gft_edge.runtime.classifier import Classifier, bundle_request
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.opening import bundle_request
 from gft_edge.studies import auto
 from gft_edge.studies.bench import ThisMachine
 from tests.support.bundles import session_of

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gft_edge.bundle.locks import LOCK_FILE, locked
 from gft_edge.bundle.store import Bundle, read_bundle, read_manifest, sha256_of, write_manifest
-from gft_edge.runtime.classifier import bundle_request
+from gft_edge.runtime.opening import bundle_request
 from tests.support.files import contents
 
 if TYPE_CHECKING:
