@@ -44,9 +44,10 @@ class Exported:
 class Graph:
     """An ONNX graph by what writes each tensor."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check: bool = True):
         self.model = onnx.load(path)
-        onnx.checker.check_model(self.model, full_check=True)
+        if check:
+            onnx.checker.check_model(self.model, full_check=True)
         self.nodes = list(self.model.graph.node)
         self.constants = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer
@@ -74,6 +75,31 @@ class Graph:
             if (node.input[1] if writer is None else writer.input[0]) in self.constants:
                 found[node.name.rpartition("/")[0]] = node
         return found
+
+    def of_one_processor(self) -> list[str]:
+        """The nodes that not every processor computes as well: private operators, and INT8 that is
+        unsigned or not around 0.
+
+        ONNX Runtime fuses signed INT8 around 0 as it is on Arm, and makes its own form of it on x86.
+        """
+        private = [node.name for node in self.nodes if node.domain]
+        quantized = [
+            node.name
+            for node in self.of("QuantizeLinear", "DequantizeLinear")
+            for zero in [self.constants[name] for name in node.input[2:]] or [None]
+            if zero is None or zero.dtype != np.int8 or zero.any()
+        ]
+        return private + [name for name in quantized if name not in self._biases()]
+
+    def _biases(self) -> set[str]:
+        """The nodes that dequantize a bias, which is INT32 without a zero point."""
+        return {
+            node.name
+            for node in self.of("DequantizeLinear")
+            if len(node.input) == 2
+            and node.input[0] in self.constants
+            and self.constants[node.input[0]].dtype == np.int32
+        }
 
     def quantized_layers(self) -> set[str]:
         return {name for name, node in self.layer_nodes().items() if self.dequantizer(node, 1)}

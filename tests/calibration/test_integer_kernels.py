@@ -21,7 +21,7 @@ from gft_edge.export.graph import simplify
 from gft_edge.export.onnx_from_torch import folds_normalisation, onnx_from_torch
 from gft_edge.model.named_networks import build_network, spec_from_name
 from gft_edge.model.network import Network
-from tests.calibration.graphs import EMBEDDING, Exported, Pixels, cosine, logits_of
+from tests.calibration.graphs import EMBEDDING, Exported, Graph, Pixels, cosine, logits_of
 from tests.support.networks import MICRO_BACKBONE, VIT_OF_TRANSFG
 from tests.support.pictures import MICRO_LABELS
 
@@ -69,6 +69,16 @@ def test_every_layer_asked_for_and_no_other_is_computed_in_integers(
         assert in_integers(after) == len(layers)
         floats = sum(before[name] for name in FLOAT) - len(layers)
         assert sum(after[name] for name in FLOAT) == floats
+
+
+def test_one_file_serves_x86_and_arm(in_fp32: Exported, tmp_path: Path) -> None:
+    """Signed INT8 by ONNX's own operators: what one processor makes of it stands in no file."""
+    made = quantize_onnx(onnx.load(in_fp32.path), in_fp32.peaks, in_fp32.layers, EMBEDDING)
+    onnx.save(with_integer_kernels(made), tmp_path / "int8.onnx")
+    assert Graph(tmp_path / "int8.onnx").of_one_processor() == []
+    operators(with_integer_kernels(made), tmp_path)
+    optimized = Graph(tmp_path / "optimized.onnx", check=False)
+    assert len(optimized.of_one_processor()) >= len(in_fp32.layers)
 
 
 def test_it_computes_what_the_graph_before_computed(

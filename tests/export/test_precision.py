@@ -22,6 +22,7 @@ from gft_edge.calibration.layers import quantizable_layers
 from gft_edge.fidelity.compare import TOLERANCES
 from gft_edge.model.checkpoint import load_run
 from gft_edge.profiling.machine import this_machine, without_dot_products
+from tests.calibration.graphs import Graph
 from tests.support.bundles import sign
 from tests.support.cli import refused, run, run_json
 from tests.support.pictures import MICRO_LABELS
@@ -114,6 +115,8 @@ def test_int8_holds_its_bounds_verifies_and_says_what_it_left_alone(
     assert last.accuracy >= last.reference_accuracy - 0.01
     assert len(last.lost_near_border) == len(last.patches_lost) == 3
     assert [report.step for report in manifest.reports][-2:] == ["int8", f"build for {target}"]
+    if target == "onnx":
+        assert Graph(int8_bundle(target) / "model.onnx").of_one_processor() == []
     backend = ["--backend", "onnx"] if target == "tensorrt" else []
     found = run_json("verify", int8_bundle(target), *backend)
     assert found["verdict"] == "pass"
