@@ -54,14 +54,19 @@ def requirements(extras: Iterable[str], facts: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def wheels_for(wanted: Iterable[str], facts: Mapping[str, Any], folder: Path) -> None:
-    """Fetch the wheels of requirements for a device that reaches no package index. Raises RemoteError."""
+def wheel_options(facts: Mapping[str, Any]) -> list[str]:
+    """The options by which pip, here, chooses wheels for the device of these facts, and no sources."""
     major, minor, _ = facts["python"]
     glibc = int((facts["glibc"] or "2.17").split(".")[1])
-    words = ["--python-version", f"{major}.{minor}", "--only-binary=:all:", "--dest", str(folder)]
+    words = ["--python-version", f"{major}.{minor}", "--only-binary=:all:"]
     for number in range(glibc, 4, -1):
         words += ["--platform", f"manylinux_2_{number}_{facts['machine']}"]
-    words += ["--platform", f"manylinux2014_{facts['machine']}"]
+    return [*words, "--platform", f"manylinux2014_{facts['machine']}"]
+
+
+def wheels_for(wanted: Iterable[str], facts: Mapping[str, Any], folder: Path) -> None:
+    """Fetch the wheels of requirements for a device that reaches no package index. Raises RemoteError."""
+    words = [*wheel_options(facts), "--dest", str(folder)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *words, *wanted],
         capture_output=True, text=True, check=False,

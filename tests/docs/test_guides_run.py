@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.guides import JETSON, PI, Guide, is_on_device, is_run
 from tests.support.paths import ROOT
+from tests.support.sources import copy_sources
 
 # Those that compute with an engine. Without a GPU they must name the way out, which is then taken.
 ON_THE_CPU = {
@@ -26,9 +27,6 @@ ON_THE_CPU = {
 }
 # What is added so that it does not take its minute here.
 SHORTER = {"gft-edge profile ": " --duration 0.2 --min-samples 20"}
-
-# The project as a clone has it, but for what no wheel holds.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "gft_edge", "export", "calibration")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +38,7 @@ def workstation(
     pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
     if int(metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("setuptools here is older than pyproject.toml asks for, and no index is asked")
-    folder = tmp_path_factory.mktemp("workstation")
-    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=unwanted)
-        else:
-            shutil.copyfile(ROOT / name, folder / name)
+    folder = copy_sources(tmp_path_factory.mktemp("workstation"))
     shutil.copytree(calm_run, folder / "runs" / "grocery")
     shutil.copytree(micro_pictures, folder / "grocery")
     # pip's way to say --no-build-isolation: an isolated build fetches setuptools.
