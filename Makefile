@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types contracts unit coverage test-slow test-gpu clean
+.PHONY: demo test lint types contracts unit coverage test-slow test-gpu test-arm64 clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -24,19 +24,24 @@ contracts: $(INSTALLED)
 
 # Two workers of one thread each: PyTorch's own threads would wait for each other on two cores.
 unit: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not arm64"
 
 # Apart from unit: following every call doubles the time of an export.
 coverage: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/pytest -m "not slow and not gpu and not arm64" --cov --cov-report=term
 
 # ROOMS: only the slow tests of these folders.
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu" $(ROOMS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu and not arm64" $(ROOMS)
 
 # A machine with a GPU but without this tree or internet: benchmarks/first_gpu.sh.
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu
+
+# Needs root on Debian, and an index of packages the first time. What it makes stays in .arm64; nothing is
+# installed. Without addopts, which list how long tests took: under emulation a time means nothing.
+test-arm64: $(INSTALLED)
+	GFT_EDGE_TOOLS=required OMP_NUM_THREADS=1 $(BIN)/pytest -o addopts="--strict-markers -ra" -m arm64
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,4 +50,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf .venv .arm64 demo .mypy_cache .pytest_cache .ruff_cache .coverage

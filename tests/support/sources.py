@@ -34,7 +34,7 @@ def built_wheel(folder: Path) -> Path:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        lacking(f"no wheel can be built here: {last_line(done)}")
+        lacking(f"no wheel can be built here, for which pip fetches setuptools: {last_line(done)}")
     (wheel,) = folder.glob("gft_edge-*-none-any.whl")
     return wheel
 
