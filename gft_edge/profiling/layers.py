@@ -112,7 +112,7 @@ def layer_profile(
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    engine, request = bundle_request(opened, backend, threads, device, spin=False)
+    engine, request = bundle_request(opened, backend, threads, device, spin="in_runs")
     preprocessing = manifest.model.preprocessing
     size = preprocessing.image_size_px
     shape = (manifest.input.batch, size, size, 3)

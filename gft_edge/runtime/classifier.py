@@ -95,8 +95,8 @@ class Classifier:
         on `device`: CPU unless given, or GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. A GPU and an NPU compute
         in f16, which is logged as a warning where gft-edge verify has not passed on that device. In
         `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on without.
-        Without `spin` ONNX Runtime's threads sleep between runs and leave the cores to whatever else is
-        done, such as decoding for `stream`. Raises BundleError, MissingDependencyError and UsageError.
+        Without `spin` ONNX Runtime's threads sleep while they wait, and leave the cores to whatever else
+        is done, as `stream` decodes. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         engine, request = bundle_request(
@@ -108,7 +108,7 @@ class Classifier:
             hint=hint,
             device=device,
             cache_dir=None if cache_dir is None else Path(cache_dir),
-            spin=spin,
+            spin="always" if spin else "never",
         )
         if hint not in get_args(Hint):
             raise UsageError(f"hint is {hint!r}: give {' or '.join(get_args(Hint))}")

@@ -41,6 +41,7 @@ _TYPES = {
 
 
 Hint = Literal["latency", "throughput"]
+Spin = Literal["always", "in_runs", "never"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class OpenRequest:
     `cuda_graph` records their launches once and replays them. `hint` says what OpenVINO is to favour,
     `device` where it computes (None on the CPU), and `cache_dir` where it keeps compiled models; `files`
     are the artifact's, each with its sha256.
-    Without `spin` ONNX Runtime's threads sleep as soon as a run is over, as runs in turn with another
-    session need it.
+    `spin` says when ONNX Runtime's threads wait awake: "in_runs" leaves the cores to another session
+    between runs, "never" to other threads during a run too.
     """
 
     input_shape: tuple[int, ...]
@@ -77,7 +78,7 @@ class OpenRequest:
     cuda_graph: bool = False
     hint: Hint = "latency"
     device: str | None = None
-    spin: bool = True
+    spin: Spin = "always"
     cache_dir: Path | None = None
     files: tuple[tuple[Path, str], ...] = ()
 

@@ -155,8 +155,10 @@ class OrtSession(Session):
         onnxruntime = _library()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if not request.spin:
+        if request.spin == "in_runs":
             options.add_session_config_entry("session.force_spinning_stop", "1")
+        elif request.spin == "never":
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if request.threads is not None:
             options.intra_op_num_threads = request.threads
         if profile is not None:
