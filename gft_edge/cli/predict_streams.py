@@ -106,7 +106,7 @@ class Tally:
             p50, p95 = (self._latency_ms(share) for share in (0.5, 0.95))
             words += [
                 f"{self._dropped} dropped",
-                f"label {p50} ms after capture, 95 % within {p95} ms",
+                f"label {p50} ms late, 95 % within {p95} ms",
             ]
         return ", ".join(words)
 

@@ -147,6 +147,7 @@ class Stream:
             while self._next_file() or self._readers:
                 if turns := self._turns():
                     yield from self._labels(turns)
+                self._end_what_is_over()
         finally:
             for reader in self._readers:
                 reader.close()
@@ -181,16 +182,12 @@ class Stream:
                 self._readers.remove(reader)
                 self._readers.append(reader)
                 taken.append((reader, reader.take(), reader.dropped))
-            ended = [reader for reader in self._readers if reader.done]
         turns = []
         for reader, frame, dropped in taken:
             try:
                 turns.append(_Turn(reader, reader.ready(frame), dropped))
             except GftEdgeError as error:
-                reader.error = error
-                ended = [*ended, *({reader} - {*ended})]
-        for reader in ended:
-            self._end(reader)
+                reader.fail(error)
         return turns
 
     def _labels(self, turns: list[_Turn]) -> Iterator[Labelled]:
@@ -217,11 +214,19 @@ class Stream:
                 tuple(positions[number] for positions in kept),
             )
 
-    def _end(self, reader: Reader) -> None:
-        self._readers.remove(reader)
-        if reader is self._file:
-            self._file = None
-        reader.close()
+    def _end_what_is_over(self) -> None:
+        with self._wake:
+            over = [reader for reader in self._readers if reader.done]
+        for reader in over:
+            self._readers.remove(reader)
+            self._smoothings.pop(reader, None)
+            if reader is self._file:
+                self._file = None
+            reader.close()
+            self._report(reader)
+
+    def _report(self, reader: Reader) -> None:
+        """Say what was wrong with a source that is over."""
         name, damaged = reader.source.name, reader.source.damaged
         if damaged:
             self._say(f"{name}: {damaged} damaged frame{'s' if damaged > 1 else ''} left out")

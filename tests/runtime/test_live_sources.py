@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gft_edge.errors import SourceError, UsageError
 from gft_edge.runtime.sources import is_live, live
-from gft_edge.runtime.sources.frames import Decoded, Pace, Source
+from gft_edge.runtime.sources.frames import Pace, Source
 from gft_edge.runtime.sources.live import Reopened
 from gft_edge.runtime.sources.open import opened
 from gft_edge.runtime.sources.reader import AHEAD, Reader
 from gft_edge.runtime.sources.video import Clock
+from tests.runtime.scripted import Scripted
 from tests.support.refusals import refusal_of
-
-
-def picture() -> Image.Image:
-    return Image.new("RGB", (4, 4))
-
-
-class Scripted:
-    """A source that gives so many frames, `live` or not, and then ends with an error where it has one."""
-
-    name = "camera:0"
-    damaged = 1
-
-    def __init__(self, count: int, error: str | None = None, live: bool = True) -> None:
-        self.live = live
-        self.closed = False
-        self._count = count
-        self._error = error
-
-    def frames(self, stop: threading.Event) -> Iterator[Decoded]:
-        for index in range(self._count):
-            yield Decoded(index, index / 10, picture, time.monotonic())
-        if self._error is not None:
-            raise SourceError(self.name, self._error)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def opening(script: Sequence[Source | SourceError]) -> Callable[[], Source]:

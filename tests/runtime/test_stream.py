@@ -12,9 +12,15 @@ from PIL import Image
 from gft_edge import Classifier
 from gft_edge.bundle.specs import Prediction
 from gft_edge.errors import GftEdgeError, SourceError, UsageError
+from gft_edge.runtime import stream
+from gft_edge.runtime.sources import is_live
+from gft_edge.runtime.sources import video as sources_video
+from gft_edge.runtime.sources.frames import Source
+from gft_edge.runtime.sources.video import opened_file
 from gft_edge.runtime.stream import Smoothing
+from tests.runtime.scripted import Scripted
 from tests.support.refusals import refusal_of
-from tests.support.videos import number_of, numbered, write_video
+from tests.support.videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +129,19 @@ def test_every_engine_labels_a_video(
         assert len([*loaded.stream(video)]) == 12
 
 
-def test_a_video_of_an_extreme_shape_fails_as_an_image_of_it_would(
-    classifier: Classifier, tmp_path: Path
+def test_a_frame_that_cannot_be_prepared_ends_its_source_alone(
+    classifier: Classifier, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_video(tmp_path / "a.mkv", numbered(2, (4, 4)), codec="ffv1", pix_fmt="bgr0")
-    assert [number_of(seen.image) for seen in classifier.stream(path)] == [0, 1]
+    """A file's is prepared by the thread that reads, a live one's when its turn comes."""
+
+    def opened(text: str, say: object) -> Source:
+        bad = text == "camera:0"
+        return Scripted(3, bad=bad, name=text) if is_live(text) else opened_file(text)
+
+    monkeypatch.setattr(stream, "opened", opened)
+    monkeypatch.setattr(sources_video, "MAX_PIXELS", 1000)
+    failures = list[str]()
+    given = [str(video), "camera:0", "camera:1"]
+    seen = [*classifier.stream(given, failed=lambda name, error: failures.append(name))]
+    assert {each.source for each in seen} == {"camera:1"}
+    assert sorted(failures) == sorted([str(video), "camera:0"])

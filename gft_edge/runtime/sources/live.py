@@ -38,7 +38,7 @@ class Reopened:
 
     def frames(self, stop: threading.Event) -> Iterator[Decoded]:
         """See Source."""
-        count, started = 0, 0.0
+        count, started, time_s = 0, 0.0, 0.0
         wait_s = FIRST_WAIT_S
         while not stop.is_set():
             try:
@@ -48,8 +48,10 @@ class Reopened:
                     wait_s = FIRST_WAIT_S
                     at = time.monotonic() if frame.captured_at is None else frame.captured_at
                     started = started or at
+                    # What a clock tells of the past may be set right a little later.
+                    time_s = max(time_s, at - started)
                     count = before + frame.index + 1
-                    yield replace(frame, index=count - 1, time_s=max(0.0, at - started))
+                    yield replace(frame, index=count - 1, time_s=time_s)
                 reason = "it ended"
             except SourceError as error:
                 if not count:

@@ -75,6 +75,15 @@ class Reader:
         image = frame.rgb()
         return Ready(frame, image, self._prepare(image))
 
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, whatever is still to come."""
+        with self._wake:
+            self.error = self.error or error
+            self._ended = True
+            self._waiting.clear()
+            self._stop.set()
+            self._wake.notify_all()
+
     def close(self) -> None:
         """Have the thread end, and wait a second for it: a read of a network lasts as long as it lasts."""
         with self._wake:
@@ -88,7 +97,7 @@ class Reader:
                 if self._pace.wants(frame.index, frame.time_s) and not self._put(frame):
                     break
         except BaseException as error:
-            self.error = error
+            self.error = self.error or error
         finally:
             self.source.close()
             with self._wake:
@@ -104,6 +113,8 @@ class Reader:
                 self._waiting.clear()
             while len(self._waiting) >= AHEAD and not self._stop.is_set():
                 self._wake.wait()
+            if self._stop.is_set():
+                return False
             self._waiting.append(offered)
             self._wake.notify_all()
-        return not self._stop.is_set()
+        return True

@@ -21,7 +21,7 @@ SILENT_S = 10.0
 LATE_S = 1.0
 
 # What the display matrix of a frame asks for: the x axis goes to (a, b), the y axis to (c, d).
-_TURNS = {
+_TURNS: dict[tuple[int, ...], Image.Transpose] = {
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -67,13 +67,16 @@ class Video:
             self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
         # Taken now: a picture may be asked for when the file is closed, and its memory given back.
         self._aspect = self._stream.sample_aspect_ratio or 1
-        self._clock = Clock(of_kernel=format_name == "v4l2")
+        self._rate = self._stream.average_rate or self._stream.guessed_rate or 25
+        # FFmpeg knows that such a frame is whole when the next one begins.
+        held_back = where.startswith("rtsp") and self._stream.codec_context.name in ("h264", "hevc")
+        self._clock = Clock(format_name == "v4l2", float(1 / self._rate) if held_back else 0.0)
+        self._turn: tuple[int | None, Image.Transpose | None] = (None, None)
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def frames(self, stop: threading.Event) -> Iterator[Decoded]:
         """See Source."""
-        rate = self._stream.average_rate or self._stream.guessed_rate or 25
-        index, pictured_at, first = 0, time.monotonic(), None
+        index, pictured_at = 0, time.monotonic()
         for packet in self._packets():
             if stop.is_set():
                 return
@@ -82,12 +85,9 @@ class Video:
                     self.damaged += 1
                 else:
                     pictured_at = time.monotonic()
-                    pts_s = index / rate if frame.time is None else frame.time
+                    pts_s = index / self._rate if frame.time is None else frame.time
                     captured_at = self._clock.captured_at(pts_s, pictured_at) if self.live else None
-                    first = captured_at if first is None else first
-                    time_s = pts_s if captured_at is None or first is None else captured_at - first
-                    rgb = _Later(self, frame)
-                    yield Decoded(index, float(time_s), rgb, captured_at)
+                    yield Decoded(index, float(pts_s), _Later(self, frame), captured_at)
                 index += 1
             if self.live:
                 self._keep_up()
@@ -116,8 +116,19 @@ class Video:
             image = field.resize((shown, height), Image.Resampling.BILINEAR)
         else:
             image = Image.fromarray(pixels)
-        turn = _turn_of(frame)
+        turn = self._turn_of(frame)
         return image if turn is None else image.transpose(turn)
+
+    def _turn_of(self, frame: Any) -> Image.Transpose | None:
+        """What a frame's display matrix asks for; nothing for angles between the right ones.
+
+        PyAV's side data and its frame hold each other: a picture whose matrix was read is given back by
+        the garbage collector alone. So it is read when the rotation changes, which is told without.
+        """
+        rotation = frame.rotation
+        if rotation != self._turn[0]:
+            self._turn = (rotation, _TURNS.get(_matrix_of(frame)))
+        return self._turn[1]
 
     def _packets(self) -> Iterator[Any]:
         """The packets of the video track. Raises SourceError for what ends before it says it would."""
@@ -178,23 +189,25 @@ class Clock:
     """When a live source's frames were taken, in time.monotonic(), from their times of its own.
 
     A V4L2 driver's clock is time.monotonic(). Of any other the soonest frame of the last minute came
-    without a delay: another one is as late as it came later than that one's delay allows.
+    without a delay, but for `held_back_s` when each waits for the next one: another one is as late as it
+    came later than that one's delay allows.
     """
 
     WINDOW_S = 30.0
 
-    def __init__(self, of_kernel: bool = False) -> None:
+    def __init__(self, of_kernel: bool = False, held_back_s: float = 0.0) -> None:
         self.late_s = 0.0
         self._of_kernel = of_kernel
+        self._held_back_s = held_back_s
         self._least: list[float] = []
         self._since = 0.0
 
     def captured_at(self, pts_s: float, now: float) -> float:
         """When the frame of that time was taken that is decoded `now`."""
-        if self._of_kernel and 0 <= now - pts_s < SILENT_S:
-            self.late_s = now - pts_s
-            return pts_s
         offset = now - pts_s
+        if self._of_kernel and 0 <= offset < SILENT_S:
+            self.late_s = offset
+            return pts_s
         if not self._least or abs(offset - min(self._least)) > SILENT_S:
             # The first frame, or the source's clock was set.
             self._least, self._since = [offset], now
@@ -203,7 +216,7 @@ class Clock:
             self._least, self._since = [self._least[-1], offset], now
         self._least[-1] = min(self._least[-1], offset)
         self.late_s = offset - min(self._least)
-        return now - self.late_s
+        return now - self.late_s - self._held_back_s
 
 
 def opened_file(path: str) -> Video:
@@ -231,14 +244,13 @@ def _pyav() -> Any:
     return av
 
 
-def _turn_of(frame: Any) -> Image.Transpose | None:
-    """What a frame's display matrix asks for; nothing for angles between the right ones."""
+def _matrix_of(frame: Any) -> tuple[int, ...]:
+    """Where the x axis and the y axis of a picture go: (a, b, c, d), empty for where they are."""
     try:
         matrix = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"])[:36])
     except (KeyError, struct.error):
-        return None
-    a, b, c, d = (round(matrix[i] / 65536) for i in (0, 1, 3, 4))
-    return _TURNS.get((a, b, c, d))
+        return ()
+    return tuple(round(matrix[i] / 65536) for i in (0, 1, 3, 4))
 
 
 def _reason(error: Exception, where: str) -> str:
