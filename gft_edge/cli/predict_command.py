@@ -83,9 +83,9 @@ def command(
         _on(devices, bundle, sources, backend, as_json)
         return
     meant = [*_meant(sources)]
-    moving = [*dict.fromkeys(source for source in meant if _moves(source))]
-    images = [source for source in meant if source not in {*moving}]
-    saving = _saving(settings.pop("save"), settings.pop("show_kept"), moving)
+    moving = dict.fromkeys(source for source in meant if _moves(source))
+    images = [source for source in meant if source not in moving]
+    saving = _saving(settings.pop("save"), settings.pop("show_kept"), [*moving])
     opened = read_bundle(bundle)
     folder = cache_folder(cache_dir, backend_for(backend or opened.manifest.target).TARGET)
     kept = saving is not None and saving.checked(opened.manifest)
@@ -97,7 +97,7 @@ def command(
         if unread:
             say(f"{unread} of {len(images)} images could not be read")
         if moving:
-            unread += label_streams(classifier, moving, saving, as_json, **settings)
+            unread += label_streams(classifier, [*moving], saving, as_json, **settings)
     if unread:
         raise click.exceptions.Exit(1)
 
