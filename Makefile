@@ -39,9 +39,9 @@ test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu
 
 # Needs root on Debian, and an index of packages the first time. What it makes stays in .arm64; nothing is
-# installed. Without addopts, which list how long tests took: under emulation a time means nothing.
+# installed. -qq and no addopts, which say how long tests took: under emulation a time means nothing.
 test-arm64: $(INSTALLED)
-	GFT_EDGE_TOOLS=required OMP_NUM_THREADS=1 $(BIN)/pytest -o addopts="--strict-markers -ra" -m arm64
+	GFT_EDGE_TOOLS=required OMP_NUM_THREADS=1 $(BIN)/pytest -qq -o addopts="--strict-markers -ra" -m arm64
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
