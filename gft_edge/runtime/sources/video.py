@@ -94,7 +94,7 @@ class Video:
                 if time.monotonic() - pictured_at > SILENT_S:
                     raise SourceError(
                         self.name,
-                        f"sends data, but no picture in {SILENT_S:.0f} s: it needs a key frame now and then",
+                        f"no picture came in {SILENT_S:.0f} s, only data: it needs a key frame now and then",
                     )
 
     def close(self) -> None:
@@ -259,7 +259,7 @@ def _reason(error: Exception, where: str) -> str:
         return f"there is no {where}" if where.startswith("/dev/") else "no such file"
     text = getattr(error, "strerror", None) or str(error)
     if text.startswith("Immediate exit"):
-        return f"nothing came in {SILENT_S:.0f} s"
+        return f"no frame came in {SILENT_S:.0f} s"
     if text.startswith("Invalid data"):
         return "holds no video that can be read: it is damaged or cut off, or something else"
     return " ".join(text.split())
