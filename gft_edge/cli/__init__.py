@@ -80,7 +80,7 @@ def main() -> None:
     """Train a Gradient Focal Transformer, export it for edge devices, verify it and run it there.
 
     Exit codes: 0 done, 1 a check or the work failed, 2 wrong use; interrupted (Ctrl-C) 1,
-    of train 130.
+    of train 130, of predict on live sources alone 0.
     """
 
 

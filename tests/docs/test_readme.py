@@ -21,6 +21,7 @@ from tests.support.data_sets import make_aircraft
 from tests.support.paths import ROOT
 from tests.support.published import published
 from tests.support.runs import trained_on
+from tests.support.videos import numbered, write_video
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -93,6 +94,20 @@ def test_the_commands_for_real_photographs_and_the_device_code_run(folder: Path)
     for command in commands("Real photographs", *named):
         execute(command, folder)
     assert len(python(block("python", "On the device"), folder).splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_code_for_videos_run(
+    micro_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(micro_bundles["openvino"], tmp_path / "bundles" / "grocery")
+    write_video(tmp_path / "clip.mp4", numbered(10))
+    # The second has cameras.
+    execute(commands("Video and cameras", "predict", "predict")[0], tmp_path)
+    assert (tmp_path / "seen.mp4").stat().st_size > 1000
+    guide = (ROOT / "docs" / "video.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(python(code, tmp_path).splitlines()) == 2
 
 
 @pytest.mark.slow

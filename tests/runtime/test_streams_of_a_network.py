@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from gft_edge.runtime.sources import live, video
 from gft_edge.runtime.sources.open import opened
 from gft_edge.runtime.stream import Labelled
 from tests.support import rtsp_stamp
+from tests.support.http_camera import http_camera
 from tests.support.paths import ROOT
 from tests.support.refusals import refusal_of
 from tests.support.tools import lacking
@@ -43,46 +42,15 @@ def classifier(micro_bundles: dict[str, Path]) -> Iterator[Classifier]:
         yield loaded
 
 
-class Camera(BaseHTTPRequestHandler):
-    """Six numbered pictures as MJPEG, then the connection ends; /film.mp4 is a file."""
-
-    film = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        if self.path == "/film.mp4":
-            self.send_header("Content-Length", str(len(self.film)))
-            self.end_headers()
-            self.wfile.write(self.film)
-            return
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        for image in numbered(6):
-            content = io.BytesIO()
-            image.save(content, "JPEG")
-            size = len(content.getvalue())
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {size}\r\n\r\n"
-            self.wfile.write(head.encode() + content.getvalue() + b"\r\n")
-            time.sleep(0.02)
-
-    def log_message(self, *words: Any) -> None:
-        """Print nothing."""
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def test_a_stream_that_ends_is_opened_again(
-    address: str, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "FIRST_WAIT_S", 0.01)
     told, seen = list[str](), []
-    with closing(classifier.stream(f"{address}/live", say=told.append)) as stream:
+    with (
+        http_camera() as address,
+        closing(classifier.stream(f"{address}/live", say=told.append)) as stream,
+    ):
         for each in stream:
             seen.append(each)
             if len(told) == 2:
@@ -94,12 +62,12 @@ def test_a_stream_that_ends_is_opened_again(
 
 
 def test_a_film_on_a_server_is_a_file_of_which_every_frame_counts(
-    address: str, classifier: Classifier, tmp_path: Path
+    classifier: Classifier, tmp_path: Path
 ) -> None:
-    Camera.film = write_video(
-        tmp_path / "a.mp4", numbered(8), container_options={"movflags": "faststart"}
-    ).read_bytes()
-    seen = [*classifier.stream(f"{address}/film.mp4")]
+    options = {"movflags": "faststart"}
+    film = write_video(tmp_path / "a.mp4", numbered(8), container_options=options)
+    with http_camera(film.read_bytes()) as address:
+        seen = [*classifier.stream(f"{address}/film.mp4")]
     assert [number_of(each.image) for each in seen] == [*range(8)]
     assert {each.latency_ms for each in seen} == {None}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tests.support.paths import ROOT
 
 # The languages of the blocks; of those of shell a word says on which machine they are typed.
-LANGUAGES = ("sh", "sshconfig", "python", "text")
+LANGUAGES = ("sh", "sshconfig", "text")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ NEEDS_MORE = {
         "sudo jetson_clocks --show",
         "cat /sys/devices/system/cpu/offline",
         'sh bundles/grocery-trt/golden/check.sh "$ENGINE"',
+        'pip install "$(ls dist/gft_edge-*.whl)[video]"',
+        "gft-edge predict bundles/grocery-trt csi:0 --smooth 1",
+        "gft-edge predict bundles/grocery-trt camera:0 --save seen.mp4",
+        'gft-edge predict bundles/grocery-trt "gst:nvarguscamerasrc sensor-id=1 ! nvvidconv flip-method=2 ! '
+        'video/x-raw,format=BGRx"',
         '/usr/src/tensorrt/bin/trtexec --loadEngine="$ENGINE" --warmUp=500 --duration=10 --useCudaGraph '
         "--useSpinWait",
         "sudo systemctl set-default multi-user.target",
