@@ -133,7 +133,10 @@ class Judge:
         if tolerance.change is not None:
             floor = self.floor_of(tolerance.change).first(len(pixels))
         reference, targets = self.reference.first(len(pixels)), self.images.targets[: len(pixels)]
-        report = compare(step, reference, outputs, tolerance, targets, floor, self.spec.labels)
+        report = compare(
+            step, reference, outputs, tolerance, targets, floor, self.spec.labels,
+            self.request.confidence.temperature,
+        )  # fmt: skip
         return Made(graph, outputs, report)
 
     def outputs(

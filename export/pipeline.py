@@ -163,6 +163,7 @@ def export(
                     quantization=quantization,
                     engine_settings=request.builds_with if for_tensorrt else None,
                     fidelity=request.fidelity if request.judged else None,
+                    confidence=request.confidence,
                 ),
             )
             # Before it takes the place of one that works.

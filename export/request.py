@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from gft_edge.bundle.images import ImageSet
-from gft_edge.bundle.manifest import EngineSettings, WeightsRange
+from gft_edge.bundle.manifest import Confidence, EngineSettings, WeightsRange
 from gft_edge.bundle.reports import Tolerance
 from gft_edge.bundle.specs import InputSpec, Stage
 from gft_edge.calibration.int8_openvino import METHODS as OPENVINO_METHODS
@@ -48,7 +48,7 @@ class ExportRequest:
     may cost anything: for a network whose weights mean nothing (see baseline), which is not smoothed
     either. `stages` are the
     network's own at other keep counts, None at those it was trained at; with `keeps_all` one may keep
-    all that is left.
+    all that is left. `confidence` has the temperature of the run.
     """
 
     target: str
@@ -64,6 +64,7 @@ class ExportRequest:
     fidelity: str = "photo"
     stages: tuple[Stage, ...] | None = None
     keeps_all: bool = False
+    confidence: Confidence = field(default_factory=Confidence)
 
     @property
     def backend(self) -> Backend:

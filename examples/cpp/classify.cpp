@@ -13,7 +13,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-constexpr int schema_version = 5;
+constexpr int schema_version = 6;
 constexpr auto usage =
     "classify BUNDLE FILE... [--top-k N] [--json] [--pixels]: the files are JPEGs, or with --pixels "
     "what the graph takes of one image, its bytes and nothing else";
@@ -123,12 +123,15 @@ class Engine {
     ov::InferRequest request_;
 };
 
-// The likeliest classes, best first, each with its softmax probability.
-Json predictions(const std::vector<float>& logits, const Json& labels, std::size_t top_k) {
+// The likeliest classes, best first, each with its probability: the softmax of logits / temperature. Where
+// the largest is under the least probability that the bundle asks for, none has a label.
+Json predictions(const std::vector<float>& logits, const Json& labels, const Json& confidence,
+                 std::size_t top_k) {
+    const double temperature = confidence.at("temperature");
     std::vector<double> shares;
     const double largest = *std::max_element(logits.begin(), logits.end());
     for (const double logit : logits) {
-        shares.push_back(std::exp(logit - largest));
+        shares.push_back(std::exp((logit - largest) / temperature));
     }
     const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
     if (!std::isfinite(total)) {
@@ -138,14 +141,16 @@ Json predictions(const std::vector<float>& logits, const Json& labels, std::size
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
     order.resize(std::min(top_k, order.size()));
+    const bool accepted = shares[order.front()] / total >= confidence.at("min_probability").get<double>();
     Json found = Json::array();
     for (const std::size_t i : order) {
-        found.push_back({{"label", labels.at(i)}, {"index", i}, {"probability", shares[i] / total}});
+        const Json label = accepted ? labels.at(i) : Json(nullptr);
+        found.push_back({{"label", label}, {"index", i}, {"probability", shares[i] / total}});
     }
     return found;
 }
 
-void print(const Json& content, bool as_json) {
+void print(const Json& content, const Json& labels, bool as_json) {
     if (as_json) {
         std::cout << content.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
     } else if (content.contains("error")) {
@@ -153,8 +158,9 @@ void print(const Json& content, bool as_json) {
     } else {
         std::printf("%s\n", content["path"].get<std::string>().c_str());
         for (const Json& one : content["predictions"]) {
-            std::printf("  %6.2f %%  %s\n", 100 * one["probability"].get<double>(),
-                        one["label"].get<std::string>().c_str());
+            const std::string name = labels.at(one["index"].get<std::size_t>());
+            const std::string said = one["label"].is_null() ? "none of these (" + name + ")" : name;
+            std::printf("  %6.2f %%  %s\n", 100 * one["probability"].get<double>(), said.c_str());
         }
     }
 }
@@ -167,6 +173,8 @@ int classify(const Request& request) {
     const Json& given = model.at("preprocessing");
     const gft::Preprocessing spec{given.at("image_size_px"), given.at("crop_pct"), given.at("crop_mode"),
                                   given.at("interpolation")};
+    const Json& labels = model.at("labels");
+    const Json& confidence = manifest.at("confidence");
     Engine engine(bundle, manifest);
     int failed = 0;
     for (auto path = request.words.begin() + 1; path != request.words.end(); ++path) {
@@ -174,11 +182,12 @@ int classify(const Request& request) {
             const gft::Bytes file = gft::read_file(*path);
             const gft::Bytes pixels =
                 request.as_pixels ? file : gft::resized_and_cropped(gft::decoded(file), spec);
-            const Json found = predictions(engine.logits(pixels), model.at("labels"), request.top_k);
-            print({{"path", *path}, {"predictions", found}}, request.as_json);
+            const Json found = predictions(engine.logits(pixels), labels, confidence, request.top_k);
+            print({{"path", *path}, {"label", found[0]["label"]}, {"predictions", found}}, labels,
+                  request.as_json);
         } catch (const gft::ImageError& error) {
             failed = 1;
-            print({{"path", *path}, {"error", *path + ": " + error.what()}}, request.as_json);
+            print({{"path", *path}, {"error", *path + ": " + error.what()}}, labels, request.as_json);
         }
     }
     return failed;

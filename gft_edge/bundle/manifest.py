@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gft_edge.bundle.images import ImageRecord
@@ -78,6 +78,18 @@ class Rescheduled:
     trained_stages: tuple[Stage, ...]
     trained_accuracy: float | None
     accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How logits become probabilities, and how large one has to be for a label.
+
+    `temperature` divides the logits before the softmax, 1.0 where it was not fitted. An image whose
+    likeliest class is under `min_probability`, of 1, has no label; at 0.0 every image has one.
+    """
+
+    temperature: float = 1.0
+    min_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ class Manifest:
     attention_outputs: tuple[str, ...] = ()
     rescheduled: Rescheduled | None = None
     fidelity: str | None = None
+    confidence: Confidence = field(default_factory=Confidence)
     seal: str = ""
 
     @property

@@ -69,7 +69,8 @@ class FidelityReport:
     is the `drop`, the 95 % interval of what the accuracy loses. `confidence_change` is the mean change of
     the probability of the reference's own decision. `noise_floor` is there where the tolerance names a
     change. `verdict` is `pass` when no bound was missed, `not judged` where the tolerance has none.
-    Fractions of 1.
+    `ece` and `reference_ece` are the expected calibration errors of the labelled images' probabilities,
+    at the temperature of the network. Fractions of 1.
     """
 
     step: str
@@ -88,6 +89,8 @@ class FidelityReport:
     labelled: int = 0
     drop: tuple[float, float] | None = None
     noise_floor: NoiseFloor | None = None
+    ece: float | None = None
+    reference_ece: float | None = None
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:

@@ -86,9 +86,13 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class and its softmax probability."""
+    """One class and its probability, the softmax of the logits divided by the bundle's temperature.
 
-    label: str
+    `label` is None where the likeliest class of the image is under the least probability that an answer
+    needs: the image is then none of these, and `index` says of which class it has the most.
+    """
+
+    label: str | None
     index: int
     probability: float
 

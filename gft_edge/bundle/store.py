@@ -19,7 +19,7 @@ from gft_edge.bundle.manifest import Manifest
 from gft_edge.bundle.specs import check_preprocessing
 from gft_edge.errors import BundleError, SpecError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RUN_FILE = "model.json"  # model.checkpoint.SPEC_FILE, which devices lack
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"

@@ -34,8 +34,10 @@ from gft_edge.cli.output import (
     speaks,
     writable_file,
 )
-from gft_edge.datasets import read_split, reporting_split
+from gft_edge.datasets import read_split, reporting_split, splits_of
 from gft_edge.errors import UsageError
+from gft_edge.fidelity.confidence import Acceptance, CalibrationError, calibration_error
+from gft_edge.reporting.confidence_tables import acceptance_table, calibration_sentence
 from gft_edge.reporting.table import SUFFIXES, Format, Table, percent, write
 from gft_edge.runtime.classifier import Classifier
 
@@ -66,6 +68,11 @@ _OF_TABLES = ("form", "out", "average", "bundles", "duration_s")
     "HETERO:GPU,CPU.",
 )
 @workers_option
+@click.option("--fit-temperature", is_flag=True,
+              help="First fit the temperature of a run on val, and keep it in the run.")  # fmt: skip
+@click.option("--unknown", type=PATH, metavar="DIR",
+              help="Photographs of none of a bundle's classes, to see which least probability tells them "
+              "apart.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Evaluate runs anew, whatever they have kept.")
 @click.option("--out", type=PATH, metavar="FILE",
               help="File for the table of runs, named .md, .tex or .csv.")  # fmt: skip
@@ -84,13 +91,18 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     if bundles:
         if len(paths) > 1:
             raise UsageError(f"{bundles[0]} is a bundle: evaluate it alone, a table is of runs")
-        refuse_given("workers", *_OF_TABLES,
+        refuse_given("workers", "fit_temperature", *_OF_TABLES,
                      why="is for runs, a bundle runs on its engine: give --backend or --threads")  # fmt: skip
         _evaluate_bundle(bundles[0], options, as_json)
         return
+    refuse_given(
+        "unknown", why="is for bundles, whose answers are the device's: export the run first"
+    )
     refuse_given("backend", "threads",
                  why="is for bundles, a run is evaluated in PyTorch: give --device")  # fmt: skip
     options["device"] = of_pytorch(options["device"])
+    if len(paths) > 1:
+        refuse_given("fit_temperature", why="is for one run: give it alone")
     if len(paths) > 1 or {*_OF_TABLES} & {*names_given()}:
         _compare_runs(paths, options, as_json)
     else:
@@ -100,6 +112,7 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> None:
     from gft_edge.fidelity.metrics import classification_metrics
     from gft_edge.fidelity.verify import split_outputs, verify_once
+    from gft_edge.studies.acceptance import judge_acceptance, unknown_photographs
 
     source = options["given"].source()
     if source is None:
@@ -113,25 +126,54 @@ def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> No
             for remark in images.remarks:
                 say(remark)
             count = counter(report, f"evaluate on {split}", len(images.paths))
+            unknown = None
+            if options["unknown"] is not None:
+                unknown = unknown_photographs(options["unknown"], classifier.labels)
             outputs, _ = split_outputs(classifier, images, count)
-    targets = np.asarray(images.targets, dtype=np.int64)
-    _print(folder, split, classification_metrics(outputs.logits, targets), as_json)
+            targets = np.asarray(images.targets, dtype=np.int64)
+            metrics, accepted = classification_metrics(outputs.logits, targets), None
+            if unknown is not None:
+                accepted = judge_acceptance(classifier, outputs.logits, targets, unknown, report)
+    temperature = bundle.manifest.confidence.temperature
+    error = calibration_error(outputs.logits, targets, temperature)
+    _print(folder, split, metrics, error, accepted, as_json)
 
 
 def _evaluate_run(run: Path, options: dict[str, Any], as_json: bool) -> None:
+    from gft_edge.model.temperature import temperature_of
     from gft_edge.studies.evaluation import evaluate_run
+    from gft_edge.training.temperature import fit_run_temperature
 
     source = options["given"].of_run(run)
     split = options["split"] or reporting_split(source)
     how = {name: options[name] for name in ("fresh", "device", "workers")}
     with progress() as report:
-        metrics = evaluate_run(run, source, split, progress=report, say=say, **how).metrics
-    _print(run, split, metrics, as_json)
+        if options["fit_temperature"]:
+            if "val" not in splits_of(source):
+                raise UsageError(f"{source.folder} has no val split to fit a temperature on")
+            val = evaluate_run(run, source, "val", progress=report, say=say, **how)
+            fitted = fit_run_temperature(run, val.logits, val.targets, "val")
+            say(
+                f"temperature {fitted.temperature:.3g}, fitted on {fitted.images:,} images of val: expected "
+                f"calibration error {percent(fitted.ece_uncalibrated)} before, {percent(fitted.ece)} after"
+            )
+        found = evaluate_run(run, source, split, progress=report, say=say, **how)
+    error = calibration_error(found.logits, found.targets, temperature_of(run))
+    _print(run, split, found.metrics, error, None, as_json)
 
 
-def _print(what: Path, split: str, metrics: Any, as_json: bool) -> None:
+def _print(
+    what: Path,
+    split: str,
+    metrics: Any,
+    error: CalibrationError,
+    accepted: Acceptance | None,
+    as_json: bool,
+) -> None:
     if as_json:
-        print_json({"split": split, **dataclasses.asdict(metrics)})
+        unknown = {} if accepted is None else {"unknown": accepted}
+        content = {"split": split, **dataclasses.asdict(metrics), **dataclasses.asdict(error)}
+        print_json({**content, **unknown})
         return
     scores = ("precision", "recall", "f1")
     rows = [
@@ -140,7 +182,13 @@ def _print(what: Path, split: str, metrics: Any, as_json: bool) -> None:
         for average in ("macro", "weighted")
     ]  # fmt: skip
     heads = ("average", "precision", "recall", "F1", "top-1", "top-5")
-    show(Table(f"{what} on {split} ({metrics.images} images)", heads, rows))
+    title = f"{what} on {split} ({metrics.images} images)"
+    show(Table(title, heads, rows, (calibration_sentence(error),)))
+    if accepted is not None:
+        shown_images = (
+            f"{accepted.known_images:,} images of {split}, {accepted.unknown_images:,} others"
+        )
+        show(acceptance_table(f"None of these: {shown_images}", accepted))
 
 
 def _compare_runs(runs: tuple[Path, ...], options: dict[str, Any], as_json: bool) -> None:

@@ -11,12 +11,13 @@ import click
 
 from gft_edge.bundle.images import DataSource, ImageSet
 from gft_edge.bundle.json_form import to_json
-from gft_edge.bundle.manifest import WeightsRange
+from gft_edge.bundle.manifest import Confidence, WeightsRange
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Progress, Say
 from gft_edge.bundle.store import Bundle, is_bundle
 from gft_edge.calibration.image_set import CALIBRATION_IMAGES, Decisions, draw_judges
 from gft_edge.cli.bench_there import Device
 from gft_edge.cli.given_images import GivenImages
+from gft_edge.cli.least_probability import known_photographs, threshold_asked, with_threshold
 from gft_edge.cli.on_devices import OnDeviceCommand, OnDevices, on_option
 from gft_edge.cli.options import (
     PATH,
@@ -83,6 +84,11 @@ _OF_INT8 = ("calibration_data", "subset_size", "calibration_method", "keep_high_
 @click.option("--fidelity", default="photo", show_default=True,
               help="Rule for a precision under fp32: photo, no more than a change of the photograph that "
               "nobody sees changes; strict, fixed bounds; off, none.")  # fmt: skip
+@click.option("--min-probability", metavar="P|auto",
+              help="Least probability, of 1, for a label: what the bundle is less sure of is none of these "
+              "[default: 0]; auto keeps 95 % of val or, with --unknown, tells it apart best.")  # fmt: skip
+@click.option("--unknown", type=PATH, metavar="DIR",
+              help="Photographs of none of the classes, for --min-probability auto.")  # fmt: skip
 @click.option("--require-resolved", is_flag=True,
               help="Exit 1 where the images are too few to tell that the accuracy holds.")  # fmt: skip
 @click.option("--calibration-data", type=PATH, metavar="DIR",
@@ -136,6 +142,7 @@ def command(
     from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
     from gft_edge.model.remembered import Remembered
     from gft_edge.model.schedule import stages_from_keep
+    from gft_edge.model.temperature import temperature_of
     from gft_edge.studies.auto import AUTO, export_fastest
     from gft_edge.studies.bench import Bench, ThisMachine
 
@@ -162,6 +169,8 @@ def command(
             )
     spec, model = load_run(run)
     source = given.of_run(run, any_folder=True)
+    threshold = threshold_asked(options["min_probability"])
+    known = known_photographs(source, spec.labels, options["unknown"], threshold)
     request = ExportRequest(
         target,
         precision,
@@ -175,6 +184,7 @@ def command(
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
         keeps_all=keep is not None,
+        confidence=Confidence(temperature_of(run), threshold or 0.0),
     )
     check_request(dataclasses.replace(request, precision="fp32") if precision == AUTO else request)
     # A folder may be calibrated and verified on: what it leaves out is said once.
@@ -190,6 +200,8 @@ def command(
         exporting = (model, spec, images, request, out, report, say, run / WEIGHTS_FILE)
         bundle = export_fastest(*exporting, bench) if precision == AUTO else export(*exporting)
         built = _build(bundle, out, timing_cache, report) if devices is None else None
+        if known is not None:
+            bundle = with_threshold(out, known, report)
     manifest = bundle.manifest
     unresolved = options["require_resolved"] and not manifest.reports[-1].resolved
     if as_json:

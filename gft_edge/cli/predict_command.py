@@ -24,7 +24,7 @@ from gft_edge.cli.options import (
     threads_option,
 )
 from gft_edge.cli.output import print_json, progress, say, show, shown
-from gft_edge.cli.predict_streams import Saving, label_streams, print_frame
+from gft_edge.cli.predict_streams import Saving, label_streams, named, print_frame
 from gft_edge.errors import ImageError, UsageError
 from gft_edge.fidelity.verify import verify_once
 from gft_edge.runtime.backends import backend_for
@@ -45,6 +45,9 @@ MANY = 20
               help="Label one frame in so many of a video or a camera.")  # fmt: skip
 @click.option("--fps", type=FiniteRange(0, min_open=True),
               help="Number of frames a second to label of a video or a camera [default: all].")  # fmt: skip
+@click.option("--min-probability", type=FiniteRange(0, 1), metavar="P",
+              help="Least probability, of 1, for a label: what is less sure is none of these [default: the "
+              "bundle's own].")  # fmt: skip
 @click.option("--smooth", "smooth_s", type=FiniteRange(0), default=0.0, show_default=True,
               metavar="SECONDS",
               help="Seconds of a video or a camera over which probabilities are averaged.")  # fmt: skip
@@ -65,6 +68,7 @@ def command(
     threads: int | None,
     device: str | None,
     cache_dir: str | None,
+    min_probability: float | None,
     devices: OnDevices | None,
     as_json: bool,
     **settings: Any,
@@ -91,8 +95,9 @@ def command(
     kept = saving is not None and saving.checked(opened.manifest)
     verify_once(opened, backend, device)
     with Classifier.load(
-        opened, backend, threads, kept=kept, device=device, cache_dir=folder, spin=not moving
-    ) as classifier:
+        opened, backend, threads, kept=kept, device=device, cache_dir=folder, spin=not moving,
+        min_probability=min_probability,
+    ) as classifier:  # fmt: skip
         unread = _label_images(classifier, images, settings["top_k"], as_json)
         if unread:
             say(f"{unread} of {len(images)} images could not be read")
@@ -133,26 +138,30 @@ def _label_images(classifier: Classifier, images: Sequence[str], top_k: int, as_
                 predictions = classifier.predict(path, top_k)
             except ImageError as error:
                 failed += 1
-                _print({"path": path, "error": str(error)}, as_json)
+                _print({"path": path, "error": str(error)}, as_json, classifier.labels)
             else:
-                _print({"path": path, "predictions": to_json(predictions)}, as_json)
+                found = {"label": predictions[0].label, "predictions": to_json(predictions)}
+                _print({"path": path, **found}, as_json, classifier.labels)
             if len(images) >= MANY:
                 report("classify", number, len(images))
     return failed
 
 
-def _print(content: dict[str, Any], as_json: bool) -> None:
+def _print(content: dict[str, Any], as_json: bool, labels: Sequence[str]) -> None:
     """An image's or a frame's predictions, or why it has none."""
     if as_json:
         print_json(content, lines=True)
     elif "error" in content:
         say(f"Error: {shown(content['error'])}")
     elif "source" in content:
-        print_frame(content)
+        print_frame(content, labels)
     else:
         show(
             shown(content["path"]),
-            *(f"  {100 * p['probability']:6.2f} %  {p['label']}" for p in content["predictions"]),
+            *(
+                f"  {100 * p['probability']:6.2f} %  {named(p['label'], p['index'], labels)}"
+                for p in content["predictions"]
+            ),
         )
 
 
@@ -168,9 +177,9 @@ def _on(
         if several and not as_json:
             name = "source" if "source" in content else "path"
             content[name] = f"{host}: {content[name]}"
-        _print({**content, "host": host}, as_json)
+        _print({**content, "host": host}, as_json, labels)
 
-    read_manifest(bundle)
+    labels = read_manifest(bundle).model.labels
     words = devices.words(sent=("bundle",), replaced={"sources": devices.sources(sources)})
     extras = {"video"} if any(map(_moves, sources)) else set[str]()
     answers = devices.do(words, [bundle], backend, each=each, extras=extras)

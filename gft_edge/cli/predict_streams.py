@@ -14,6 +14,7 @@ import click
 
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.specs import ModelSpec
 from gft_edge.cli.output import made_folder, print_json, say, shown, writable_file
 from gft_edge.errors import GftEdgeError, UsageError
 from gft_edge.reporting.frames import (
@@ -63,12 +64,13 @@ class Saving:
         """What writes the pictures."""
         return VideoFile(self._path) if self._of_video else PictureFolder(self._path)
 
-    def add(self, recorder: Recorder, seen: Labelled, grid: tuple[int, int], fps: float) -> None:
+    def add(self, recorder: Recorder, seen: Labelled, model: ModelSpec, fps: float) -> None:
         """Draw a frame and write it."""
         best = seen.predictions[0]
-        words = f"{best.label}  {100 * best.probability:.1f} %   {fps:.1f} fps"
+        name = named(best.label, best.index, model.labels)
+        words = f"{name}  {100 * best.probability:.1f} %   {fps:.1f} fps"
         if self._show_kept:
-            image = beside_patches(seen.image, words, seen.pixels, seen.kept, grid)
+            image = beside_patches(seen.image, words, seen.pixels, seen.kept, model.patch_grid)
         else:
             image = captioned(seen.image, words)
         number = f"{1 + self._sources.index(seen.source)}-" if len(self._sources) > 1 else ""
@@ -143,7 +145,7 @@ def label_streams(
             say(f"Error: {error}")
 
     recorder = None if saving is None else saving.opened()
-    grid = classifier.bundle.manifest.model.patch_grid
+    model = classifier.bundle.manifest.model
     try:
         with closing(classifier.stream(sources, say=say, failed=failed, **settings)) as stream:
             for seen in stream:
@@ -152,9 +154,9 @@ def label_streams(
                 if as_json:
                     print_json(content, lines=True)
                 else:
-                    print_frame(content)
+                    print_frame(content, model.labels)
                 if saving is not None and recorder is not None:
-                    saving.add(recorder, seen, grid, fps)
+                    saving.add(recorder, seen, model, fps)
     except KeyboardInterrupt:
         unread += not all(map(is_live, sources))
         say("interrupted")
@@ -166,13 +168,19 @@ def label_streams(
     return unread
 
 
-def print_frame(content: dict[str, Any]) -> None:
+def named(label: str | None, index: int, labels: Sequence[str]) -> str:
+    """A prediction for a person: its label, or that it has none and which class is the likeliest."""
+    return f"none of these ({labels[index]})" if label is None else label
+
+
+def print_frame(content: dict[str, Any], labels: Sequence[str]) -> None:
     """Print one line for a person: what `_content` gives of a frame."""
     best = content["predictions"][0]
+    name = named(best["label"], best["index"], labels)
     late = "" if content["latency_ms"] is None else f"  {content['latency_ms']:.0f} ms late"
     dropped = f"  {content['dropped']} dropped" if content["dropped"] else ""
     line = (
-        f"{content['source']}  {content['time_s']:.2f} s  {100 * best['probability']:6.2f} %  {best['label']}"
+        f"{content['source']}  {content['time_s']:.2f} s  {100 * best['probability']:6.2f} %  {name}"
         f"  {content['fps']:.1f} fps{late}{dropped}"
     )
     click.echo(shown(line))
@@ -184,6 +192,7 @@ def _content(seen: Labelled, fps: float) -> dict[str, Any]:
         "source": seen.source,
         "frame": seen.frame,
         "time_s": round(seen.time_s, 6),
+        "label": seen.predictions[0].label,
         "predictions": to_json(seen.predictions),
         "dropped": seen.dropped,
         "latency_ms": seen.latency_ms and round(seen.latency_ms, 1),

@@ -23,6 +23,8 @@ from gft_edge.cli.options import (
 )
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
 from gft_edge.errors import TrainingError, UsageError
+from gft_edge.fidelity.confidence import CalibrationError
+from gft_edge.reporting.confidence_tables import calibration_sentence
 from gft_edge.reporting.table import Table, percent
 
 LOST_CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)", re.ASCII)
@@ -97,6 +99,7 @@ def command(as_json: bool, **options: Any) -> None:
 
     gft-edge train --data grocery --model gft_tiny_edge --weights deit_tiny.safetensors --out runs/grocery
     """
+    from gft_edge.model.temperature import read_temperature
     from gft_edge.training.loop import resume, train
     from gft_edge.training.run_folder import METRICS_FILE, STATE_FILE
 
@@ -124,7 +127,11 @@ def command(as_json: bool, **options: Any) -> None:
         return
     row = (percent(metrics.top1), percent(metrics.top5), percent(metrics.f1_macro), metrics.images)
     title = f"{out}: its best epoch ({out / METRICS_FILE})"
-    show(Table(title, ("top-1", "top-5", "F1 macro", "images"), [row]))
+    notes = []
+    if (fitted := read_temperature(out)) is not None:
+        found = CalibrationError(fitted.temperature, fitted.ece, fitted.ece_uncalibrated)
+        notes = [calibration_sentence(found)]
+    show(Table(title, ("top-1", "top-5", "F1 macro", "images"), [row], notes))
     next_line(f"gft-edge evaluate {quoted(out)} --split test")
 
 

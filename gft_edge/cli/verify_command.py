@@ -242,6 +242,9 @@ def _checks(title: str, result: VerifyReport, manifest: Manifest) -> Table:
             ("cosine", f"{result.cosine:.6f}"),
             ("max abs", f"{result.max_abs:.1e}"),
         ]
+    if result.ece is not None:
+        rows.append(("calibration error (ECE)", percent(result.ece)))
+        rows.append(("reference ECE", percent(result.reference_ece)))
     if result.kept_overlap:
         lost, near = (
             " / ".join(f"{value:.2f}" for value in values)

@@ -41,6 +41,8 @@ class Seen:
 class Subject(Protocol):
     """A network that can be looked into. `runs` says what computes it, `unavailable` what it lacks.
 
+    Its logits are divided by the network's temperature: their softmax is its probabilities.
+
     `inferences` counts the images that went through it, each time that one did.
     """
 
@@ -78,6 +80,7 @@ class BundleSubject:
         told = engine.TARGET != "tensorrt"
         self.model = manifest.model
         self._input = manifest.input
+        self._temperature = np.float32(manifest.confidence.temperature)
         self._scores = len(manifest.score_outputs) if told else 0
         self._attention = len(manifest.attention_outputs) if told else 0
         self.runs = f"{engine.version()}, {manifest.precision} bundle for {manifest.target}"
@@ -111,7 +114,8 @@ class BundleSubject:
         """See Subject."""
         spec = self.model.preprocessing
         self.inferences += len(pixels)
-        return finite(session_outputs(self._session, pixels, self._input, spec).logits)
+        logits = session_outputs(self._session, pixels, self._input, spec).logits
+        return finite(logits / self._temperature)
 
     def see(self, pixels: Pixels) -> Seen:
         """See Subject."""
@@ -131,7 +135,7 @@ class BundleSubject:
             tuple(kept),
             tuple(scores),
             tuple(attention.mean(axis=1) for attention in heads),
-            np.abs(seen - logits).max(axis=1),
+            np.abs(seen / self._temperature - logits).max(axis=1),
         )
 
     def close(self) -> None:

@@ -16,16 +16,18 @@ from gft_edge.model.checkpoint import load_run
 from gft_edge.model.gala import mean_attention_scores
 from gft_edge.model.gft import GFT
 from gft_edge.model.network import Network
+from gft_edge.model.temperature import temperature_of
 from gft_edge.runtime.preprocess import batch_from_pixels
 
 BATCH = 16
 
 
 class NetworkSubject:
-    """A network in PyTorch on the CPU, in evaluation mode."""
+    """A network in PyTorch on the CPU, in evaluation mode, with the temperature of its run."""
 
-    def __init__(self, model: ModelSpec, network: Network):
+    def __init__(self, model: ModelSpec, network: Network, temperature: float = 1.0):
         self.model = model
+        self._temperature = temperature
         self.network = network.eval()
         self.runs = f"torch {torch.__version__}, fp32 run"
         self.unavailable = no_stages(model)
@@ -36,7 +38,7 @@ class NetworkSubject:
         self.inferences += len(pixels)
         with torch.inference_mode():
             parts = [self.network(images).float().numpy() for images in self._batches(pixels)]
-        return finite(np.concatenate(parts))
+        return finite(self._calibrated(np.concatenate(parts)))
 
     def see(self, pixels: Pixels) -> Seen:
         """See Subject."""
@@ -57,7 +59,7 @@ class NetworkSubject:
         whole = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
         stages = len(self.model.stages)
         return Seen(
-            finite(whole[0]),
+            finite(self._calibrated(whole[0])),
             tuple(whole[1 : 1 + stages]),
             tuple(whole[1 + stages : 1 + 2 * stages]),
             tuple(whole[1 + 2 * stages :]) if self.model.score == "gala" else (),
@@ -69,10 +71,13 @@ class NetworkSubject:
         network = copy.deepcopy(self.network)
         assert isinstance(network, GFT)
         network.rank_by(score)
-        return NetworkSubject(self.model, network)
+        return NetworkSubject(self.model, network, self._temperature)
 
     def close(self) -> None:
         """See Subject."""
+
+    def _calibrated(self, logits: Floats) -> Floats:
+        return np.asarray(logits / self._temperature, dtype=np.float32)
 
     def _batches(self, pixels: Pixels) -> list[Tensor]:
         spec = self.model.preprocessing
@@ -84,7 +89,7 @@ class NetworkSubject:
 
 def open_run(folder: Path) -> NetworkSubject:
     """The network of a run folder. Raises CheckpointError."""
-    return NetworkSubject(*load_run(folder))
+    return NetworkSubject(*load_run(folder), temperature_of(folder))
 
 
 def _noting(record: list[tuple[Tensor, Tensor]]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance
+from gft_edge.fidelity.confidence import expected_calibration_error
 from gft_edge.fidelity.intervals import mean_interval, paired_drop_interval, proportion_interval
 from gft_edge.fidelity.metrics import right_of
 from gft_edge.fidelity.noise_floor import NAMES
@@ -119,7 +120,7 @@ class Distances:
     max_abs: float
 
 
-def distances(reference: Outputs, candidate: Outputs) -> Distances:
+def distances(reference: Outputs, candidate: Outputs, temperature: float = 1.0) -> Distances:
     """Compare outputs for the same images. Confidence is the change of the reference's top-1 probability."""
     a, b = reference.logits.astype(np.float64), candidate.logits.astype(np.float64)
     decided = a.argmax(axis=1)
@@ -127,7 +128,9 @@ def distances(reference: Outputs, candidate: Outputs) -> Distances:
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
-        confidence = np.abs(_probability(a, decided) - _probability(b, decided))
+        confidence = np.abs(
+            _probability(a / temperature, decided) - _probability(b / temperature, decided)
+        )
         max_abs = float(np.abs(a - b).max())
     pairs = zip(grid_positions(reference.kept), grid_positions(candidate.kept), strict=True)
     overlaps = tuple(image_overlaps(ours, theirs) for ours, theirs in pairs)
@@ -152,15 +155,18 @@ def compare(
     targets: Sequence[int | None] = (),
     floor: Outputs | None = None,
     labels: Sequence[str] = (),
+    temperature: float = 1.0,
 ) -> FidelityReport:
     """Judge `candidate` against `reference` on the same images. NaN logits are a failure.
 
     `targets`, the images' classes where they count (see ImageSet), adds both accuracies and the bound on
     what may be lost. A tolerance with a change needs `floor`, the reference's outputs for the images after
     that change. A class that is lost is named by `labels`, by its index without.
+    Probabilities are those at the network's `temperature`.
     """
-    found = distances(reference, candidate)
+    found = distances(reference, candidate, temperature)
     accuracy = reference_accuracy = drop = None
+    ece: list[float | None] = []
     failures = []
     if not np.isfinite(candidate.logits).all():
         failures.append("the logits hold NaN or infinity")
@@ -169,14 +175,15 @@ def compare(
         accuracy, reference_accuracy = float(after.mean()), float(before.mean())
         drop = paired_drop_interval(before, after)
         failures += _accuracy_failures(tolerance, reference_accuracy, accuracy, drop)
+        ece = [_ece(outputs, targets, temperature) for outputs in (candidate, reference)]
     failures += _bound_failures(tolerance, found)
     lost = [patches_lost(reference, candidate, number) for number in range(len(found.overlaps))]
     noise_floor = None
     if tolerance.change is not None:
         assert floor is not None, "a change bounds by what it does to the reference"
-        theirs = distances(reference, floor)
+        theirs = distances(reference, floor, temperature)
         failures += _floor_failures(tolerance, reference, found, theirs, labels)
-        noise_floor = noise_floor_of(tolerance.change, reference, floor)
+        noise_floor = noise_floor_of(tolerance.change, reference, floor, temperature)
     return FidelityReport(
         step=step,
         max_abs=found.max_abs,
@@ -194,12 +201,25 @@ def compare(
         labelled=len(before),
         drop=drop,
         noise_floor=noise_floor,
+        ece=ece[0] if ece else None,
+        reference_ece=ece[1] if ece else None,
     )
 
 
-def noise_floor_of(change: Change, reference: Outputs, floor: Outputs) -> NoiseFloor:
+def _ece(outputs: Outputs, targets: Sequence[int | None], temperature: float) -> float | None:
+    """The calibration error of the labelled images; None of logits that are no numbers."""
+    if not np.isfinite(outputs.logits).all():
+        return None
+    known = [n for n, target in enumerate(targets) if target is not None]
+    classes = np.asarray([targets[n] for n in known], dtype=np.int64)
+    return expected_calibration_error(outputs.logits[known], classes, temperature)
+
+
+def noise_floor_of(
+    change: Change, reference: Outputs, floor: Outputs, temperature: float = 1.0
+) -> NoiseFloor:
     """Return how far `floor`, the reference's outputs for changed images, is from its outputs for them."""
-    found = distances(reference, floor)
+    found = distances(reference, floor, temperature)
     return NoiseFloor(
         change,
         float(found.cosine.mean()),

@@ -39,7 +39,7 @@ CHUNK_IMAGES = 64
 # What a VerifyReport takes over from the comparison with the reference.
 FIGURES = (
     "top1_agreement", "cosine", "max_abs", "kept_overlap", "patches_lost", "lost_near_border",
-    "confidence_change", "drop", "noise_floor",
+    "confidence_change", "drop", "noise_floor", "ece", "reference_ece",
 )  # fmt: skip
 
 
@@ -76,6 +76,8 @@ class VerifyReport:
     drop: tuple[float, float] | None = None
     noise_floor: NoiseFloor | None = None
     noise_floors: tuple[NoiseFloor, ...] = ()
+    ece: float | None = None
+    reference_ece: float | None = None
     integer_layers: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -220,7 +222,8 @@ def check_golden(classifier: Classifier) -> FidelityReport:
     manifest = classifier.bundle.manifest
     pixels, expected = read_golden(classifier.bundle)
     bound = golden_tolerance(manifest, len(pixels), bool(classifier.session.half_on))
-    return _compared("golden", expected, classifier.outputs(pixels), bound)
+    outputs, temperature = classifier.outputs(pixels), manifest.confidence.temperature
+    return _compared("golden", expected, outputs, bound, temperature=temperature)
 
 
 def _compared(
@@ -231,12 +234,13 @@ def _compared(
     targets: Sequence[int | None] = (),
     floor: Outputs | None = None,
     labels: Sequence[str] = (),
+    temperature: float = 1.0,
 ) -> FidelityReport:
     """Compare two outputs; where an engine returns no kept patches, their logits alone."""
     if len(outputs.kept) < len(expected.kept):
         expected = Outputs(expected.logits, ())
         floor = None if floor is None else Outputs(floor.logits, ())
-    return compare(name, expected, outputs, bound, targets, floor, labels)
+    return compare(name, expected, outputs, bound, targets, floor, labels, temperature)
 
 
 def export_tolerance(manifest: Manifest, half: bool = False) -> Tolerance:
@@ -316,7 +320,10 @@ def _on_split(
         return {**found, "failures": [], "skipped": skipped}
     whole = {change: concatenate(outputs) for change, outputs in floors.items()}
     floor = whole[bound.change] if bound.change is not None else None
-    report = _compared("reference", expected, outputs, bound, split.targets, floor, split.labels)
+    temperature = classifier.bundle.manifest.confidence.temperature
+    report = _compared(
+        "reference", expected, outputs, bound, split.targets, floor, split.labels, temperature
+    )
     comparison = compared(split, expected, outputs)
     seen(comparison)
     return {
@@ -324,7 +331,9 @@ def _on_split(
         **{name: getattr(report, name) for name in FIGURES},
         "reference_top1": report.reference_accuracy,
         "disagreements": comparison.disagreements(),
-        "noise_floors": tuple(noise_floor_of(each, expected, whole[each]) for each in changes),
+        "noise_floors": tuple(
+            noise_floor_of(each, expected, whole[each], temperature) for each in changes
+        ),
         "failures": [f"against the reference: {failure}" for failure in report.failures],
         "skipped": skipped,
     }

@@ -36,6 +36,10 @@ def bundle_tables(bundle: Bundle) -> list[Table]:
         ("model files", f"{size_bytes(bundle) / 2**20:.1f} MiB"),
         ("tools", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
+    confidence = manifest.confidence
+    rows.append(("temperature", f"{confidence.temperature:.3g}"))
+    if confidence.min_probability:
+        rows.append(("least probability for a label", f"{confidence.min_probability:g}"))
     if manifest.target == "tensorrt" and not manifest.engines:
         rows.append(("engines", "none yet: gft-edge build makes one on the machine that runs it"))
     rows += [
@@ -89,6 +93,11 @@ def _remarks(manifest: Manifest) -> list[str]:
         lines = floor_sentences(manifest, report.cosine, report.patches_lost, report.noise_floor)
     if not report.tolerance.judges:
         lines.append(f"The bundle is not judged: whether {manifest.precision} holds is not known.")
+    if report.ece is not None:
+        lines.append(
+            f"Probabilities are off by {percent(report.ece)} on average (expected calibration error), those "
+            f"of PyTorch by {percent(report.reference_ece)}."
+        )
     return lines + _drop_sentence(report)
 
 

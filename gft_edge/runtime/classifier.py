@@ -67,6 +67,8 @@ class Classifier:
         self.bundle = bundle
         self._session: Session | None = session
         self._is_copy = False
+        self._temperature = bundle.manifest.confidence.temperature
+        self._min_probability = bundle.manifest.confidence.min_probability
         _loaded.add(self)
 
     def __reduce__(self) -> NoReturn:
@@ -85,6 +87,7 @@ class Classifier:
         device: str | None = None,
         cache_dir: str | Path | None = None,
         spin: bool = True,
+        min_probability: float | None = None,
     ) -> Classifier:
         """Open a bundle folder.
 
@@ -95,10 +98,13 @@ class Classifier:
         on `device`: CPU unless given, or GPU, GPU.1, NPU, AUTO, HETERO:GPU,CPU. A GPU and an NPU compute
         in f16, which is logged as a warning where gft-edge verify has not passed on that device. In
         `cache_dir` it keeps compiled models, which then load sooner; where it cannot, it goes on without.
-        Without `spin` ONNX Runtime's threads sleep while they wait, and leave the cores to whatever else
-        is done, as `stream` decodes. Raises BundleError, MissingDependencyError and UsageError.
+        An image whose likeliest class is under `min_probability`, of 1 and the bundle's own unless given, has
+        the label None. Without `spin` ONNX Runtime's threads sleep while they wait, and leave the cores to
+        whatever else is done, as `stream` decodes. Raises BundleError, MissingDependencyError and UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        if min_probability is not None:
+            check_probability(min_probability)
         engine, request = bundle_request(
             opened,
             backend,
@@ -121,7 +127,10 @@ class Classifier:
                 raise UsageError(f"{option} needs {owner}: leave it out for {engine.TARGET}")
         session = engine.open_session(opened.artifact_path, request)
         warn_of_doubt(opened, session, engine.version(), device)
-        return cls(opened, session)
+        found = cls(opened, session)
+        if min_probability is not None:
+            found._min_probability = min_probability
+        return found
 
     @property
     def session(self) -> Session:
@@ -226,7 +235,7 @@ class Classifier:
         settings = StreamSettings(top_k, every, fps, smooth_s)
         given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
         names = [os.fspath(source) for source in given]
-        return Stream(self, self._predictions, names, settings, say, failed).labelled()
+        return Stream(self, self._ranked, names, settings, say, failed).labelled()
 
     def logits(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
         """Float32 (images, classes), for one image or more."""
@@ -260,11 +269,22 @@ class Classifier:
     def _predictions(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}: give 1 or more")
+        return [self.accepted(row) for row in self._ranked(logits, top_k)]
+
+    def _ranked(self, logits: npt.NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
         return [self._likeliest(row, top_k) for row in logits.tolist()]
+
+    def accepted(self, ranked: list[Prediction]) -> list[Prediction]:
+        """The same predictions of an image, without labels where the likeliest is under the least."""
+        if ranked[0].probability >= self._min_probability:
+            return ranked
+        return [Prediction(None, each.index, each.probability) for each in ranked]
 
     def _likeliest(self, logits: list[float], top_k: int) -> list[Prediction]:
         # Plain Python: behind an inference, whose data fill the caches, each NumPy function takes ten
         # microseconds or more to come back, and 81 classes half as long this way.
+        if self._temperature != 1:
+            logits = [logit / self._temperature for logit in logits]
         largest = max(logits)
         total = sum([math.exp(logit - largest) for logit in logits])
         if not math.isfinite(total) or -math.inf in logits:
@@ -291,6 +311,12 @@ def _abandon() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon)
+
+
+def check_probability(given: float) -> None:
+    """Raise UsageError for a least probability that is none."""
+    if not 0 <= given <= 1:
+        raise UsageError(f"--min-probability is {given:g}: give 0, which always answers, to 1")
 
 
 def load_pixels(

@@ -206,7 +206,7 @@ class Stream:
                 turn.reader.source.name,
                 frame.index,
                 frame.time_s,
-                row,
+                classifier.accepted(row),
                 turn.dropped,
                 None if frame.captured_at is None else (now - frame.captured_at) * 1000,
                 turn.ready.image,

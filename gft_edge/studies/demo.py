@@ -18,6 +18,7 @@ import torch
 from gft_edge.bundle.images import DataSource
 from gft_edge.bundle.json_form import to_json
 from gft_edge.bundle.locks import claimed_folder
+from gft_edge.bundle.manifest import Confidence
 from gft_edge.bundle.specs import ModelSpec, Prediction, Preprocessing, Progress, Say, Score
 from gft_edge.bundle.store import size_bytes
 from gft_edge.datasets import Split, read_split
@@ -31,6 +32,7 @@ from gft_edge.model.checkpoint import WEIGHTS_FILE, load_run
 from gft_edge.model.named_networks import spec_from_name, squashed
 from gft_edge.model.network import Network
 from gft_edge.model.reference import torch_outputs
+from gft_edge.model.temperature import temperature_of
 from gft_edge.profiling.calls import interleaved_medians_ms
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.reporting.pictures import kept_patches, sheet
@@ -137,7 +139,7 @@ def _fill(out: Path, progress: Progress, say: Say, settings: DemoSettings) -> De
             model,
             spec,
             images,
-            ExportRequest(target),
+            ExportRequest(target, confidence=Confidence(temperature_of(out / "run"))),
             out / target,
             progress,
             say,

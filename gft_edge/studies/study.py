@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.bundle.images import ImageSet
+from gft_edge.bundle.manifest import Confidence
 from gft_edge.bundle.specs import Progress, Say, counter
 from gft_edge.bundle.store import read_bundle, sha256_of, size_bytes
 from gft_edge.datasets import Split
@@ -23,6 +24,7 @@ from gft_edge.model.checkpoint import WEIGHTS_FILE
 from gft_edge.model.network import Network
 from gft_edge.model.remembered import Remembered
 from gft_edge.model.schedule import at_stages
+from gft_edge.model.temperature import temperature_of
 from gft_edge.profiling.machine import summary, this_machine
 from gft_edge.profiling.profile import ProfileRequest
 from gft_edge.profiling.report import Profile
@@ -67,6 +69,7 @@ class Study:
             stages=variant.other_stages,
             # A stage that keeps all its patches costs what it costs.
             keeps_all=True,
+            confidence=Confidence(temperature_of(self.case.run)),
         )
 
     def decides(self, variant: Variant) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Study:
             "model": self.case.spec,
             "stages": variant.other_stages,
             "verified_on": self.verified_on.digest,
+            "temperature": temperature_of(self.case.run),
             "calibrated_on": calibration and calibration.images.digest,
             "tools": tool_versions(),
         }

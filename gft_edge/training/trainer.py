@@ -50,6 +50,7 @@ from gft_edge.training.run_folder import (
     replace_text,
 )
 from gft_edge.training.teacher import load_teacher
+from gft_edge.training.temperature import fit_run_temperature
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -160,6 +161,9 @@ class Trainer:
             if metrics.top1 >= state.best_top1:
                 state.best_top1 = metrics.top1
                 self._save_best(metrics, val.name, epoch + 1)
+                # On the images of the training every answer is too sure of itself.
+                if val is not train and self.accelerator.is_main_process:
+                    fit_run_temperature(self.out, logits, targets, val.name)
             self.save_state(state)
         for tracker in self.accelerator.trackers:
             tracker.finish()

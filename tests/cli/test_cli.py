@@ -26,6 +26,7 @@ from tests.support.paths import ROOT
 
 EVALUATE_KEYS = {
     "split", "top1", "top5", "precision_macro", "recall_macro", "f1_macro",
+    "temperature", "ece", "ece_uncalibrated",
     "precision_weighted", "recall_weighted", "f1_weighted", "images",
 }  # fmt: skip
 VERIFY_KEYS = {
@@ -33,7 +34,7 @@ VERIFY_KEYS = {
     "verdict", "top1", "reference_top1", "top1_agreement", "cosine", "max_abs",
     "kept_overlap", "patches_lost", "lost_near_border", "disagreements", "picture", "images", "labelled",
     "failures", "golden", "skipped", "confidence_change", "drop", "noise_floor", "noise_floors",
-    "integer_layers", "warnings",
+    "integer_layers", "warnings", "ece", "reference_ece",
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def test_evaluate_gives_one_object_for_a_run_and_a_bundle_and_they_agree(
     assert set(of_run) == EVALUATE_KEYS
     assert of_run["images"] == 12
     for bundle in micro_bundles.values():
-        assert run_json("evaluate", bundle, "--data", micro_data) == of_run
+        assert run_json("evaluate", bundle, "--data", micro_data) == pytest.approx(of_run, abs=1e-5)
 
 
 def test_verify_without_images_checks_the_bundle_alone(micro_bundles: dict[str, Path]) -> None:

@@ -48,7 +48,7 @@ def test_a_frame_is_a_line_and_images_keep_theirs(
     result = run("predict", micro_bundles["onnx"], *given, "--json")
     assert result.exit_code == 1
     first, *rest = lines_of(result.stdout)
-    assert [*first] == ["path", "predictions"]
+    assert [*first] == ["path", "label", "predictions"]
     assert first["path"] == str(image)
     *frames, failed = rest
     assert [*failed] == ["source", "error"]
@@ -61,6 +61,7 @@ def test_a_frame_is_a_line_and_images_keep_theirs(
             "source",
             "frame",
             "time_s",
+            "label",
             "predictions",
             "dropped",
             "latency_ms",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from gft_edge.bundle.manifest import Manifest
+from gft_edge.bundle.manifest import Confidence, Manifest
 from gft_edge.bundle.specs import CropMode, InputSpec, Preprocessing
-from gft_edge.bundle.store import read_bundle
+from gft_edge.bundle.store import read_bundle, read_manifest, write_manifest
 from gft_edge.runtime.classifier import load_pixels
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.processor import saturates_int8
@@ -157,6 +158,30 @@ def test_jpegs_have_the_labels_and_probabilities_of_predict(
     expected = probabilities(run("predict", micro_bundles[target], *jpegs, "--json"))
     assert_close(probabilities(answered), expected)
     assert len({next(iter(each)) for each in expected}) > 1, "one label for all would prove little"
+
+
+def test_the_temperature_and_the_least_probability_are_those_of_the_manifest(
+    classify: Classify, micro_bundles: dict[str, Path], jpegs: list[Path], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(micro_bundles["openvino"], bundle)
+    whole = run("predict", bundle, *jpegs, "--top-k", 1, "--json").stdout.splitlines()
+    shares = sorted(json.loads(line)["predictions"][0]["probability"] for line in whole)
+    for temperature, least in ((3.0, 0.0), (1.0, shares[len(shares) // 2])):
+        confidence = Confidence(temperature, least)
+        write_manifest(bundle, dataclasses.replace(read_manifest(bundle), confidence=confidence))
+        expected = run("predict", bundle, *jpegs, "--json").stdout
+        found = classify(bundle, *jpegs, "--json").stdout
+        for ours, theirs in zip(found.splitlines(), expected.splitlines(), strict=True):
+            one, other = json.loads(ours), json.loads(theirs)
+            assert one.keys() == other.keys()
+            assert one["label"] == other["label"]
+            for mine, his in zip(one["predictions"], other["predictions"], strict=True):
+                assert (mine["label"], mine["index"]) == (his["label"], his["index"])
+                assert mine["probability"] == pytest.approx(his["probability"], abs=1e-3)
+        said = classify(bundle, *jpegs, "--top-k", 2).stdout
+        assert said == run("predict", bundle, *jpegs, "--top-k", 2).stdout
+    assert "none of these (" in said
 
 
 def test_it_prints_the_text_of_predict(

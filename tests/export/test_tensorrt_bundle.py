@@ -45,7 +45,7 @@ def test_without_tensorrt_the_install_line_is_given() -> None:
     assert trt.missing() == expected
     assert trt.version() == "absent"
     shown = run_json("doctor")["engines"]["tensorrt"]
-    assert shown == {"version": None, "missing": expected, "precisions": {}}
+    assert shown == {"version": None, "missing": expected, "precisions": {}, "devices": []}
 
 
 @pytest.mark.usefixtures("no_tensorrt")
