@@ -161,10 +161,10 @@ def label_streams(
         unread += not all(map(is_live, sources))
         say("interrupted")
     finally:
-        if recorder is not None:
-            recorder.close()
         for source, tally in tallies.items():
             say(f"{source}: {tally.summary()}")
+        if recorder is not None:
+            recorder.close()
     return unread
 
 

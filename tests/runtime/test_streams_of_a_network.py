@@ -129,6 +129,30 @@ def test_a_label_is_never_older_than_two_frames_beyond_one_inference(
 
 
 @pytest.mark.slow
+def test_a_decoder_that_is_too_slow_skips_to_key_frames(
+    port: int, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times too slow for 20 s it would be 13 s behind."""
+    decode = video.Video._decoded
+
+    def slow(source: video.Video, packet: Any) -> Any:
+        frames = decode(source, packet)
+        time.sleep(3 / FPS * len(frames))
+        return frames
+
+    monkeypatch.setattr(video.Video, "_decoded", slow)
+    ages_s = []
+    with camera(port) as url, closing(classifier.stream(url)) as stream:
+        ends = time.monotonic() + 20
+        for each in stream:
+            ages_s.append(rtsp_stamp.age_s(each.image))
+            if time.monotonic() > ends:
+                break
+    assert len(ages_s) > 10
+    assert max(ages_s) < video.LATE_S + 2.5
+
+
+@pytest.mark.slow
 def test_a_camera_that_is_gone_for_a_while_is_seen_again_and_ctrl_c_ends_it(
     port: int, micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from gft_edge.runtime.sources.frames import Decoded
 # NVIDIA's own source of a CSI camera, scaled and converted by the chip; OpenCV takes BGR.
 _CSI = (
     "nvarguscamerasrc sensor-id={number} ! video/x-raw(memory:NVMM),width=1280,height=720,framerate=30/1"
-    " ! nvvidconv ! video/x-raw,format=BGRx ! videoconvert"
+    " ! nvvidconv ! video/x-raw,format=BGRx"
 )
+# Seconds that a pipeline has to start in.
+STARTS_S = 10.0
 _SINK = "video/x-raw,format=BGR ! appsink drop=true max-buffers=1"
 
 
@@ -38,9 +41,19 @@ class Pipeline:
         cv2 = _opencv(name)
         if not re.search(r"\bappsink\b", pipeline):
             pipeline = f"{pipeline} ! videoconvert ! {_SINK}"
-        self._capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)
-        if not self._capture.isOpened():
-            raise SourceError(name, f"GStreamer does not start it: try gst-launch-1.0 '{pipeline}'")
+        # OpenCV waits forever for a pipeline of which a part is missing, deaf to Ctrl-C.
+        found: list[Any] = []
+        threading.Thread(
+            target=lambda: found.append(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)), daemon=True
+        ).start()
+        ends = time.monotonic() + STARTS_S
+        while not found and time.monotonic() < ends:
+            time.sleep(0.01)
+        if not found or not found[0].isOpened():
+            raise SourceError(
+                name, f"GStreamer does not start it: try gst-launch-1.0 {shlex.quote(pipeline)}"
+            )
+        self._capture = found[0]
 
     def frames(self, stop: threading.Event) -> Iterator[Decoded]:
         """See Source."""
@@ -49,6 +62,11 @@ class Pipeline:
             read, pixels = self._capture.read()
             if not read:
                 raise SourceError(self.name, "gives no more pictures")
+            if pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise SourceError(
+                    self.name,
+                    f"gives pictures of shape {pixels.shape}: let it end in video/x-raw,format=BGR ! appsink",
+                )
             now = time.monotonic()
             first = now if first is None else first
             yield Decoded(index, now - first, partial(_rgb, pixels), now)
