@@ -212,11 +212,16 @@ def _extras(bundles: Iterable[Path], backend: str | None, device: Device) -> set
     return {engine for engine in engines if engine}
 
 
+_WHY_ENDED = {
+    "SIGKILL": ", as a system does that runs out of memory: close other programs there, or add swap",
+    "SIGILL": ": a library has instructions that its processor lacks, and gft-edge doctor --on names it",
+}
+
+
 def _ended_by(number: int) -> str:
     """Say which signal ended a command."""
     name = signal.Signals(number).name
-    why = ", as a system does that runs out of memory: close other programs there, or add swap"
-    return f"{name} ended the command there{why if name == 'SIGKILL' else ''}"
+    return f"{name} ended the command there{_WHY_ENDED.get(name, '')}"
 
 
 def _json(text: str, device: Device) -> Any:

@@ -197,15 +197,19 @@ def test_ctrl_c_before_there_is_a_connection_ends_at_once(
     assert (process.returncode, told.splitlines()[-1]) == (1, f"Error: {silent}: interrupted")
 
 
-def test_a_command_that_is_killed_there_says_so(
-    device: Sshd, desk: Desk, onnx_bundle: Path
+@pytest.mark.parametrize(
+    ("name", "why"), [("KILL", "out of memory"), ("ILL", "gft-edge doctor --on")]
+)
+def test_a_command_that_a_signal_ends_there_says_which_and_why(
+    device: Sshd, desk: Desk, onnx_bundle: Path, name: str, why: str
 ) -> None:
     process = desk("profile", onnx_bundle, "--on", device.host, *LONG)
     until(lambda: bool(device.running("profile")))
-    device.ssh("pkill -KILL -u $(id -u) -f 'gft_edge profile'")
+    device.ssh(f"pkill -{name} -u $(id -u) -f 'gft_edge profile'")
     _, told = process.communicate(timeout=40)
     assert process.returncode == 1
-    assert "SIGKILL" in told.splitlines()[-1]
+    assert f"SIG{name}" in told.splitlines()[-1]
+    assert why in told.splitlines()[-1]
     assert "Traceback" not in told
 
 
