@@ -24,8 +24,9 @@ from gft_edge.runtime.engine_probe import why_fatal
 
 Status = Mapping[str, Mapping[str, Any]]
 
-# Package -> the extra that installs it, for what only the host side needs.
-HOST_PACKAGES = {
+# Package -> the extra that installs it, for what images and engines do without.
+PACKAGES = {
+    "av": "video",
     "torch": "train",
     "timm": "train",
     "onnx": "export",
@@ -62,7 +63,7 @@ def command(devices: OnDevices | None, clean: bool, as_json: bool) -> None:
         raise UsageError("--clean removes what is on a device: give --on HOST too")
     machine = this_machine()
     engines = {target: _engine(target, backend) for target, backend in backends().items()}
-    packages = {name: _package(name, extra) for name, extra in HOST_PACKAGES.items()}
+    packages = {name: _package(name, extra) for name, extra in PACKAGES.items()}
     if as_json:
         print_json(
             {"machine": dataclasses.asdict(machine), "engines": engines, "packages": packages}
@@ -80,7 +81,7 @@ def _show(
 ) -> None:
     show(machine_table(title, machine), *_engine_tables(engines, about_engines))
     if packages:
-        show(_status_table("To train and export", packages))
+        show(_status_table("Other packages", packages))
 
 
 def _engine_tables(engines: Status, notes: Sequence[str]) -> list[Table]:

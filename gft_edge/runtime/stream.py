@@ -128,6 +128,7 @@ class Stream:
         failed: Failed | None,
     ) -> None:
         self._classifier = classifier
+        self._batch = classifier.bundle.manifest.input.batch
         self._likeliest = likeliest
         self._files = deque(source for source in sources if not is_live(source))
         self._live = [source for source in sources if is_live(source)]
@@ -159,7 +160,9 @@ class Stream:
         except SourceError as error:
             self._fail(text, error)
             return None
-        reader = Reader(source, self._settings.pace(), self._classifier.prepare, self._wake)
+        reader = Reader(
+            source, self._settings.pace(), self._classifier.prepare, self._wake, self._batch
+        )
         self._readers.append(reader)
         return reader
 
@@ -171,13 +174,12 @@ class Stream:
 
     def _turns(self) -> list[_Turn]:
         """Frames for one run of the engine: one at least, or none when sources have ended."""
-        most = self._classifier.bundle.manifest.input.batch
         taken: list[tuple[Reader, Decoded | Ready, int]] = []
         with self._wake:
             while not any(reader.has or reader.done for reader in self._readers):
                 # During a wait without an end Ctrl-C is not heard on every system.
                 self._wake.wait(0.5)
-            while len(taken) < most and (waiting := [r for r in self._readers if r.has]):
+            while len(taken) < self._batch and (waiting := [r for r in self._readers if r.has]):
                 reader = waiting[0]
                 self._readers.remove(reader)
                 self._readers.append(reader)

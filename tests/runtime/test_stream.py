@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gft_edge import Classifier
-from gft_edge.bundle.specs import Prediction
+from gft_edge.bundle.specs import InputSpec, Prediction
 from gft_edge.errors import GftEdgeError, SourceError, UsageError
 from gft_edge.runtime import stream
 from gft_edge.runtime.sources import is_live
@@ -19,6 +19,7 @@ from gft_edge.runtime.sources.frames import Source
 from gft_edge.runtime.sources.video import opened_file
 from gft_edge.runtime.stream import Smoothing
 from tests.runtime.scripted import Scripted
+from tests.support.networks import export_run
 from tests.support.refusals import refusal_of
 from tests.support.videos import write_video
 
@@ -127,6 +128,24 @@ def test_every_engine_labels_a_video(
 ) -> None:
     with Classifier.load(micro_bundles[target], spin=False) as loaded:
         assert len([*loaded.stream(video)]) == 12
+
+
+@pytest.mark.slow
+def test_a_static_batch_takes_as_many_frames_as_are_there(
+    micro_run: Path, micro_data: Path, video: Path, classifier: Classifier, tmp_path: Path
+) -> None:
+    from gft_edge.export.request import ExportRequest
+
+    request = ExportRequest("onnx", input=InputSpec("uint8", 5))
+    bundle = export_run(micro_run, micro_data, tmp_path / "bundle", request)
+    with Classifier.load(bundle, spin=False) as batched:
+        found = [*batched.stream(video, top_k=1)]
+    expected = [*classifier.stream(video, top_k=1)]
+    assert [each.frame for each in found] == [*range(12)]
+    for one, other in zip(found, expected, strict=True):
+        (ours,), (theirs,) = one.predictions, other.predictions
+        assert ours.label == theirs.label
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
 
 
 def test_a_frame_that_cannot_be_prepared_ends_its_source_alone(

@@ -158,15 +158,28 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(tmp_path: Path) 
 
 def test_what_holds_no_video_is_refused(tmp_path: Path) -> None:
     import av
+    from av.stream import Disposition
 
-    with av.open(str(tmp_path / "audio.mp4"), "w") as file:
-        stream = file.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 8000
-        file.mux([*stream.encode(frame), *stream.encode(None)])
+    for name in ("audio", "cover"):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as file:
+            stream = file.add_stream("aac", rate=8000)
+            if name == "cover":
+                picture = file.add_stream("mjpeg", rate=1)
+                picture.disposition = Disposition.attached_pic
+                picture.width, picture.height, picture.pix_fmt = 16, 16, "yuvj420p"
+                file.mux(picture.encode(av.VideoFrame(16, 16, "yuvj420p")))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate = 8000
+            file.mux([*stream.encode(frame), *stream.encode(None)])
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").touch()
-    words = {"audio": "audio", "text": "no video", "empty": "no video", "gone": "no such file"}
+    words = {
+        "audio": "audio",
+        "cover": "audio",
+        "text": "no video",
+        "empty": "no video",
+        "gone": "no such file",
+    }
     for name, word in words.items():
         path = str(tmp_path / f"{name}.mp4")
         refusal_of(SourceError, partial(opened_file, path), path, word)

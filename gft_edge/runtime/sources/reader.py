@@ -16,7 +16,7 @@ from gft_edge.runtime.sources.frames import Decoded, Pace, Source
 Pixels = npt.NDArray[np.uint8]
 Prepare = Callable[[Image.Image], Pixels]
 
-# A file's frames that are made ready ahead of the engine.
+# A file's frames that are made ready ahead of the engine, for each image of its batch.
 AHEAD = 2
 
 
@@ -32,13 +32,19 @@ class Ready:
 class Reader:
     """Reads a source; `wake` is notified of whatever there is to take, and of the end.
 
-    A file's frames wait in a queue of AHEAD, prepared in this thread, which then waits too. Of a live
-    source one frame is kept, replaced by each newer one and prepared when it is taken: `dropped` counts
-    those that nobody took. `error` is what ended it, where that was no end.
+    A file's frames wait in a queue of AHEAD for each image of the engine's `batch`, prepared in this
+    thread, which then waits too. Of a live source one frame is kept, replaced by each newer one and
+    prepared when it is taken: `dropped` counts those that nobody took. `error` is what ended it, where
+    that was no end.
     """
 
     def __init__(
-        self, source: Source, pace: Pace, prepare: Prepare, wake: threading.Condition
+        self,
+        source: Source,
+        pace: Pace,
+        prepare: Prepare,
+        wake: threading.Condition,
+        batch: int = 1,
     ) -> None:
         self.source = source
         self.dropped = 0
@@ -46,6 +52,7 @@ class Reader:
         self._pace = pace
         self._prepare = prepare
         self._wake = wake
+        self._most = AHEAD * batch
         self._stop = threading.Event()
         self._waiting: deque[Decoded | Ready] = deque()
         self._ended = False
@@ -111,7 +118,7 @@ class Reader:
             if self.source.live:
                 self.dropped += len(self._waiting)
                 self._waiting.clear()
-            while len(self._waiting) >= AHEAD and not self._stop.is_set():
+            while len(self._waiting) >= self._most and not self._stop.is_set():
                 self._wake.wait()
             if self._stop.is_set():
                 return False

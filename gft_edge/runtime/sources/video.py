@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,16 @@ class Video:
             )
         except (av.FFmpegError, ValueError, OSError) as error:
             raise SourceError(name, _reason(error, where)) from error
-        if not self._container.streams.video:
-            kinds = sorted({stream.type for stream in self._container.streams}) or ["nothing"]
+        cover = av.stream.Disposition.attached_pic
+        tracks = [s for s in self._container.streams.video if not s.disposition & cover]
+        if not tracks:
+            kinds = sorted({stream.type for stream in self._container.streams} - {"video"})
             self._container.close()
-            raise SourceError(name, f"has no video track ({' and '.join(kinds)} alone)")
+            raise SourceError(
+                name, f"has no video track ({' and '.join(kinds) or 'nothing'} alone)"
+            )
         self.live = live and (where.startswith("rtsp") or self._container.duration is None)
-        self._stream = self._container.streams.video[0]
+        self._stream = tracks[0]
         # Threads a frame each hold as many frames back, which a live source cannot afford.
         self._stream.thread_type = "SLICE" if self.live else "AUTO"
         if self.live:
@@ -87,7 +92,7 @@ class Video:
                     pictured_at = time.monotonic()
                     pts_s = index / self._rate if frame.time is None else frame.time
                     captured_at = self._clock.captured_at(pts_s, pictured_at) if self.live else None
-                    yield Decoded(index, float(pts_s), _Later(self, frame), captured_at)
+                    yield Decoded(index, float(pts_s), partial(self.rgb, frame), captured_at)
                 index += 1
             if self.live:
                 self._keep_up()
@@ -173,16 +178,6 @@ class Video:
             LATE_S if self._stream.codec_context.skip_frame == "DEFAULT" else 0.2
         )
         self._stream.codec_context.skip_frame = "NONKEY" if late else "DEFAULT"
-
-
-class _Later:
-    """The picture of a frame, made when it is asked for."""
-
-    def __init__(self, video: Video, frame: Any) -> None:
-        self._video, self._frame = video, frame
-
-    def __call__(self) -> Image.Image:
-        return self._video.rgb(self._frame)
 
 
 class Clock:
