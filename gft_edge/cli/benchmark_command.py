@@ -24,6 +24,7 @@ from gft_edge.cli.output import next_line, print_json, progress, quoted, say, sh
 from gft_edge.errors import UsageError
 from gft_edge.fidelity.compare import MAX_DROP
 from gft_edge.runtime.backends import backend_for
+from gft_edge.runtime.backends.ov import placed
 from gft_edge.studies.drawn_images import VERIFICATION_IMAGES
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ def command(
         refuse_given(
             *_OF_LATENCIES, "hosts", why="is for latencies: leave it out with --no-latency"
         )
+    if device is not None and options["targets"] and "openvino" not in options["targets"]:
+        raise UsageError(
+            f"--device {device} is for OpenVINO, which is none of --targets: leave it out"
+        )
+    if device is not None and devices is None:
+        placed(device)
     bench: Bench = ThisMachine(device) if devices is None else Device(devices, device)
     out = out or Path(f"{run.resolve().name}-benchmark")
     request = BenchmarkRequest(

@@ -25,11 +25,12 @@ from gft_edge.cli.options import (
     engine_options,
     engine_settings,
     json_option,
+    names_given,
     openvino_device_option,
     refuse_given,
 )
 from gft_edge.cli.output import next_line, print_json, progress, quoted, say, show
-from gft_edge.errors import UsageError
+from gft_edge.errors import FailedError, UsageError
 from gft_edge.fidelity.verify import verify
 from gft_edge.nvidia.adopt import adopt_engine
 from gft_edge.nvidia.build import build_engine
@@ -90,7 +91,8 @@ def command(
         return
     if manifest.target == "openvino":
         raise UsageError(
-            f"{bundle} is for openvino, which loads as it is: --device GPU compiles it ahead of time"
+            f"{bundle} is a bundle for openvino, which loads as it is: engines are built from bundles of "
+            "--target tensorrt, and --device GPU compiles this one ahead of time"
         )
     refuse_given("cache_dir", why="is OpenVINO's: give --device too")
     settings = engine_settings(options, manifest.engine_settings)
@@ -138,10 +140,12 @@ def _compile(bundle: Path, device: str, folder: Path | None, as_json: bool) -> N
         report(f"verify on {device}", 0, 2)
         found = verify(bundle, "openvino", device=device)
         report(f"compile for {device}", 1, 2)
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         Classifier.load(opened, "openvino", device=device, cache_dir=folder).close()
         seconds = time.perf_counter() - started
         report(f"compile for {device}", 2, 2)
+    if not any(each.stat().st_mtime >= began - 2 for each in folder.glob("*.blob")):
+        raise FailedError(f"OpenVINO's compiled model is not in {folder}: give another --cache-dir")
     content = {
         "bundle": str(bundle),
         "device": device,
@@ -155,9 +159,13 @@ def _compile(bundle: Path, device: str, folder: Path | None, as_json: bool) -> N
         print_json(content)
     else:
         show(_compiled_table(str(bundle), content))
-        next_line(f"gft-edge predict {quoted(bundle)} PHOTO --device {quoted(device)}")
     if found.verdict == "fail":
         raise click.exceptions.Exit(1)
+    if not as_json:
+        words = [f"--device {quoted(device)}"]
+        words += ["--backend openvino"] if opened.manifest.target == "onnx" else []
+        words += [f"--cache-dir {quoted(folder)}"] if "cache_dir" in names_given() else []
+        next_line(f"gft-edge predict {quoted(bundle)} PHOTO {' '.join(words)}")
 
 
 def _compile_on(devices: OnDevices, bundle: Path, as_json: bool) -> None:

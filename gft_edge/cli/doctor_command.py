@@ -38,6 +38,9 @@ PACKAGES = {
     "tabulate": "report",
 }
 
+# What OpenVINO lists among the types that a device computes in.
+_NO_TYPES = ("BIN", "EXPORT_IMPORT", "WINOGRAD")
+
 _BY_ITSELF = (
     "a command with --on installs the engine of its bundle where it is missing; a Jetson's TensorRT is "
     "installed there by apt",
@@ -88,15 +91,23 @@ def _engine_tables(engines: Status, notes: Sequence[str]) -> list[Table]:
     """The engines, and the processors of the one that has several."""
     tables = [_status_table("Engines", engines, notes)]
     processors = [
-        (each["name"], each["full_name"], " ".join(each["capabilities"]))
+        (
+            each["name"],
+            each["full_name"],
+            _types(each["capabilities"]),
+        )
         for engine in engines.values()
         for each in engine["devices"]
     ]
     if processors:
         heads = ("--device", "name", "computes in")
-        note = "AUTO and HETERO:GPU,CPU combine them"
-        tables.append(Table("OpenVINO's devices", heads, processors, (note,)))
+        notes = ("AUTO and HETERO:GPU,CPU combine them",) if len(processors) > 1 else ()
+        tables.append(Table("OpenVINO's devices", heads, processors, notes))
     return tables
+
+
+def _types(capabilities: Sequence[str]) -> str:
+    return " ".join(name for name in capabilities if name not in _NO_TYPES)
 
 
 def _status_table(title: str, found: Status, notes: Sequence[str] = ()) -> Table:

@@ -29,6 +29,7 @@ from gft_edge.errors import ImageError, UsageError
 from gft_edge.fidelity.verify import verify_once
 from gft_edge.runtime.backends import backend_for
 from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime.openvino_devices import UNKEPT
 from gft_edge.runtime.sources import is_live
 from gft_edge.runtime.sources.images import expanded
 from gft_edge.runtime.sources.open import is_video
@@ -92,6 +93,8 @@ def command(
     saving = _saving(settings.pop("save"), settings.pop("show_kept"), [*moving])
     opened = read_bundle(bundle)
     folder = cache_folder(cache_dir, backend_for(backend or opened.manifest.target).TARGET)
+    if cache_dir not in (None, "none") and (device or "").partition(":")[0] in UNKEPT:
+        raise UsageError(f"what {device} compiles cannot be kept: leave --cache-dir out")
     kept = saving is not None and saving.checked(opened.manifest)
     verify_once(opened, backend, device)
     with Classifier.load(

@@ -118,9 +118,11 @@ def verify(
             golden = check_golden(classifier)
             failures = [f"golden outputs: {failure}" for failure in golden.failures]
             found: dict[str, Any] = {"images": golden.images}
+            against: list[str] = []
             if split is not None:
                 found = _on_split(classifier, split, reference, advance, seen, changes)
-                failures += found.pop("failures")
+                against = found.pop("failures")
+                failures += against
                 skipped += found.pop("skipped")
         found |= _kernels(bundle, backend, device, skipped)
         try:
@@ -131,9 +133,13 @@ def verify(
         tensorrt = backend_for(backend or bundle.manifest.target).TARGET == "tensorrt"
         if tensorrt and returns_kept:
             failures += _of_deployed(bundle, backend, skipped)
-        if half_on:
+        if half_on and device is not None:
             engine = backend_for(backend or bundle.manifest.target).version()
-            remember_failures(bundle, half_on, engine, failures)
+            golden_failures = [each for each in failures if each not in against]
+            remember_failures(
+                bundle, device, half_on, engine, golden_failures,
+                None if reference is None else against,
+            )  # fmt: skip
     except BundleError as error:
         return VerifyReport("fail", (str(error),))
     return VerifyReport(
@@ -154,7 +160,7 @@ def verify_once(bundle: Bundle, backend: str | None, device: str | None) -> None
         return
     engine, _ = bundle_request(bundle, backend, None, device)
     processors = placed(device).half_on
-    if processors and recalled_failures(bundle, processors, engine.version()) is None:
+    if processors and recalled_failures(bundle, device, processors, engine.version()) is None:
         verify(bundle.folder, backend, device=device)
 
 

@@ -316,7 +316,7 @@ if hasattr(os, "register_at_fork"):
 def check_probability(given: float) -> None:
     """Raise UsageError for a least probability that is none."""
     if not 0 <= given <= 1:
-        raise UsageError(f"--min-probability is {given:g}: give 0, which always answers, to 1")
+        raise UsageError(f"the least probability is {given:g}: give 0, which always answers, to 1")
 
 
 def load_pixels(

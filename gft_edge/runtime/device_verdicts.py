@@ -18,41 +18,63 @@ _WHAT = "verdicts of devices"
 
 
 def recalled_failures(
-    bundle: Bundle, processors: Sequence[str], engine: str
+    bundle: Bundle, device: str, processors: Sequence[str], engine: str
 ) -> tuple[str, ...] | None:
-    """The bounds that a bundle missed on these processors; None where it was not verified there.
+    """The bounds that a bundle missed on a device; None where it was not verified there.
 
-    `processors` are their makers' names, `engine` is the version of the engine: another of either is
-    another verdict.
+    `processors` are their makers' names, `engine` is the version of the engine: another of these, or of
+    the device, is another verdict. HETERO:GPU,CPU says nothing of GPU, as the CPU may have done all of it.
     """
-    folder = _folder()
-    kept = None if folder is None else read_entry(folder, _key(bundle, processors, engine))
-    return None if kept is None else tuple(json.loads(kept.tobytes()))
+    known = _recalled(bundle, device, processors, engine)
+    return None if known is None else (*known["golden"], *known["reference"])
 
 
 def remember_failures(
-    bundle: Bundle, processors: Sequence[str], engine: str, failures: Sequence[str]
+    bundle: Bundle,
+    device: str,
+    processors: Sequence[str],
+    engine: str,
+    golden: Sequence[str],
+    reference: Sequence[str] | None,
 ) -> None:
-    """Keep a verdict for `recalled_failures`; without a cache folder it is forgotten."""
-    if (folder := _folder()) is not None:
-        content = json.dumps([*failures]).encode()
-        keep_entry(folder, _key(bundle, processors, engine), content, "the verdict")
+    """Keep a verdict for `recalled_failures`; without a cache folder it is forgotten.
+
+    `reference` is None where there was none to compare with: what an earlier comparison found stays.
+    """
+    folder = _folder()
+    if folder is None:
+        return
+    earlier = _recalled(bundle, device, processors, engine) or {"reference": []}
+    kept = earlier["reference"] if reference is None else [*reference]
+    content = json.dumps({"golden": [*golden], "reference": kept}).encode()
+    keep_entry(folder, _key(bundle, device, processors, engine), content, "the verdict")
 
 
 def warn_of_doubt(bundle: Bundle, session: Session, engine: str, device: str | None) -> None:
     """Log a warning where a session computes in f16 on a device that the bundle has not passed on."""
-    if session.half_on and (doubt := _doubt_of(bundle, session.half_on, engine)):
+    if not session.half_on or device is None:
+        return
+    failures = recalled_failures(bundle, device, session.half_on, engine)
+    if failures is None:
+        doubt = (
+            "it computes in f16 there and was not verified: gft-edge verify with this --device does"
+        )
+    else:
+        doubt = "; ".join(failures)
+    if doubt:
         _log.warning("%s on %s: %s", bundle.folder, device, doubt)
 
 
-def _doubt_of(bundle: Bundle, processors: Sequence[str], engine: str) -> str | None:
-    """Why the bundle is not to be trusted on these processors; None where it was verified and passed."""
-    failures = recalled_failures(bundle, processors, engine)
-    if failures is None:
-        return (
-            "it computes in f16 there and was not verified: gft-edge verify with this --device does"
-        )
-    return "; ".join(failures) or None
+def _recalled(
+    bundle: Bundle, device: str, processors: Sequence[str], engine: str
+) -> dict[str, list[str]] | None:
+    folder = _folder()
+    key = _key(bundle, device, processors, engine)
+    kept = None if folder is None else read_entry(folder, key)
+    if kept is None:
+        return None
+    content: dict[str, list[str]] = json.loads(kept.tobytes())
+    return content
 
 
 def _folder() -> Path | None:
@@ -60,5 +82,5 @@ def _folder() -> Path | None:
     return folder if folder is not None and usable(folder, _WHAT) else None
 
 
-def _key(bundle: Bundle, processors: Sequence[str], engine: str) -> str:
-    return key_of(bundle.manifest.seal, sorted(processors), engine)
+def _key(bundle: Bundle, device: str, processors: Sequence[str], engine: str) -> str:
+    return key_of(bundle.manifest.seal, device, sorted(processors), engine)

@@ -99,14 +99,17 @@ def placement(core: Any, device: str) -> Placement:
         wanted = [name for name in names if not name.startswith("-")]
         for name in left_out:
             _check_known(name, device, here)
-        found = _those_here(wanted, here, device, one_is_enough=True) if wanted else here
-        found = tuple(p for p in found if not any(_is(name, p) for name in left_out))
+        # By itself it takes no NPU (docs.openvino.ai, automatic device selection).
+        found = tuple(each for each in here if each.kind != "NPU")
+        if wanted:
+            found = _those_here(wanted, here, device, one_is_enough=True, every=True)
+        found = tuple(p for p in found if not any(_is(name, p, every=True) for name in left_out))
         if not found:
-            raise UsageError(f"--device {device} leaves no device: here there are {_names(here)}")
+            raise UsageError(f"--device {device} leaves no device: this machine has {_names(here)}")
         return Placement(device, found)
     if not names:
         raise UsageError(f"--device {device} divides work among devices: write {head}:GPU,CPU")
-    return Placement(device, _those_here(names, here, device))
+    return Placement(device, _those_here(names, here, device, every=head == "MULTI"))
 
 
 def _those_here(
@@ -114,13 +117,14 @@ def _those_here(
     here: Sequence[OpenVinoDevice],
     device: str,
     one_is_enough: bool = False,
+    every: bool = False,
 ) -> tuple[OpenVinoDevice, ...]:
     found: list[OpenVinoDevice] = []
     absent: list[str] = []
     for name in names:
         _check_known(name, device, here)
-        matches = [processor for processor in here if _is(name, processor)]
-        found += matches[:1]
+        matches = [processor for processor in here if _is(name, processor, every)]
+        found += matches
         if not matches:
             absent.append(name)
     if absent and not (one_is_enough and found):
@@ -131,8 +135,11 @@ def _those_here(
     return tuple(dict.fromkeys(found))
 
 
-def _is(name: str, processor: OpenVinoDevice) -> bool:
-    # Of several the first is meant by the plain name; one alone answers to .0 as well.
+def _is(name: str, processor: OpenVinoDevice, every: bool = False) -> bool:
+    # Of several the first is meant by the plain name, but all of them where work is shared; one alone
+    # answers to .0 as well.
+    if every and name == processor.kind:
+        return True
     return processor.name in (name, f"{name}.0") or f"{processor.name}.0" == name
 
 
@@ -144,7 +151,7 @@ def _check_known(name: str, device: str, here: Sequence[OpenVinoDevice]) -> None
     hint = "; cpu and cuda are PyTorch's, for runs" if device in ("auto", "cpu", "cuda") else ""
     raise UsageError(
         f"--device {device}: OpenVINO has no device {name!r}: choose from CPU, GPU, GPU.1, NPU, AUTO, "
-        f"HETERO:GPU,CPU (here there are {_names(here)}){hint}"
+        f"HETERO:GPU,CPU, MULTI:GPU,CPU (this machine has {_names(here)}){hint}"
     )
 
 

@@ -128,6 +128,9 @@ def compile_options(where: Placement, request: OpenRequest, counted: bool) -> di
             raise UsageError(f"threads are a CPU's: leave them out for --device {where.device}")
         own[CPU]["INFERENCE_NUM_THREADS"] = request.threads
     shared = {"PERFORMANCE_HINT": request.hint.upper(), "PERF_COUNT": counted}
+    if where.device.partition(":")[0] == "AUTO":
+        # Its first answers would come from the CPU, and later ones from another processor.
+        shared["ENABLE_STARTUP_FALLBACK"] = False
     if where.virtual:
         return {**shared, "DEVICE_PROPERTIES": own}
     return {**shared, **next(iter(own.values()))}

@@ -60,7 +60,11 @@ def held(operation: Any) -> bool:
         ("GPU", ["GPU.0"]),
         ("GPU.1", ["GPU.1"]),
         ("NPU", ["NPU"]),
-        ("AUTO", ["CPU", "GPU.0", "GPU.1", "NPU"]),
+        ("AUTO", ["CPU", "GPU.0", "GPU.1"]),
+        ("AUTO:GPU,CPU", ["GPU.0", "GPU.1", "CPU"]),
+        ("AUTO:NPU,CPU", ["NPU", "CPU"]),
+        ("AUTO:-GPU", ["CPU"]),
+        ("MULTI:GPU,CPU", ["GPU.0", "GPU.1", "CPU"]),
         ("AUTO:GPU.1,CPU", ["GPU.1", "CPU"]),
         ("AUTO:-NPU", ["CPU", "GPU.0", "GPU.1"]),
         ("AUTO:GPU.7,CPU", ["CPU"]),
@@ -100,7 +104,7 @@ def test_the_only_gpu_answers_to_its_number_as_well(devices: Devices) -> None:
         ("HETERO", "write HETERO:GPU,CPU"),
         ("HETERO:GPU.7,CPU", "no GPU.7"),
         ("AUTO:GPU.7", "no GPU.7"),
-        ("AUTO:-CPU,-GPU.0,-GPU.1,-NPU", "leaves no device"),
+        ("AUTO:-CPU,-GPU", "leaves no device"),
     ],
 )
 def test_a_name_that_means_no_processor_is_refused_in_one_line(
@@ -129,7 +133,7 @@ def test_a_device_that_is_not_here_is_one_line_with_its_driver(bundle: Path, nam
         ("GPU.1", {"": "f16"}),
         ("NPU", {"": "f16"}),
         ("HETERO:NPU,CPU", {"NPU": "f16", "CPU": "f32"}),
-        ("AUTO", {"CPU": "f32", "GPU": "f16", "NPU": "f16"}),
+        ("AUTO", {"CPU": "f32", "GPU": "f16"}),
     ],
 )
 def test_gpu_and_npu_compute_in_f16_and_the_cpu_beside_them_in_f32(
@@ -198,6 +202,33 @@ def test_a_device_in_f16_is_trusted_once_its_verdict_is_remembered(
         # Another processor is another verdict.
         Classifier.load(bundle, device="GPU.1").close()
         assert "was not verified" in caplog.text
+
+
+def test_what_was_verified_with_the_cpu_beside_it_says_nothing_of_the_gpu_alone(
+    devices: Devices, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HETERO:CPU,GPU", "AUTO:GPU,CPU"):
+        assert run_json("verify", bundle, "--device", name)["verdict"] == "pass"
+    with caplog.at_level(logging.WARNING):
+        Classifier.load(bundle, device="GPU").close()
+    assert "was not verified" in caplog.text
+
+
+def test_golden_outputs_that_pass_take_back_no_photographs_that_failed(
+    devices: Devices, bundle: Path, micro_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    devices.wrong = ("GPU",)
+    given = ("--device", "GPU", "--data", micro_data, "--reference", bundle)
+    assert run_json("verify", bundle, *given, exit_code=1)["verdict"] == "fail"
+    devices.wrong = ()
+    assert run_json("verify", bundle, "--device", "GPU")["verdict"] == "pass"
+    with caplog.at_level(logging.WARNING):
+        Classifier.load(bundle, device="GPU").close()
+        assert "against the reference" in caplog.text
+        caplog.clear()
+        assert run_json("verify", bundle, *given)["verdict"] == "pass"
+        Classifier.load(bundle, device="GPU").close()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("command", ["predict", "explain", "profile", "evaluate"])
@@ -329,6 +360,10 @@ def test_doctor_lists_the_devices_with_what_each_can_and_cannot(devices: Devices
         (["build", "{ov}", "--device", "CPU", "--cache-dir", "none"], "--cache-dir"),
         (["build", "{ov}", "--device", "CPU", "--explain"], "--explain"),
         (["build", "{ov}"], "--device"),
+        (["build", "{ov}", "--device", "CPU", "--cache-dir", "/proc/nope"], "/proc/nope"),
+        (["predict", "{ov}", "x.png", "--device", "AUTO", "--cache-dir", "o"], "cannot be kept"),
+        (["benchmark", "{run}", "--data", "{data}", "--targets", "onnx", "--device", "CPU"],
+         "none of --targets"),
         (["profile", "{onnx}", "--device", "CPU"], "none of these bundles"),
         (["evaluate", "{run}", "--device", "GPU"], "auto, cpu, cuda"),
         (["evaluate", "{ov}", "--data", "{data}", "--device", "cuda"], "PyTorch's"),
@@ -352,4 +387,6 @@ def test_a_device_where_it_means_nothing_is_one_line(
         "onnx": micro_bundles["onnx"], "ov": micro_bundles["openvino"], "trt": trt_bundle,
         "run": micro_run, "data": micro_data,
     }  # fmt: skip
-    assert named in refusal(*(word.format(**places) for word in words))
+    # What could not be kept is no wrong use.
+    exit_code = 1 if "/proc/nope" in words else 2
+    assert named in refusal(*(word.format(**places) for word in words), exit_code=exit_code)
