@@ -9,6 +9,7 @@ from typing import Literal
 from gft_edge.bundle.images import ImageRecord
 from gft_edge.bundle.reports import FidelityReport
 from gft_edge.bundle.specs import InputSpec, ModelSpec, Stage
+from gft_edge.errors import SpecError
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 WeightsRange = Literal["full", "half"]
@@ -80,6 +81,10 @@ class Rescheduled:
     accuracy: float | None
 
 
+# Beyond these every answer is as sure as any other, or all are certain.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
+
+
 @dataclass(frozen=True)
 class Confidence:
     """How logits become probabilities, and how large one has to be for a label.
@@ -90,6 +95,14 @@ class Confidence:
 
     temperature: float = 1.0
     min_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            raise SpecError(
+                f"temperature is {self.temperature:g}, expected {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+            )
+        if not 0 <= self.min_probability <= 1:
+            raise SpecError(f"min_probability is {self.min_probability:g}, expected 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     if bundles:
         if len(paths) > 1:
             raise UsageError(f"{bundles[0]} is a bundle: evaluate it alone, a table is of runs")
-        refuse_given("workers", "fit_temperature", *_OF_TABLES,
+        refuse_given("workers", "fit_temperature", "fresh", *_OF_TABLES,
                      why="is for runs, a bundle runs on its engine: give --backend or --threads")  # fmt: skip
         _evaluate_bundle(bundles[0], options, as_json)
         return
@@ -112,7 +112,11 @@ def command(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> None:
     from gft_edge.fidelity.metrics import classification_metrics
     from gft_edge.fidelity.verify import split_outputs, verify_once
-    from gft_edge.studies.acceptance import judge_acceptance, unknown_photographs
+    from gft_edge.studies.acceptance import (
+        judge_acceptance,
+        unknown_confidence,
+        unknown_photographs,
+    )
 
     source = options["given"].source()
     if source is None:
@@ -128,12 +132,13 @@ def _evaluate_bundle(folder: Path, options: dict[str, Any], as_json: bool) -> No
             count = counter(report, f"evaluate on {split}", len(images.paths))
             unknown = None
             if options["unknown"] is not None:
-                unknown = unknown_photographs(options["unknown"], classifier.labels)
+                others = unknown_photographs(options["unknown"], classifier.labels, say)
+                unknown = unknown_confidence(classifier, others, report)
             outputs, _ = split_outputs(classifier, images, count)
             targets = np.asarray(images.targets, dtype=np.int64)
             metrics, accepted = classification_metrics(outputs.logits, targets), None
             if unknown is not None:
-                accepted = judge_acceptance(classifier, outputs.logits, targets, unknown, report)
+                accepted = judge_acceptance(classifier, outputs.logits, targets, unknown)
     temperature = bundle.manifest.confidence.temperature
     error = calibration_error(outputs.logits, targets, temperature)
     _print(folder, split, metrics, error, accepted, as_json)
@@ -148,17 +153,19 @@ def _evaluate_run(run: Path, options: dict[str, Any], as_json: bool) -> None:
     split = options["split"] or reporting_split(source)
     how = {name: options[name] for name in ("fresh", "device", "workers")}
     with progress() as report:
-        if options["fit_temperature"]:
+        temperature = None if options["fit_temperature"] else temperature_of(run, say)
+        if temperature is None:
             if "val" not in splits_of(source):
                 raise UsageError(f"{source.folder} has no val split to fit a temperature on")
             val = evaluate_run(run, source, "val", progress=report, say=say, **how)
             fitted = fit_run_temperature(run, val.logits, val.targets, "val")
+            temperature = fitted.temperature
             say(
                 f"temperature {fitted.temperature:.3g}, fitted on {fitted.images:,} images of val: expected "
                 f"calibration error {percent(fitted.ece_uncalibrated)} before, {percent(fitted.ece)} after"
             )
         found = evaluate_run(run, source, split, progress=report, say=say, **how)
-    error = calibration_error(found.logits, found.targets, temperature_of(run))
+    error = calibration_error(found.logits, found.targets, temperature)
     _print(run, split, found.metrics, error, None, as_json)
 
 

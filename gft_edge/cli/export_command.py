@@ -184,7 +184,7 @@ def command(
         stages=None if keep is None else stages_from_keep(keep, spec, model),
         # With counts one by one no stage can be left out.
         keeps_all=keep is not None,
-        confidence=Confidence(temperature_of(run), threshold or 0.0),
+        confidence=Confidence(temperature_of(run, say), threshold or 0.0),
     )
     check_request(dataclasses.replace(request, precision="fp32") if precision == AUTO else request)
     # A folder may be calibrated and verified on: what it leaves out is said once.
@@ -212,6 +212,7 @@ def command(
                 "lineage": manifest.lineage,
                 "fidelity": {**to_json(manifest.reports[-1]), "steps": manifest.reports},
                 "quantization": manifest.quantization,
+                "confidence": manifest.confidence,
                 "candidates": manifest.candidates,
                 "engine": built.engine if built else None,
                 "rescheduled": manifest.rescheduled,

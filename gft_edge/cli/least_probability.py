@@ -11,7 +11,7 @@ from gft_edge.bundle.store import Bundle, read_bundle, write_manifest
 from gft_edge.cli.options import refuse_given
 from gft_edge.cli.output import say
 from gft_edge.cli.references import engine_of
-from gft_edge.datasets import Photographs, Split, read_split, splits_of
+from gft_edge.datasets import Photographs, Split, choosing_split, read_split, splits_of
 from gft_edge.errors import UsageError
 from gft_edge.runtime.classifier import Classifier, check_probability
 from gft_edge.studies.acceptance import least_probability, unknown_photographs
@@ -22,7 +22,7 @@ def threshold_asked(given: str | None) -> float | None:
     if given == "auto":
         return None
     try:
-        number = float(given or 0)
+        number = 0.0 if given is None else float(given)
     except ValueError:
         raise UsageError(f"--min-probability is {given}: give a number, 0 to 1, or auto") from None
     check_probability(number)
@@ -40,7 +40,7 @@ def known_photographs(
         raise UsageError(
             f"--min-probability auto reads the val split, and {source.folder} has none: give a number"
         )
-    others = None if unknown is None else unknown_photographs(unknown, labels)
+    others = None if unknown is None else unknown_photographs(unknown, labels, say, choosing_split)
     return read_split(source, "val", labels), others
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.bundle.manifest import LEAST_TEMPERATURE, MOST_TEMPERATURE
+
 Floats = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.int64]
 
 # Guo et al. 2017, arXiv 1706.04599.
 BINS = 15
 
-# A temperature beyond these says that the logits mean nothing, or the images were trained on.
-COLDEST, HOTTEST = 0.05, 20.0
+# The AUROC of a score that tells nothing.
+BY_CHANCE = 0.5
 
 # The share of the network's own photographs that a threshold is asked to keep.
 KEPT = 0.95
@@ -71,13 +73,13 @@ def probabilities(logits: Floats, temperature: float = 1.0) -> npt.NDArray[np.fl
 
 
 def fit_temperature(logits: Floats, targets: Classes) -> float:
-    """The temperature at which the images' own classes (images,) are likeliest, within COLDEST..HOTTEST.
+    """The temperature at which the images' own classes (images,) are likeliest, within what a bundle takes.
 
     The loss is convex in 1 / temperature: where its slope is 0 is found by halving.
     """
     scores = logits.astype(np.float64)
     own = scores[np.arange(len(targets)), targets].mean()
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    low, high = 1 / MOST_TEMPERATURE, 1 / LEAST_TEMPERATURE
     for _ in range(60):
         middle = (low + high) / 2
         slope = (probabilities(scores, 1 / middle) * scores).sum(axis=1).mean() - own
@@ -105,7 +107,12 @@ def calibration_error(logits: Floats, targets: Classes, temperature: float) -> C
 def kept_threshold(confidence: Floats, share: float = KEPT) -> float:
     """The largest least probability at which `share` of photographs (images,) still have a label."""
     ordered = np.sort(confidence.astype(np.float64))
-    return float(ordered[int(np.floor((1 - share) * len(ordered) + 1e-9))])
+    return rounded_down(ordered[int(np.floor((1 - share) * len(ordered) + 1e-9))])
+
+
+def rounded_down(probability: float) -> float:
+    """A threshold that can be written in four decimals, and lets no less through."""
+    return float(np.floor(probability * 1e4) / 1e4)
 
 
 def acceptance(known: Floats, right: npt.NDArray[np.bool_], unknown: Floats) -> Acceptance:
@@ -126,7 +133,7 @@ def acceptance(known: Floats, right: npt.NDArray[np.bool_], unknown: Floats) -> 
     # Shares of both at each threshold, from how many lie under it.
     under_known = np.searchsorted(np.sort(ours), thresholds) / len(ours)
     under_unknown = np.searchsorted(np.sort(others), thresholds) / len(others)
-    best = thresholds[int(np.argmax(under_unknown - under_known))]
+    best = rounded_down(thresholds[int(np.argmax(under_unknown - under_known))])
     return Acceptance(
         len(ours),
         len(others),

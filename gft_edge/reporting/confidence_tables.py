@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gft_edge.fidelity.confidence import Acceptance, CalibrationError
+from gft_edge.fidelity.confidence import BY_CHANCE, Acceptance, CalibrationError
 from gft_edge.reporting.table import Table, percent
 
 
@@ -29,8 +29,10 @@ def acceptance_table(title: str, found: Acceptance) -> Table:
     notes = [
         f"AUROC {found.auroc:.3f}: how often the network is surer of a photograph of its own than of another",
         f"where 95 % of its own have a label, {percent(found.unknown_at_95)} of the others have one",
-        f"proposed: --min-probability {best.min_probability:.4f}, at which {percent(best.known)} of its own "
-        f"and {percent(best.unknown)} of the others have a label",
+        "no least probability tells them apart"
+        if found.auroc <= BY_CHANCE
+        else f"proposed: --min-probability {best.min_probability:.4f}, at which {percent(best.known)} of its "
+        f"own and {percent(best.unknown)} of the others have a label",
     ]
     heads = (
         "least probability",

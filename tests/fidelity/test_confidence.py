@@ -83,4 +83,4 @@ def test_the_threshold_keeps_95_percent_and_no_larger_one_does(images: int) -> N
     confidence = np.random.default_rng(1).random(images)
     threshold = kept_threshold(confidence)
     assert (confidence >= threshold).mean() >= 0.95
-    assert (confidence > threshold).mean() < 0.95 or images < 20
+    assert (confidence >= threshold + 2e-4).mean() < 0.95

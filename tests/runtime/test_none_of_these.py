@@ -81,7 +81,7 @@ def test_a_threshold_outside_of_0_to_1_is_refused(
     refusal_of(
         UsageError,
         lambda: Classifier.load(micro_bundles["onnx"], min_probability=given),
-        "--min-probability",
+        "least probability",
     )
 
 

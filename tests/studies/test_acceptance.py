@@ -74,19 +74,29 @@ def test_evaluate_fits_it_anew_and_says_what_it_did(
     assert after["ece"] == pytest.approx(fitted.ece, abs=1e-4)
 
 
-def test_a_temperature_of_other_weights_is_none(run_of_its_own: Path) -> None:
+def test_a_temperature_of_other_weights_is_none_and_it_is_said(
+    run_of_its_own: Path, coloured: Path
+) -> None:
     path = run_of_its_own / TEMPERATURE_FILE
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "weights_sha256": "0" * 64}))
     assert read_temperature(run_of_its_own) is None
+    said = run("evaluate", run_of_its_own, "--data", coloured, "--split", "val").stderr
+    assert "other weights" in said
+    assert "--fit-temperature" in said
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"temperature": 2}', "null"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"temperature": 2}', "null", "-1", "0", "1e300", "Infinity", "NaN"]
+)
 def test_a_damaged_temperature_is_one_line_with_what_mends_it(
     trained_run: Path, coloured: Path, tmp_path: Path, text: str
 ) -> None:
     damaged = tmp_path / "run"
     shutil.copytree(trained_run, damaged)
+    fitted = json.loads((damaged / TEMPERATURE_FILE).read_text())
+    if text != "null" and text[0] not in "{[":
+        text = json.dumps({**fitted, "temperature": json.loads(text)})
     (damaged / TEMPERATURE_FILE).write_text(text)
     line = refusal("evaluate", damaged, "--data", coloured, "--split", "val")
     assert TEMPERATURE_FILE in line
@@ -96,10 +106,11 @@ def test_a_damaged_temperature_is_one_line_with_what_mends_it(
 def test_photographs_of_no_class_give_a_curve_and_a_threshold_that_a_bundle_carries(
     trained_run: Path, bundle: Path, coloured: Path, others: Path, tmp_path: Path
 ) -> None:
-    told = run_json("evaluate", bundle, "--data", coloured, "--split", "val", "--unknown", others)[
-        "unknown"
-    ]
-    assert told["unknown_images"] == len(list((others / "test").rglob("*.png")))
+    told = run_json(
+        "evaluate", bundle, "--data", coloured, "--split", "val", "--unknown", others / "val"
+    )["unknown"]
+    # The images that auto reads.
+    assert told["unknown_images"] == len(list((others / "val").rglob("*.png")))
     assert 0 <= told["unknown_at_95"] <= 1
     assert told["curve"][0] == {"min_probability": 0, "known": 1, "right": pytest.approx(
         told["curve"][0]["right"]), "unknown": 1}  # fmt: skip
@@ -111,9 +122,25 @@ def test_photographs_of_no_class_give_a_curve_and_a_threshold_that_a_bundle_carr
     assert result.exit_code == 0, result.stderr
     proposed = told["proposed"]["min_probability"]
     carried = read_manifest(out).confidence.min_probability
-    assert carried == pytest.approx(math.floor(proposed * 1e4) / 1e4)
+    assert carried == proposed == math.floor(proposed * 1e4) / 1e4
     assert run_json("verify", out)["verdict"] == "pass"
     assert "least probability" in run("inspect", out).stdout
+
+
+def test_a_score_that_tells_nothing_proposes_no_threshold(
+    trained_run: Path, coloured: Path, tmp_path: Path
+) -> None:
+    """The network's own photographs under another name."""
+    folder = tmp_path / "same" / "other"
+    folder.mkdir(parents=True)
+    for number, path in enumerate(sorted((coloured / "val").rglob("*.png"))):
+        shutil.copy(path, folder / f"{number}.png")
+    result = run(
+        "export", trained_run, "--data", coloured, "--target", "onnx", "--min-probability", "auto",
+        "--unknown", tmp_path / "same", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "AUROC 0.500" in result.stderr.splitlines()[-1]
 
 
 def test_without_unknown_photographs_auto_keeps_95_percent_of_val(
@@ -134,8 +161,9 @@ def test_without_unknown_photographs_auto_keeps_95_percent_of_val(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--min-probability", "2"), "--min-probability is 2"),
-        (("--min-probability", "nan"), "--min-probability is nan"),
+        (("--min-probability", "2"), "probability is 2"),
+        (("--min-probability", "nan"), "probability is nan"),
+        (("--min-probability", ""), "--min-probability"),
         (("--min-probability", "much"), "--min-probability is much"),
         (("--min-probability", "0.5", "--unknown", "{others}"), "--min-probability auto"),
         (("--unknown", "{others}"), "--min-probability auto"),

@@ -36,7 +36,7 @@ def test_an_evaluation_is_kept_until_weights_network_or_images_change(
         assert kept["logits"].shape == (12, 4)
         assert kept["targets"].tolist() == [n // 3 for n in range(12)]
     record = json.loads((gft / "evaluation" / "test.json").read_text())["result"]
-    assert {"split": "test", **record["metrics"]} == run_json("evaluate", gft)
+    assert {"split": "test", **record["metrics"]}.items() <= run_json("evaluate", gft).items()
     run("evaluate", gft, "--fresh")
     assert calls == 2
     moved = Path(shutil.copytree(micro_data, tmp_path / "moved"))

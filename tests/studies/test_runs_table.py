@@ -134,9 +134,9 @@ def test_a_table_of_runs_says_what_evaluate_says(gft: Path, dense: Path, micro_d
     # Both are of one backbone: the run's folder tells them apart.
     names = [row["model"] for row in content["rows"]]
     assert names == ["vit_tiny_patch16_224 (gft)", "vit_tiny_patch16_224 (dense)"]
-    assert [{"split": "test", **row["metrics"]} for row in content["rows"]] == [
-        run_json("evaluate", run) for run in (gft, dense)
-    ]
+    for row, run_folder in zip(content["rows"], (gft, dense), strict=True):
+        told = run_json("evaluate", run_folder)
+        assert {"split": "test", **row["metrics"]}.items() <= told.items()
     assert [row["type"] for row in content["rows"]] == ["ViT", "ViT"]
     first, second = content["rows"]
     assert first["parameters"] == cost_of(load_run(gft)[1]).parameters
