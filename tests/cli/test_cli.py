@@ -193,6 +193,7 @@ def test_json_stays_on_stdout_while_a_terminal_shows_progress(
     assert b"predictions" not in shown
 
 
+@pytest.mark.slow
 def test_export_prints_bundle_artifacts_and_fidelity(
     micro_run: Path, micro_data: Path, tmp_path: Path
 ) -> None:

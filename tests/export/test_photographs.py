@@ -63,6 +63,7 @@ def test_a_flat_folder_exports_in_fp32_and_the_accuracy_is_not_known(
     assert "--reference" in alone.stderr
 
 
+@slow
 def test_of_classes_that_are_partly_known_the_accuracy_is_of_those(
     other: Path, calm_run: Path, tmp_path: Path
 ) -> None:

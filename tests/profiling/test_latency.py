@@ -46,6 +46,7 @@ def opened_by(worker: Worker, bundle: Path) -> dict[str, Any]:
     return worker.ask("open", bundle=str(bundle))
 
 
+@pytest.mark.slow
 def test_two_bundles_take_as_many_turns_each(micro_bundles: dict[str, Path]) -> None:
     with Worker("a") as a, Worker("b") as b:
         opened = [opened_by(a, micro_bundles["onnx"]), opened_by(b, micro_bundles["openvino"])]

@@ -391,6 +391,7 @@ def test_bundles_are_a_request() -> None:
 # Where the time goes.
 
 
+@pytest.mark.slow
 def test_layers_are_told_by_part_in_a_run_of_their_own_and_drawn(
     micro_bundles: dict[str, Path], tmp_path: Path
 ) -> None:

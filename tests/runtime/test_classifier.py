@@ -360,6 +360,7 @@ def cached_answer(
         return classifier.predict(image)
 
 
+@pytest.mark.slow
 def test_a_model_is_compiled_once_and_then_read_from_the_cache(
     micro_bundles: dict[str, Path], images: list[Path], tmp_path: Path
 ) -> None:

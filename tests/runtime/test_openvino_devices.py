@@ -231,6 +231,7 @@ def test_golden_outputs_that_pass_take_back_no_photographs_that_failed(
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "explain", "profile", "evaluate"])
 def test_a_command_verifies_first_and_warns_of_a_device_that_misses_the_bounds(
     devices: Devices,
@@ -272,6 +273,7 @@ def test_the_bounds_of_an_fp32_bundle_are_those_of_fp16_where_it_is_computed_in_
 # The cache, and refusals of the device.
 
 
+@pytest.mark.slow
 def test_what_was_compiled_for_one_device_is_not_loaded_on_another(
     devices: Devices, bundle: Path, tmp_path: Path
 ) -> None:
