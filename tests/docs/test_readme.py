@@ -19,6 +19,7 @@ from gft_edge.cli import main
 from gft_edge.datasets.drawings import write_drawings
 from tests.support.data_sets import make_aircraft
 from tests.support.paths import ROOT
+from tests.support.pictures import write_smooth
 from tests.support.published import published
 from tests.support.runs import trained_on
 from tests.support.videos import numbered, write_video
@@ -108,6 +109,18 @@ def test_the_commands_and_the_code_for_videos_run(
     guide = (ROOT / "docs" / "video.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     assert len(python(code, tmp_path).splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_commands_for_none_of_these_run(
+    micro_bundles: dict[str, Path], quantizable: Path
+) -> None:
+    shutil.copytree(micro_bundles["onnx"], quantizable / "bundles" / "grocery")
+    write_smooth(quantizable / "clothing", ("dress", "hat"), 4)
+    photo = next((quantizable / "grocery" / "test").rglob("*.png"))
+    shutil.copy(photo, quantizable / "photo.jpg")
+    for command in commands("None of these", "evaluate", "export", "predict"):
+        execute(command, quantizable)
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_what_combines_devices_gives_the_cpus_logits_and_says_where_it_ran(
 def test_a_device_in_f16_is_trusted_once_its_verdict_is_remembered(
     devices: Devices, bundle: Path, micro_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "gft_edge"):
         Classifier.load(bundle, device="GPU").close()
         assert "was not verified" in caplog.text
         caplog.clear()
@@ -209,7 +209,7 @@ def test_what_was_verified_with_the_cpu_beside_it_says_nothing_of_the_gpu_alone(
 ) -> None:
     for name in ("HETERO:CPU,GPU", "AUTO:GPU,CPU"):
         assert run_json("verify", bundle, "--device", name)["verdict"] == "pass"
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "gft_edge"):
         Classifier.load(bundle, device="GPU").close()
     assert "was not verified" in caplog.text
 
@@ -222,7 +222,7 @@ def test_golden_outputs_that_pass_take_back_no_photographs_that_failed(
     assert run_json("verify", bundle, *given, exit_code=1)["verdict"] == "fail"
     devices.wrong = ()
     assert run_json("verify", bundle, "--device", "GPU")["verdict"] == "pass"
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "gft_edge"):
         Classifier.load(bundle, device="GPU").close()
         assert "against the reference" in caplog.text
         caplog.clear()
@@ -241,6 +241,8 @@ def test_a_command_verifies_first_and_warns_of_a_device_that_misses_the_bounds(
     caplog: pytest.LogCaptureFixture,
     command: str,
 ) -> None:
+    # Other tests' libraries may have raised the root's level.
+    caplog.set_level(logging.WARNING, "gft_edge")
     devices.wrong = ("GPU.1",)
     more: dict[str, list[object]] = {
         "predict": [photograph(micro_data)],

@@ -142,7 +142,7 @@ def test_the_command_line_is_the_same_program_under_the_launcher(
     metrics = json.loads(evaluated.stdout)
     assert metrics["images"] == 8
     assert metrics.pop("split") == "val"
-    assert metrics == json.loads((run / "metrics.json").read_text())["metrics"]
+    assert json.loads((run / "metrics.json").read_text())["metrics"].items() <= metrics.items()
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     [logged_top1] = events.Scalars("val_top1")
