@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle.reports import Change, FidelityReport, NoiseFloor, Tolerance
-from gft_edge.fidelity.confidence import expected_calibration_error
+from gft_edge.fidelity.confidence import expected_calibration_error, probabilities
 from gft_edge.fidelity.intervals import mean_interval, paired_drop_interval, proportion_interval
 from gft_edge.fidelity.metrics import right_of
 from gft_edge.fidelity.noise_floor import NAMES
@@ -123,28 +123,17 @@ class Distances:
 def distances(reference: Outputs, candidate: Outputs, temperature: float = 1.0) -> Distances:
     """Compare outputs for the same images. Confidence is the change of the reference's top-1 probability."""
     a, b = reference.logits.astype(np.float64), candidate.logits.astype(np.float64)
-    decided = a.argmax(axis=1)
+    every, decided = np.arange(len(a)), a.argmax(axis=1)
     # Infinite logits make NaN here, and a finding of `compare`.
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
-        confidence = np.abs(
-            _probability(a / temperature, decided) - _probability(b / temperature, decided)
-        )
+        sure, now = (probabilities(each, temperature)[every, decided] for each in (a, b))
+        confidence = np.abs(sure - now)
         max_abs = float(np.abs(a - b).max())
     pairs = zip(grid_positions(reference.kept), grid_positions(candidate.kept), strict=True)
     overlaps = tuple(image_overlaps(ours, theirs) for ours, theirs in pairs)
     return Distances(decided == b.argmax(axis=1), cosine, overlaps, confidence, max_abs)
-
-
-def _probability(
-    logits: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Softmax of (images, classes) at one class an image: (images,)."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(
-        exponentials[np.arange(len(logits)), classes] / exponentials.sum(axis=1), dtype=np.float64
-    )
 
 
 def compare(
