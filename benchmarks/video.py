@@ -1,6 +1,6 @@
 """Frames a second of a video through Classifier.stream, against its parts alone; memory over many frames.
 
-python benchmarks/video.py BUNDLE [--video FILE] [--photos FOLDER] [--rounds 5] [--frames 0]
+python benchmarks/video.py BUNDLE [--video FILE] [--photos FOLDER] [--rounds 5] [--frames 0] [--spin]
 
 Without --video a 1080p H.264 file of --seconds is made of the photographs. In each round decoding,
 preparing and inferring are timed alone, one after the other, then all of it as `gft-edge predict` runs it.
@@ -67,11 +67,16 @@ def main() -> None:
     parser.add_argument("--backend")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=0)
+    parser.add_argument(
+        "--spin", action="store_true", help="let ONNX Runtime's threads wait actively"
+    )
     given = parser.parse_args()
     print(f"{summary(this_machine())}\n")
     with tempfile.TemporaryDirectory() as folder:
         video = given.video or made_video(given.photos, Path(folder) / "made.mp4", given.seconds)
-        with Classifier.load(given.bundle, given.backend, given.threads, spin=False) as classifier:
+        with Classifier.load(
+            given.bundle, given.backend, given.threads, spin=given.spin
+        ) as classifier:
             rounds = [measured(classifier, video) for _ in range(given.rounds + 1)][1:]
             show(rounds)
             if given.frames:
