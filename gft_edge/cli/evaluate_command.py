@@ -153,8 +153,9 @@ def _evaluate_run(run: Path, options: dict[str, Any], as_json: bool) -> None:
     split = options["split"] or reporting_split(source)
     how = {name: options[name] for name in ("fresh", "device", "workers")}
     with progress() as report:
-        temperature = None if options["fit_temperature"] else temperature_of(run, say)
-        if temperature is None:
+        if not options["fit_temperature"]:
+            temperature = temperature_of(run, say)
+        else:
             if "val" not in splits_of(source):
                 raise UsageError(f"{source.folder} has no val split to fit a temperature on")
             val = evaluate_run(run, source, "val", progress=report, say=say, **how)
